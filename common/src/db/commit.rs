@@ -1,0 +1,437 @@
+//! The group commit: many jobs end in one transaction (invariants 1, 2 and 12).
+
+use std::collections::HashSet;
+
+use uuid::Uuid;
+
+use crate::db::host::{self, HostUpdate};
+use crate::db::pool::{Client, Db, DbError, DbResult};
+use crate::db::worker::Incarnation;
+use crate::model::job::{JobKey, Outcome};
+use crate::model::stream_id::StreamId;
+
+/// A job that ended, with every figure that explains it.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    pub key: JobKey,
+    pub outcome: Outcome,
+    pub reason: Option<String>,
+    pub status: Option<i16>,
+    pub content_type: Option<String>,
+    pub body_bytes: i64,
+    pub truncated: Option<String>,
+    pub digest: Option<String>,
+    pub title: Option<String>,
+    pub language: Option<String>,
+    pub location: Option<String>,
+    pub address: Option<String>,
+    /// Milliseconds since the epoch.
+    pub started_ms: Option<i64>,
+    pub fetch_ms: Option<i32>,
+    /// Where its raw result lies: the stream and the entry.
+    pub raw: Option<(&'static str, StreamId)>,
+    /// Every link of the page in document order; none where there is no page.
+    pub links: Option<Vec<String>>,
+    /// Links in scope that this worker knows to be in the seen-set already.
+    pub known_count: i32,
+    /// Links in scope that may be new.
+    pub found: Vec<Found>,
+}
+
+impl Finished {
+    pub fn new(key: JobKey, outcome: Outcome, reason: Option<String>) -> Self {
+        Self {
+            key,
+            outcome,
+            reason,
+            status: None,
+            content_type: None,
+            body_bytes: 0,
+            truncated: None,
+            digest: None,
+            title: None,
+            language: None,
+            location: None,
+            address: None,
+            started_ms: None,
+            fetch_ms: None,
+            raw: None,
+            links: None,
+            known_count: 0,
+            found: Vec::new(),
+        }
+    }
+}
+
+/// A link that may become a job: `id` is its id if the seen-set does not hold it yet.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub id: Uuid,
+    pub hash: Uuid,
+    pub url: String,
+    pub host: String,
+    pub depth: i16,
+    pub hops: i16,
+}
+
+/// A try that failed: its row stays, with its next attempt.
+#[derive(Clone, Debug)]
+pub struct Retry {
+    pub key: JobKey,
+    pub delay_ms: i64,
+    pub error: String,
+}
+
+/// What one transaction writes.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    pub finished: Vec<Finished>,
+    pub retried: Vec<Retry>,
+    pub hosts: Vec<HostUpdate>,
+    /// (host, milliseconds, reason): hosts that asked to wait.
+    pub holds: Vec<(String, i64, String)>,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default)]
+pub struct Committed {
+    /// The jobs whose row this transaction deleted; the others had ended already.
+    pub won: HashSet<Uuid>,
+    /// (tenant, host) that gained jobs.
+    pub gained: Vec<(String, String)>,
+}
+
+const FINISH: &str = "-- finish-jobs
+WITH j AS MATERIALIZED (
+  SELECT * FROM unnest($1::text[], $2::uuid[], $3::int2[], $4::text[], $5::text[], $6::int2[], $7::text[],
+    $8::int8[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::int8[],
+    $16::int4[], $17::text[], $18::int8[], $19::int8[], $20::text[], $21::int4[], $22::int4[])
+  AS j(tenant, id, attempt, outcome, reason, status, content_type, body_bytes, truncated, digest, title,
+    language, location, address, started_ms, fetch_ms, raw_stream, raw_ms, raw_seq, links, link_count, known_count)
+), locked AS MATERIALIZED (
+  -- LATERAL with a lock is one index lookup a job, whatever the planner believes of the table's size.
+  SELECT s.place FROM j, LATERAL (
+    SELECT c.ctid AS place FROM crawl_schedule c
+     WHERE c.tenant = j.tenant AND c.id = j.id AND c.attempt = j.attempt FOR UPDATE) s
+), won AS (
+  DELETE FROM crawl_schedule c WHERE c.ctid = ANY (ARRAY(SELECT place FROM locked)) RETURNING c.*
+), f AS MATERIALIZED (
+  SELECT * FROM unnest($23::uuid[], $24::uuid[], $25::uuid[], $26::text[], $27::text[], $28::int2[], $29::int2[])
+  AS f(parent, id, hash, url, host, depth, hops)
+), fresh AS (
+  INSERT INTO url (tenant, dispatch, hash, job)
+  SELECT won.tenant, won.dispatch, f.hash, f.id FROM f JOIN won ON won.id = f.parent
+   ORDER BY 1, 2, 3
+  ON CONFLICT DO NOTHING RETURNING tenant, dispatch, hash, job
+), scheduled AS (
+  INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, depth, hops, url, url_hash, found_on)
+  SELECT fresh.tenant, f.id, fresh.dispatch, 'crawl', f.host, f.depth, f.hops, f.url, f.hash, f.parent
+    FROM fresh JOIN f ON f.id = fresh.job
+  RETURNING tenant, host, found_on
+), gained AS MATERIALIZED (
+  SELECT found_on, count(*) AS n FROM scheduled GROUP BY found_on
+), logged AS (
+  INSERT INTO crawl_log (tenant, id, finished_at, dispatch, kind, host, priority, attempt, depth, hops, url, url_hash,
+    found_on, payload, remake_of, created_at, outcome, reason, status, content_type, body_bytes, truncated,
+    digest, title, language, location, address, link_count, new_count, started_at, fetch_ms, worker,
+    raw_stream, raw_generation, raw_ms, raw_seq)
+  SELECT won.tenant, won.id, clock_timestamp(), won.dispatch, won.kind, won.host, won.priority, won.attempt, won.depth,
+    won.hops, won.url, won.url_hash, won.found_on, won.payload, won.remake_of, won.created_at, j.outcome, j.reason, j.status,
+    j.content_type, j.body_bytes, j.truncated, j.digest, j.title, j.language, j.location, j.address, j.link_count,
+    coalesce(g.n, 0), to_timestamp(j.started_ms / 1000.0), j.fetch_ms, $30, j.raw_stream,
+    CASE WHEN j.raw_stream IS NOT NULL THEN $31::int8 END, j.raw_ms, j.raw_seq
+    FROM won JOIN j ON j.id = won.id LEFT JOIN gained g ON g.found_on = won.id
+), raw AS (
+  INSERT INTO raw_result (tenant, generation, stream, ms, seq, dispatch, job)
+  SELECT won.tenant, $31, j.raw_stream, j.raw_ms, j.raw_seq, won.dispatch, won.id
+    FROM won JOIN j ON j.id = won.id WHERE j.raw_stream IS NOT NULL
+), linked AS (
+  INSERT INTO page_link (tenant, dispatch, url_hash, job, links)
+  SELECT won.tenant, won.dispatch, won.url_hash, won.id, string_to_array(j.links, E'\\n')
+    FROM won JOIN j ON j.id = won.id WHERE j.links IS NOT NULL AND won.url_hash IS NOT NULL
+   ORDER BY 1, 2, 3
+  ON CONFLICT (tenant, dispatch, url_hash) DO UPDATE SET job = excluded.job, links = excluded.links
+), delta AS (
+  INSERT INTO dispatch_delta (tenant, dispatch, scheduled, finished, pages, failed, skipped, links, duplicates, bytes, raw)
+  SELECT won.tenant, won.dispatch, coalesce(sum(g.n), 0), count(*),
+    count(*) FILTER (WHERE j.outcome = 'ok' AND won.remake_of IS NULL),
+    count(*) FILTER (WHERE j.outcome IN ('dead', 'failed', 'http_error')),
+    count(*) FILTER (WHERE j.outcome IN ('robots', 'refused', 'budget')),
+    coalesce(sum(j.link_count), 0), coalesce(sum(j.known_count), 0) - coalesce(sum(g.n), 0)
+      + (SELECT count(*) FROM f JOIN won w ON w.id = f.parent WHERE w.dispatch = won.dispatch),
+    coalesce(sum(j.body_bytes), 0), count(j.raw_stream)
+    FROM won JOIN j ON j.id = won.id LEFT JOIN gained g ON g.found_on = won.id
+   GROUP BY won.tenant, won.dispatch
+)
+SELECT id, NULL AS tenant, NULL AS host FROM won
+UNION ALL SELECT DISTINCT NULL::uuid, tenant, host FROM scheduled";
+
+const RETRY: &str = "-- retry-jobs
+WITH j AS MATERIALIZED (
+  SELECT * FROM unnest($1::text[], $2::uuid[], $3::int2[], $4::int8[], $5::text[]) AS j(tenant, id, attempt, delay_ms, error)
+), locked AS MATERIALIZED (
+  SELECT s.place, j.* FROM j, LATERAL (
+    SELECT c.ctid AS place FROM crawl_schedule c
+     WHERE c.tenant = j.tenant AND c.id = j.id AND c.attempt = j.attempt FOR UPDATE) s
+)
+UPDATE crawl_schedule c
+   SET attempt = c.attempt + 1, last_error = l.error, run_at = clock_timestamp() + l.delay_ms * interval '1 millisecond'
+  FROM locked l WHERE c.ctid = l.place";
+
+/// Commits a batch as `worker`. A batch that the data spoils is bisected down to the one bad job, which
+/// is then logged as failed, with the server's words.
+///
+/// # Errors
+/// [`DbError::WorkerRefused`] when the incarnation is lost or its generation over: nothing was written.
+pub async fn commit(db: &Db, worker: &Incarnation, batch: Batch) -> DbResult<Committed> {
+    match once(db, worker, &batch).await {
+        Err(error) if error.is_data() => bisect(db, worker, batch, &error).await,
+        other => other,
+    }
+}
+
+async fn bisect(db: &Db, worker: &Incarnation, batch: Batch, error: &DbError) -> DbResult<Committed> {
+    let Batch { mut finished, retried, hosts, holds } = batch;
+    if finished.len() + retried.len() + hosts.len() + holds.len() <= 1 {
+        let Some(bad) = finished.pop() else {
+            // A retry or a host that cannot be written is dropped: the job's row is unchanged and is issued again.
+            tracing::warn!(%error, "a retry or host update could not be stored and was dropped");
+            return Ok(Committed::default());
+        };
+        let reason = format!("its result cannot be stored: {error}").replace('\0', "");
+        tracing::warn!(job = %bad.key.id, %error, "a result cannot be stored; its job is logged as failed");
+        let failed = Finished::new(bad.key, Outcome::Failed, Some(reason));
+        return once(db, worker, &Batch { finished: vec![failed], ..Batch::default() }).await;
+    }
+    let second = finished.split_off(finished.len() / 2);
+    let mut parts = vec![Batch { hosts, ..Batch::default() }, Batch { retried, ..Batch::default() }];
+    parts.push(Batch { holds, ..Batch::default() });
+    parts.extend([finished, second].map(|finished| Batch { finished, ..Batch::default() }));
+    let mut all = Committed::default();
+    for part in parts {
+        if part.finished.len() + part.retried.len() + part.hosts.len() + part.holds.len() == 0 {
+            continue;
+        }
+        let committed = Box::pin(commit(db, worker, part)).await?;
+        all.won.extend(committed.won);
+        all.gained.extend(committed.gained);
+    }
+    Ok(all)
+}
+
+async fn once(db: &Db, worker: &Incarnation, batch: &Batch) -> DbResult<Committed> {
+    if let Some(bad) = batch.finished.iter().find(|job| job.has_nul()) {
+        return Err(DbError::Input(format!("job {} has a NUL byte in its result", bad.key.id)));
+    }
+    let started = std::time::Instant::now();
+    let mut client = db.client().await?;
+    let committed = transaction(&mut client, worker, batch).await.map_err(|error| match error {
+        DbError::Postgres(error) => DbError::of(error),
+        other => other,
+    })?;
+    metrics::histogram!("dodo_transaction_seconds", "name" => "commit").record(started.elapsed().as_secs_f64());
+    Ok(committed)
+}
+
+/// BEGIN, authorise, write and COMMIT are sent without waiting for one another: if the authority is
+/// refused, everything after it fails and COMMIT rolls back.
+async fn transaction(client: &mut Client, worker: &Incarnation, batch: &Batch) -> DbResult<Committed> {
+    let authorise = client.prepare_cached("SELECT authorise_worker($1, $2)").await?;
+    let finish = client.prepare_cached(FINISH).await?;
+    let retry = client.prepare_cached(RETRY).await?;
+    let tx = client.transaction().await?;
+    let columns = Columns::of(&batch.finished);
+    let retries = Retries::of(&batch.retried);
+    let authority = async { tx.execute(&authorise, &[&worker.id, &worker.generation]).await.map_err(DbError::of) };
+    let finishing = async {
+        if batch.finished.is_empty() {
+            return Ok::<_, DbError>(Vec::new());
+        }
+        tx.query(&finish, &columns.parameters(worker)).await.map_err(DbError::of)
+    };
+    let retrying = async {
+        if !batch.retried.is_empty() {
+            tx.execute(&retry, &retries.parameters()).await.map_err(DbError::of)?;
+        }
+        Ok::<_, DbError>(())
+    };
+    let mut updates: Vec<&HostUpdate> = batch.hosts.iter().collect();
+    updates.sort_by(|a, b| a.host.cmp(&b.host));
+    let hosts = async {
+        for update in updates {
+            host::update(&tx, update).await?;
+        }
+        for (name, hold_ms, reason) in &batch.holds {
+            host::hold(&tx, name, *hold_ms, reason).await?;
+        }
+        Ok::<_, DbError>(())
+    };
+    // The first error is the one that counts: the refusal, not the "transaction is aborted" that follows it.
+    let (authority, rows, retried, hosts) = futures::join!(authority, finishing, retrying, hosts);
+    authority?;
+    let rows = rows?;
+    retried?;
+    hosts?;
+    tx.commit().await.map_err(DbError::of)?;
+    let mut committed = Committed::default();
+    for row in rows {
+        match row.get::<_, Option<Uuid>>(0) {
+            Some(id) => {
+                committed.won.insert(id);
+            }
+            None => committed.gained.push((row.get(1), row.get(2))),
+        }
+    }
+    Ok(committed)
+}
+
+impl Finished {
+    fn has_nul(&self) -> bool {
+        [&self.reason, &self.content_type, &self.title, &self.language, &self.location]
+            .into_iter()
+            .flatten()
+            .any(|text| text.contains('\0'))
+    }
+}
+
+/// The finished jobs column by column, in key order (no deadlocks).
+#[derive(Default)]
+struct Columns<'a> {
+    tenant: Vec<&'a str>,
+    id: Vec<Uuid>,
+    attempt: Vec<i16>,
+    outcome: Vec<&'static str>,
+    reason: Vec<Option<&'a str>>,
+    status: Vec<Option<i16>>,
+    content_type: Vec<Option<&'a str>>,
+    body_bytes: Vec<i64>,
+    truncated: Vec<Option<&'a str>>,
+    digest: Vec<Option<&'a str>>,
+    title: Vec<Option<&'a str>>,
+    language: Vec<Option<&'a str>>,
+    location: Vec<Option<&'a str>>,
+    address: Vec<Option<&'a str>>,
+    started_ms: Vec<Option<i64>>,
+    fetch_ms: Vec<Option<i32>>,
+    raw_stream: Vec<Option<&'a str>>,
+    raw_ms: Vec<Option<i64>>,
+    raw_seq: Vec<Option<i64>>,
+    links: Vec<Option<String>>,
+    link_count: Vec<Option<i32>>,
+    known_count: Vec<i32>,
+    found_parent: Vec<Uuid>,
+    found_id: Vec<Uuid>,
+    found_hash: Vec<Uuid>,
+    found_url: Vec<&'a str>,
+    found_host: Vec<&'a str>,
+    found_depth: Vec<i16>,
+    found_hops: Vec<i16>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(finished: &'a [Finished]) -> Self {
+        let mut jobs: Vec<&Finished> = finished.iter().collect();
+        jobs.sort_by(|a, b| a.key.cmp(&b.key));
+        let mut c = Self::default();
+        for job in jobs {
+            c.tenant.push(&job.key.tenant);
+            c.id.push(job.key.id);
+            c.attempt.push(job.key.attempt);
+            c.outcome.push(job.outcome.as_str());
+            c.reason.push(job.reason.as_deref());
+            c.status.push(job.status);
+            c.content_type.push(job.content_type.as_deref());
+            c.body_bytes.push(job.body_bytes);
+            c.truncated.push(job.truncated.as_deref());
+            c.digest.push(job.digest.as_deref());
+            c.title.push(job.title.as_deref());
+            c.language.push(job.language.as_deref());
+            c.location.push(job.location.as_deref());
+            c.address.push(job.address.as_deref());
+            c.started_ms.push(job.started_ms);
+            c.fetch_ms.push(job.fetch_ms);
+            c.raw_stream.push(job.raw.map(|(stream, _)| stream));
+            c.raw_ms.push(job.raw.map(|(_, id)| id.ms as i64));
+            c.raw_seq.push(job.raw.map(|(_, id)| id.seq as i64));
+            // A canonical URL has no line break, so one text a page carries them all.
+            c.links.push(job.links.as_ref().map(|links| links.join("\n")));
+            c.link_count.push(job.links.as_ref().map(|links| links.len() as i32));
+            c.known_count.push(job.known_count);
+            for found in &job.found {
+                c.found_parent.push(job.key.id);
+                c.found_id.push(found.id);
+                c.found_hash.push(found.hash);
+                c.found_url.push(&found.url);
+                c.found_host.push(&found.host);
+                c.found_depth.push(found.depth);
+                c.found_hops.push(found.hops);
+            }
+        }
+        c
+    }
+
+    fn parameters<'p>(&'p self, worker: &'p Incarnation) -> [&'p (dyn tokio_postgres::types::ToSql + Sync); 31] {
+        [
+            &self.tenant,
+            &self.id,
+            &self.attempt,
+            &self.outcome,
+            &self.reason,
+            &self.status,
+            &self.content_type,
+            &self.body_bytes,
+            &self.truncated,
+            &self.digest,
+            &self.title,
+            &self.language,
+            &self.location,
+            &self.address,
+            &self.started_ms,
+            &self.fetch_ms,
+            &self.raw_stream,
+            &self.raw_ms,
+            &self.raw_seq,
+            &self.links,
+            &self.link_count,
+            &self.known_count,
+            &self.found_parent,
+            &self.found_id,
+            &self.found_hash,
+            &self.found_url,
+            &self.found_host,
+            &self.found_depth,
+            &self.found_hops,
+            &worker.id,
+            &worker.generation,
+        ]
+    }
+}
+
+#[derive(Default)]
+struct Retries<'a> {
+    tenant: Vec<&'a str>,
+    id: Vec<Uuid>,
+    attempt: Vec<i16>,
+    delay_ms: Vec<i64>,
+    error: Vec<&'a str>,
+}
+
+impl<'a> Retries<'a> {
+    fn of(retried: &'a [Retry]) -> Self {
+        let mut jobs: Vec<&Retry> = retried.iter().collect();
+        jobs.sort_by(|a, b| a.key.cmp(&b.key));
+        let mut c = Self::default();
+        for job in jobs {
+            c.tenant.push(&job.key.tenant);
+            c.id.push(job.key.id);
+            c.attempt.push(job.key.attempt);
+            c.delay_ms.push(job.delay_ms);
+            c.error.push(&job.error);
+        }
+        c
+    }
+
+    fn parameters(&self) -> [&(dyn tokio_postgres::types::ToSql + Sync); 5] {
+        [&self.tenant, &self.id, &self.attempt, &self.delay_ms, &self.error]
+    }
+}

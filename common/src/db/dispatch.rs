@@ -1,0 +1,258 @@
+//! Dispatches: one row per batch of jobs, its progress, and when it is done.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::db::leader;
+use crate::db::pool::{Db, DbError, DbResult, Transaction};
+use crate::db::schedule;
+use crate::model::spec::CrawlSpec;
+use crate::model::url::Canonical;
+use crate::run_tx;
+
+/// Delta rows rolled up in one tick.
+const ROLLUP_MAX: i64 = 20_000;
+
+/// What a dispatch has done so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Progress {
+    /// Jobs ever scheduled for it.
+    pub scheduled: i64,
+    /// Jobs that ended.
+    pub finished: i64,
+    /// Pages fetched.
+    pub pages: i64,
+    /// Jobs that ended dead, failed or with an HTTP error.
+    pub failed: i64,
+    /// Jobs that ended without a request: robots, address rules, budget.
+    pub skipped: i64,
+    /// Links stored.
+    pub links: i64,
+    /// Links in scope that had been seen already.
+    pub duplicates: i64,
+    /// Body bytes received.
+    pub bytes: i64,
+    /// Raw results not yet archived and verified.
+    pub raw: i64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Dispatch {
+    pub tenant: String,
+    pub id: Uuid,
+    pub kind: String,
+    pub key: Option<String>,
+    #[schema(value_type = Object)]
+    pub spec: serde_json::Value,
+    /// `running`, `archiving` (no jobs left, results on their way to the archive), or `done`.
+    pub state: String,
+    pub created_at: DateTime<Utc>,
+    pub finished_at: Option<DateTime<Utc>>,
+    pub progress: Progress,
+}
+
+/// A dispatch that was submitted, or found under its key.
+#[derive(Clone, Debug)]
+pub struct Submitted {
+    pub id: Uuid,
+    /// False: the key was known and nothing was scheduled.
+    pub created: bool,
+    pub scheduled: i64,
+}
+
+/// Submits a crawl. A known `key` returns the dispatch that has it, whatever else was asked.
+pub async fn submit_crawl(
+    db: &Db,
+    tenant: &str,
+    key: Option<&str>,
+    spec: &CrawlSpec,
+    seeds: &[Canonical],
+) -> DbResult<Submitted> {
+    let value = serde_json::to_value(spec).map_err(|error| DbError::Input(error.to_string()))?;
+    run_tx!(db, "submit-crawl", tenant: tenant, |tx| {
+        let id = Uuid::now_v7();
+        if let Some(known) = insert(tx, tenant, id, "crawl", key, &value).await? {
+            return Ok(Submitted { id: known, created: false, scheduled: 0 });
+        }
+        let scheduled = schedule::submit_seeds(tx, tenant, id, seeds).await?;
+        Ok(Submitted { id, created: true, scheduled })
+    })
+}
+
+/// Submits no-op jobs, in batches of one transaction each after the first.
+pub async fn submit_noops(
+    db: &Db,
+    tenant: &str,
+    key: Option<&str>,
+    payloads: &[Option<serde_json::Value>],
+) -> DbResult<Submitted> {
+    let value = serde_json::json!({ "jobs": payloads.len() });
+    run_tx!(db, "submit-noops", tenant: tenant, |tx| {
+        let id = Uuid::now_v7();
+        if let Some(known) = insert(tx, tenant, id, "noop", key, &value).await? {
+            return Ok(Submitted { id: known, created: false, scheduled: 0 });
+        }
+        let mut scheduled = 0;
+        for batch in payloads.chunks(schedule::BATCH_MAX) {
+            scheduled += schedule::submit_noops(tx, tenant, id, batch).await?;
+        }
+        Ok(Submitted { id, created: true, scheduled })
+    })
+}
+
+/// Inserts the row; returns the id of the dispatch that has the key already.
+async fn insert(
+    tx: &Transaction<'_>,
+    tenant: &str,
+    id: Uuid,
+    kind: &str,
+    key: Option<&str>,
+    spec: &serde_json::Value,
+) -> DbResult<Option<Uuid>> {
+    let inserted = tx
+        .execute(
+            "-- insert-dispatch
+             WITH d AS (INSERT INTO dispatch (tenant, id, kind, key, spec) VALUES ($1, $2, $3, $4, $5)
+                        ON CONFLICT (tenant, key) DO NOTHING RETURNING tenant, id)
+             INSERT INTO dispatch_progress (tenant, dispatch) SELECT tenant, id FROM d",
+            &[&tenant, &id, &kind, &key, &spec],
+        )
+        .await?;
+    if inserted == 1 {
+        return Ok(None);
+    }
+    let row = tx
+        .query_one("-- dispatch-by-key\nSELECT id FROM dispatch WHERE tenant = $1 AND key = $2", &[&tenant, &key])
+        .await?;
+    Ok(Some(row.get(0)))
+}
+
+/// The spec of a crawl, for the worker's cache.
+pub async fn crawl_spec(db: &Db, tenant: &str, id: Uuid) -> DbResult<CrawlSpec> {
+    let client = db.client().await?;
+    let statement =
+        client.prepare_cached("-- crawl-spec\nSELECT spec FROM dispatch WHERE tenant = $1 AND id = $2").await?;
+    let row = client.query_one(&statement, &[&tenant, &id]).await?;
+    serde_json::from_value(row.get(0))
+        .map_err(|error| DbError::Input(format!("dispatch {id} has no crawl spec: {error}")))
+}
+
+const SELECT: &str = "SELECT d.tenant, d.id, d.kind, d.key, d.spec, d.state, d.created_at, d.finished_at,
+    p.scheduled + x.scheduled, p.finished + x.finished, p.pages + x.pages, p.failed + x.failed, p.skipped + x.skipped,
+    p.links + x.links, p.duplicates + x.duplicates, p.bytes + x.bytes, p.raw + x.raw
+  FROM dispatch d JOIN dispatch_progress p ON p.tenant = d.tenant AND p.dispatch = d.id,
+  LATERAL (SELECT coalesce(sum(scheduled), 0)::int8 AS scheduled, coalesce(sum(finished), 0)::int8 AS finished,
+    coalesce(sum(pages), 0)::int8 AS pages, coalesce(sum(failed), 0)::int8 AS failed,
+    coalesce(sum(skipped), 0)::int8 AS skipped, coalesce(sum(links), 0)::int8 AS links,
+    coalesce(sum(duplicates), 0)::int8 AS duplicates, coalesce(sum(bytes), 0)::int8 AS bytes,
+    coalesce(sum(raw), 0)::int8 AS raw
+    FROM dispatch_delta y WHERE y.tenant = d.tenant AND y.dispatch = d.id) x";
+
+/// One dispatch of a tenant, its progress exact to the last commit.
+pub async fn get(db: &Db, tenant: &str, id: Uuid) -> DbResult<Option<Dispatch>> {
+    run_tx!(db, "get-dispatch", tenant: tenant, |tx| {
+        let sql = format!("-- get-dispatch\n{SELECT} WHERE d.tenant = $1 AND d.id = $2");
+        Ok(tx.query_opt(&sql, &[&tenant, &id]).await?.map(|row| of_row(&row)))
+    })
+}
+
+/// The latest dispatches of a tenant, newest first.
+pub async fn list(db: &Db, tenant: &str, limit: i64) -> DbResult<Vec<Dispatch>> {
+    run_tx!(db, "list-dispatches", tenant: tenant, |tx| {
+        let sql = format!("-- list-dispatches\n{SELECT} WHERE d.tenant = $1 ORDER BY d.id DESC LIMIT $2");
+        Ok(tx.query(&sql, &[&tenant, &limit]).await?.iter().map(of_row).collect())
+    })
+}
+
+/// Every dispatch that is not done, of all tenants, for the leader.
+pub async fn open(db: &Db) -> DbResult<Vec<Dispatch>> {
+    let client = db.client().await?;
+    let sql = format!("-- open-dispatches\n{SELECT} WHERE d.state <> 'done' ORDER BY d.tenant, d.id");
+    Ok(client.query(&sql, &[]).await?.iter().map(of_row).collect())
+}
+
+/// Sums delta rows into progress. Returns how many rows it took.
+pub async fn roll_up(db: &Db, epoch: i64) -> DbResult<i64> {
+    run_tx!(db, "roll-up", |tx| {
+        leader::authorise(tx, epoch).await?;
+        let row = tx
+            .query_one(
+                "-- roll-up
+                 WITH gone AS (
+                   DELETE FROM dispatch_delta WHERE ctid = ANY (ARRAY(SELECT ctid FROM dispatch_delta LIMIT $1)) RETURNING *),
+                 total AS (
+                   SELECT tenant, dispatch, count(*) AS n, sum(scheduled) AS scheduled, sum(finished) AS finished,
+                     sum(pages) AS pages, sum(failed) AS failed, sum(skipped) AS skipped, sum(links) AS links,
+                     sum(duplicates) AS duplicates, sum(bytes) AS bytes, sum(raw) AS raw FROM gone GROUP BY 1, 2),
+                 rolled AS (
+                   UPDATE dispatch_progress p SET scheduled = p.scheduled + t.scheduled, finished = p.finished + t.finished,
+                     pages = p.pages + t.pages, failed = p.failed + t.failed, skipped = p.skipped + t.skipped,
+                     links = p.links + t.links, duplicates = p.duplicates + t.duplicates, bytes = p.bytes + t.bytes,
+                     raw = p.raw + t.raw
+                     FROM total t WHERE p.tenant = t.tenant AND p.dispatch = t.dispatch)
+                 SELECT coalesce(sum(n), 0)::int8 FROM total",
+                &[&ROLLUP_MAX],
+            )
+            .await?;
+        Ok(row.get(0))
+    })
+}
+
+/// Moves a dispatch to the state its progress says, if that still holds in the transaction that says so.
+pub async fn settle_state(db: &Db, epoch: i64, dispatch: &Dispatch) -> DbResult<Option<&'static str>> {
+    let p = &dispatch.progress;
+    let state = match (p.scheduled == p.finished, p.raw == 0) {
+        (true, true) => "done",
+        (true, false) => "archiving",
+        (false, _) => "running",
+    };
+    if state == dispatch.state {
+        return Ok(None);
+    }
+    run_tx!(db, "settle-dispatch", |tx| {
+        leader::authorise(tx, epoch).await?;
+        tx.execute(
+            "-- settle-dispatch
+             UPDATE dispatch SET state = $3, finished_at = CASE WHEN $3 = 'done' THEN clock_timestamp() END
+              WHERE tenant = $1 AND id = $2 AND state <> 'done'",
+            &[&dispatch.tenant, &dispatch.id, &state],
+        )
+        .await?;
+        Ok(Some(state))
+    })
+}
+
+/// True while a dispatch has no jobs left and waits for its results to be archived: do not wait for a
+/// segment to fill.
+pub async fn any_archiving(db: &Db) -> DbResult<bool> {
+    let client = db.client().await?;
+    let row = client
+        .query_one("-- any-archiving\nSELECT EXISTS (SELECT 1 FROM dispatch WHERE state = 'archiving')", &[])
+        .await?;
+    Ok(row.get(0))
+}
+
+fn of_row(row: &tokio_postgres::Row) -> Dispatch {
+    Dispatch {
+        tenant: row.get(0),
+        id: row.get(1),
+        kind: row.get(2),
+        key: row.get(3),
+        spec: row.get(4),
+        state: row.get(5),
+        created_at: row.get(6),
+        finished_at: row.get(7),
+        progress: Progress {
+            scheduled: row.get(8),
+            finished: row.get(9),
+            pages: row.get(10),
+            failed: row.get(11),
+            skipped: row.get(12),
+            links: row.get(13),
+            duplicates: row.get(14),
+            bytes: row.get(15),
+            raw: row.get(16),
+        },
+    }
+}

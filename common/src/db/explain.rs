@@ -1,0 +1,231 @@
+//! Reading the truth back: jobs, what became of a URL, exports by keyset.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::db::pool::{Db, DbResult};
+use crate::model::url::UrlHash;
+use crate::run_tx;
+
+/// A job, pending or finished, with every figure that explains it.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct JobReport {
+    pub tenant: String,
+    pub id: Uuid,
+    pub dispatch: Uuid,
+    pub kind: String,
+    pub host: String,
+    pub url: Option<String>,
+    /// `pending`, or how it ended: ok, redirect, http_error, robots, refused, budget, dead, failed.
+    pub state: String,
+    pub reason: Option<String>,
+    pub attempt: i16,
+    pub depth: i16,
+    pub found_on: Option<Uuid>,
+    pub remake_of: Option<Uuid>,
+    pub created_at: DateTime<Utc>,
+    /// Pending: not before this time.
+    pub run_at: Option<DateTime<Utc>>,
+    pub finished_at: Option<DateTime<Utc>>,
+    pub status: Option<i16>,
+    pub content_type: Option<String>,
+    pub body_bytes: Option<i64>,
+    pub truncated: Option<String>,
+    pub digest: Option<String>,
+    pub title: Option<String>,
+    pub language: Option<String>,
+    pub location: Option<String>,
+    pub address: Option<String>,
+    pub link_count: Option<i32>,
+    pub new_count: Option<i32>,
+    pub fetch_ms: Option<i32>,
+    pub worker: Option<Uuid>,
+    pub raw_stream: Option<String>,
+    pub raw_generation: Option<i64>,
+    /// The entry of the raw stream, `ms-seq`.
+    pub raw_id: Option<String>,
+}
+
+/// A page and one of its links.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PageLinks {
+    pub url_hash: Uuid,
+    pub job: Uuid,
+    pub page: Option<String>,
+    pub links: Vec<String>,
+}
+
+/// A host's own account, for `why`.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct HostReport {
+    pub host: String,
+    pub state: String,
+    pub addresses: Vec<String>,
+    pub robots_status: Option<i16>,
+    /// robots.txt as it was read; nothing where there is none.
+    #[serde(skip)]
+    pub robots: Option<Vec<u8>>,
+    pub crawl_delay_ms: Option<i64>,
+    pub failures: i32,
+    pub hold_until: Option<DateTime<Utc>>,
+    pub last_error: Option<String>,
+    pub checked_at: Option<DateTime<Utc>>,
+}
+
+const PENDING: &str = "SELECT tenant, id, dispatch, kind, host, url, 'pending' AS state, last_error AS reason, attempt, depth,
+    found_on, remake_of, created_at, run_at, NULL::timestamptz AS finished_at, NULL::int2 AS status, NULL AS content_type,
+    NULL::int8 AS body_bytes, NULL AS truncated, NULL AS digest, NULL AS title, NULL AS language, NULL AS location,
+    NULL AS address, NULL::int4 AS link_count, NULL::int4 AS new_count, NULL::int4 AS fetch_ms, NULL::uuid AS worker,
+    NULL AS raw_stream, NULL::int8 AS raw_generation, NULL::int8 AS raw_ms, NULL::int8 AS raw_seq FROM crawl_schedule";
+const LOGGED: &str = "SELECT tenant, id, dispatch, kind, host, url, outcome AS state, reason, attempt, depth,
+    found_on, remake_of, created_at, NULL::timestamptz AS run_at, finished_at, status, content_type, body_bytes, truncated,
+    digest, title, language, location, address, link_count, new_count, fetch_ms, worker, raw_stream, raw_generation,
+    raw_ms, raw_seq FROM crawl_log";
+
+/// One job by its id.
+pub async fn job(db: &Db, tenant: &str, id: Uuid) -> DbResult<Option<JobReport>> {
+    run_tx!(db, "explain-job", tenant: tenant, |tx| {
+        let sql = format!(
+            "-- explain-job\n{PENDING} WHERE tenant = $1 AND id = $2 UNION ALL {LOGGED} WHERE tenant = $1 AND id = $2 LIMIT 1"
+        );
+        Ok(tx.query_opt(&sql, &[&tenant, &id]).await?.map(|row| of_row(&row)))
+    })
+}
+
+/// Every job of every dispatch that was scheduled for this URL, newest first, remakes included.
+pub async fn url(db: &Db, tenant: &str, hash: UrlHash) -> DbResult<Vec<JobReport>> {
+    run_tx!(db, "explain-url", tenant: tenant, |tx| {
+        let ids = "SELECT job FROM url WHERE tenant = $1 AND hash = $2 ORDER BY job DESC LIMIT 100";
+        let sql = format!(
+            "-- explain-url\nSELECT * FROM ({PENDING} WHERE tenant = $1 AND id IN ({ids})
+             UNION ALL {LOGGED} WHERE tenant = $1 AND id IN ({ids})) t ORDER BY created_at DESC"
+        );
+        Ok(tx.query(&sql, &[&tenant, &hash.to_uuid()]).await?.iter().map(of_row).collect())
+    })
+}
+
+/// Which jobs to list.
+#[derive(Clone, Copy, Debug)]
+pub struct JobQuery<'a> {
+    pub tenant: &'a str,
+    /// Pending ones, or logged ones.
+    pub pending: bool,
+    pub dispatch: Option<Uuid>,
+    pub state: Option<&'a str>,
+    /// The last id of the page before.
+    pub after: Option<Uuid>,
+    pub limit: i64,
+}
+
+/// Jobs in the order of their ids.
+pub async fn jobs(db: &Db, query: &JobQuery<'_>) -> DbResult<Vec<JobReport>> {
+    run_tx!(db, "list-jobs", tenant: query.tenant, |tx| {
+        let source = if query.pending { PENDING } else { LOGGED };
+        let sql = format!(
+            "-- list-jobs\nSELECT * FROM ({source} WHERE tenant = $1 AND id > $2 AND ($3::uuid IS NULL OR dispatch = $3)) t
+             WHERE $4::text IS NULL OR state = $4 ORDER BY id LIMIT $5"
+        );
+        let after = query.after.unwrap_or_default();
+        let rows = tx.query(&sql, &[&query.tenant, &after, &query.dispatch, &query.state, &query.limit]).await?;
+        Ok(rows.iter().map(of_row).collect())
+    })
+}
+
+/// Pages with their links by URL hash after `after`, of one dispatch.
+pub async fn links(db: &Db, tenant: &str, dispatch: Uuid, after: Option<Uuid>, limit: i64) -> DbResult<Vec<PageLinks>> {
+    run_tx!(db, "export-links", tenant: tenant, |tx| {
+        let rows = tx
+            .query(
+                "-- export-links
+                 SELECT p.url_hash, p.job, l.url, p.links FROM (
+                   SELECT * FROM page_link WHERE tenant = $1 AND dispatch = $2 AND ($3::uuid IS NULL OR url_hash > $3)
+                    ORDER BY url_hash LIMIT $4) p
+                   LEFT JOIN LATERAL (SELECT url FROM crawl_log l WHERE l.tenant = p.tenant AND l.id = p.job LIMIT 1) l ON true
+                  ORDER BY p.url_hash",
+                &[&tenant, &dispatch, &after, &limit],
+            )
+            .await?;
+        Ok(rows
+            .iter()
+            .map(|row| PageLinks { url_hash: row.get(0), job: row.get(1), page: row.get(2), links: row.get(3) })
+            .collect())
+    })
+}
+
+/// What is known of a host.
+pub async fn host(db: &Db, name: &str) -> DbResult<Option<HostReport>> {
+    let client = db.client().await?;
+    let row = client
+        .query_opt(
+            "-- explain-host
+             SELECT host, state, addresses, robots_status, robots, crawl_delay_ms, failures, hold_until, last_error, checked_at
+               FROM host WHERE host = $1",
+            &[&name],
+        )
+        .await?;
+    Ok(row.map(|row| HostReport {
+        host: row.get(0),
+        state: row.get(1),
+        addresses: row.get(2),
+        robots_status: row.get(3),
+        robots: row.get(4),
+        crawl_delay_ms: row.get(5),
+        failures: row.get(6),
+        hold_until: row.get(7),
+        last_error: row.get(8),
+        checked_at: row.get(9),
+    }))
+}
+
+/// Makes the partitions of `crawl_log` for the next days; returns how many are new.
+pub async fn ensure_partitions(db: &Db, days: i32) -> DbResult<i64> {
+    let client = db.client().await?;
+    let row = client
+        .query_one(
+            "-- ensure-partitions
+             SELECT count(*) FILTER (WHERE ensure_log_partition((now() AT TIME ZONE 'UTC')::date + d))
+               FROM generate_series(0, $1) d",
+            &[&days],
+        )
+        .await?;
+    Ok(row.get(0))
+}
+
+fn of_row(row: &tokio_postgres::Row) -> JobReport {
+    let raw_ms: Option<i64> = row.get("raw_ms");
+    let raw_seq: Option<i64> = row.get("raw_seq");
+    JobReport {
+        tenant: row.get("tenant"),
+        id: row.get("id"),
+        dispatch: row.get("dispatch"),
+        kind: row.get("kind"),
+        host: row.get("host"),
+        url: row.get("url"),
+        state: row.get("state"),
+        reason: row.get("reason"),
+        attempt: row.get("attempt"),
+        depth: row.get("depth"),
+        found_on: row.get("found_on"),
+        remake_of: row.get("remake_of"),
+        created_at: row.get("created_at"),
+        run_at: row.get("run_at"),
+        finished_at: row.get("finished_at"),
+        status: row.get("status"),
+        content_type: row.get("content_type"),
+        body_bytes: row.get("body_bytes"),
+        truncated: row.get("truncated"),
+        digest: row.get("digest"),
+        title: row.get("title"),
+        language: row.get("language"),
+        location: row.get("location"),
+        address: row.get("address"),
+        link_count: row.get("link_count"),
+        new_count: row.get("new_count"),
+        fetch_ms: row.get("fetch_ms"),
+        worker: row.get("worker"),
+        raw_stream: row.get("raw_stream"),
+        raw_generation: row.get("raw_generation"),
+        raw_id: raw_ms.zip(raw_seq).map(|(ms, seq)| format!("{ms}-{seq}")),
+    }
+}

@@ -1,0 +1,163 @@
+//! Hosts: pinned addresses, robots.txt, holds and failures.
+
+use serde::Serialize;
+
+use crate::db::pool::{Db, DbResult, Transaction};
+
+/// robots.txt and the pinned addresses are good for this long (RFC 9309 2.4: at most 24 hours).
+pub const VALID_MS: i64 = 24 * 3600 * 1000;
+/// A host that could not be reached is left alone for this long, milliseconds.
+pub const DEAD_MS: i64 = 10 * 60 * 1000;
+/// Failed preparations in a row after which a host is dead.
+pub const FAILURES_MAX: i32 = 5;
+
+/// What became of a host when its first job prepared it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostState {
+    /// Never prepared.
+    New,
+    /// Addresses pinned, robots known.
+    Ready,
+    /// Preparation failed or the server asked to wait: nothing is sent before `hold_until`.
+    Held,
+    /// Out of preparations: its jobs end without a request until `valid_until`.
+    Dead,
+    /// It resolves to addresses that may not be fetched.
+    Refused,
+}
+
+impl HostState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            HostState::New => "new",
+            HostState::Ready => "ready",
+            HostState::Held => "held",
+            HostState::Dead => "dead",
+            HostState::Refused => "refused",
+        }
+    }
+
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "ready" => HostState::Ready,
+            "held" => HostState::Held,
+            "dead" => HostState::Dead,
+            "refused" => HostState::Refused,
+            _ => HostState::New,
+        }
+    }
+}
+
+/// A host as the dispatcher sees it. Times are milliseconds from now by the server's clock.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostView {
+    pub host: String,
+    pub addresses: Vec<String>,
+    pub state: HostState,
+    pub crawl_delay_ms: Option<i64>,
+    pub hold_in_ms: Option<i64>,
+    pub valid_in_ms: i64,
+}
+
+/// The row a worker writes when it has prepared a host, or was told to wait.
+#[derive(Clone, Debug)]
+pub struct HostUpdate {
+    pub host: String,
+    pub addresses: Vec<String>,
+    pub state: HostState,
+    pub robots: Option<Vec<u8>>,
+    pub robots_status: Option<i16>,
+    pub robots_url: Option<String>,
+    pub robots_hops: i16,
+    pub crawl_delay_ms: Option<i64>,
+    pub failures: i32,
+    pub hold_ms: Option<i64>,
+    pub valid_ms: i64,
+    pub last_error: Option<String>,
+}
+
+/// The dispatcher's view of these hosts; hosts without a row are left out.
+pub async fn view(db: &Db, hosts: &[String]) -> DbResult<Vec<HostView>> {
+    let client = db.client().await?;
+    let statement = client
+        .prepare_cached(
+            "-- view-hosts
+             SELECT host, addresses, state, crawl_delay_ms,
+                    (extract(epoch FROM hold_until - clock_timestamp()) * 1000)::int8,
+                    CASE WHEN isfinite(valid_until)
+                         THEN (extract(epoch FROM valid_until - clock_timestamp()) * 1000)::int8 ELSE 0 END
+               FROM unnest($1::text[]) k(name) JOIN host ON host.host = k.name",
+        )
+        .await?;
+    let rows = client.query(&statement, &[&hosts]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| HostView {
+            host: row.get(0),
+            addresses: row.get(1),
+            state: HostState::parse(row.get(2)),
+            crawl_delay_ms: row.get(3),
+            hold_in_ms: row.get(4),
+            valid_in_ms: row.get(5),
+        })
+        .collect())
+}
+
+/// (robots.txt, status) of a host, for the worker's cache.
+pub async fn robots(db: &Db, host: &str) -> DbResult<Option<(Option<Vec<u8>>, Option<i16>)>> {
+    let client = db.client().await?;
+    let statement =
+        client.prepare_cached("-- host-robots\nSELECT robots, robots_status FROM host WHERE host = $1").await?;
+    Ok(client.query_opt(&statement, &[&host]).await?.map(|row| (row.get(0), row.get(1))))
+}
+
+/// Writes what a worker learned of a host, in the worker's own commit.
+pub async fn update(tx: &Transaction<'_>, update: &HostUpdate) -> DbResult<()> {
+    let statement = tx
+        .prepare_cached(
+            "-- update-host
+             INSERT INTO host AS h (host, addresses, state, robots, robots_status, robots_url, robots_hops,
+                    crawl_delay_ms, failures, hold_until, valid_until, version, last_error, checked_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, clock_timestamp() + $10::float8 * interval '1 millisecond',
+                     clock_timestamp() + $11::float8 * interval '1 millisecond', 1, $12, clock_timestamp())
+             ON CONFLICT (host) DO UPDATE SET addresses = excluded.addresses, state = excluded.state,
+                    robots = excluded.robots, robots_status = excluded.robots_status,
+                    robots_url = excluded.robots_url, robots_hops = excluded.robots_hops,
+                    crawl_delay_ms = excluded.crawl_delay_ms, failures = excluded.failures,
+                    hold_until = excluded.hold_until, valid_until = excluded.valid_until,
+                    version = h.version + 1, last_error = excluded.last_error, checked_at = excluded.checked_at",
+        )
+        .await?;
+    tx.execute(
+        &statement,
+        &[
+            &update.host,
+            &update.addresses,
+            &update.state.as_str(),
+            &update.robots,
+            &update.robots_status,
+            &update.robots_url,
+            &update.robots_hops,
+            &update.crawl_delay_ms,
+            &update.failures,
+            &update.hold_ms.map(|ms| ms as f64),
+            &(update.valid_ms as f64),
+            &update.last_error,
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Holds a host that said 429 or 503; never shortens a hold.
+pub async fn hold(tx: &Transaction<'_>, host: &str, hold_ms: i64, reason: &str) -> DbResult<()> {
+    tx.execute(
+        "-- hold-host
+         UPDATE host SET hold_until = greatest(hold_until, clock_timestamp() + $2::float8 * interval '1 millisecond'),
+                last_error = $3 WHERE host = $1",
+        &[&host, &(hold_ms as f64), &reason],
+    )
+    .await?;
+    Ok(())
+}

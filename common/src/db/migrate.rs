@@ -1,0 +1,71 @@
+//! Migrations: embedded, applied in order, each in a transaction of its own.
+
+use sha2::{Digest, Sha256};
+
+use crate::db::pool::{Db, DbError, DbResult};
+
+/// Two processes that migrate at once take turns; the number is "dodo" in ASCII.
+const LOCK: i64 = 0x646f_646f;
+
+/// (version, name, SQL), in order.
+const MIGRATIONS: &[(i32, &str, &str)] = &[(1, "core", include_str!("../../../sql/migrations/0001_core.sql"))];
+
+/// Applies what is missing; returns the versions that were applied.
+///
+/// # Errors
+/// [`DbError::Schema`] if the database was migrated by a newer Dodo or by a changed file.
+pub async fn migrate(database_url: &str) -> DbResult<Vec<i32>> {
+    let db = Db::owner(database_url)?;
+    let mut applied = Vec::new();
+    for &(version, name, sql) in MIGRATIONS {
+        let mut client = db.client().await?;
+        let tx = client.transaction().await?;
+        tx.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+        tx.batch_execute(
+            "CREATE TABLE IF NOT EXISTS schema_migration (version int PRIMARY KEY, name text NOT NULL, \
+             sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now()); \
+             GRANT SELECT ON schema_migration TO PUBLIC",
+        )
+        .await?;
+        let row = tx.query_opt("SELECT sha256 FROM schema_migration WHERE version = $1", &[&version]).await?;
+        if let Some(row) = row {
+            if row.get::<_, String>(0) != fingerprint(sql) {
+                return Err(DbError::Schema(format!(
+                    "migration {version} ({name}) of this database is not the one in this binary; use the Dodo that made it"
+                )));
+            }
+            continue;
+        }
+        tx.batch_execute(sql).await?;
+        tx.execute(
+            "INSERT INTO schema_migration (version, name, sha256) VALUES ($1, $2, $3)",
+            &[&version, &name, &fingerprint(sql)],
+        )
+        .await?;
+        tx.commit().await?;
+        applied.push(version);
+    }
+    check(&db).await?;
+    Ok(applied)
+}
+
+/// Refuses a database whose schema is not exactly the one this binary was built for.
+pub async fn check(db: &Db) -> DbResult<()> {
+    let client = db.client().await?;
+    let known = MIGRATIONS.last().map_or(0, |migration| migration.0);
+    let missing = client.query_one("SELECT to_regclass('schema_migration') IS NULL", &[]).await?.get::<_, bool>(0);
+    let found: i32 = if missing {
+        0
+    } else {
+        client.query_one("SELECT coalesce(max(version), 0) FROM schema_migration", &[]).await?.get(0)
+    };
+    if found == known {
+        return Ok(());
+    }
+    let advice = if found < known { "run `dodo migrate`" } else { "use the newer Dodo that migrated it" };
+    Err(DbError::Schema(format!("the database has schema version {found}, this binary needs {known}: {advice}")))
+}
+
+fn fingerprint(sql: &str) -> String {
+    data_encoding::HEXLOWER.encode(&Sha256::digest(sql.as_bytes()))
+}

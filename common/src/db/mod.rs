@@ -1,0 +1,14 @@
+//! Postgres: the truth. Every SQL statement of the project lives below here, a file a noun.
+
+pub mod commit;
+pub mod dispatch;
+pub mod explain;
+pub mod generation;
+pub mod host;
+pub mod leader;
+pub mod migrate;
+pub mod pool;
+pub mod raw;
+pub mod schedule;
+pub mod segment;
+pub mod worker;

@@ -1,0 +1,161 @@
+//! Raw results: which entries of a stream count, and what is made again when Redis lost them (invariant 4).
+
+use uuid::Uuid;
+
+use crate::db::leader;
+use crate::db::pool::{Db, DbError, DbResult, Transaction};
+use crate::db::worker::Incarnation;
+use crate::model::stream_id::StreamId;
+use crate::run_tx;
+
+/// A row of `raw_result`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RawKey {
+    pub tenant: String,
+    pub stream: String,
+    pub id: StreamId,
+    pub generation: i64,
+}
+
+/// An entry of a raw stream as the archiver reads it.
+#[derive(Clone, Debug)]
+pub struct EntryKey {
+    pub tenant: String,
+    pub id: StreamId,
+    pub generation: i64,
+    pub job: Uuid,
+    pub attempt: i16,
+    pub writer: Uuid,
+}
+
+/// What Postgres knows of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryState {
+    /// It has its row: it is part of the archive.
+    Counts,
+    /// It never will: its job's row is gone, its attempt moved, or its writer is lost.
+    Void,
+    /// Its writer may still commit it.
+    Open,
+}
+
+/// Who writes: the leader, or an archiver that gives a plan up.
+#[derive(Clone, Copy, Debug)]
+pub enum Authority<'a> {
+    Leader(i64),
+    Worker(&'a Incarnation),
+}
+
+/// Judges entries of `stream` in one snapshot.
+pub async fn judge(db: &Db, stream: &str, entries: &[EntryKey]) -> DbResult<Vec<EntryState>> {
+    let client = db.client().await?;
+    let tenants: Vec<&str> = entries.iter().map(|e| e.tenant.as_str()).collect();
+    let ms: Vec<i64> = entries.iter().map(|e| e.id.ms as i64).collect();
+    let seq: Vec<i64> = entries.iter().map(|e| e.id.seq as i64).collect();
+    let generations: Vec<i64> = entries.iter().map(|e| e.generation).collect();
+    let jobs: Vec<Uuid> = entries.iter().map(|e| e.job).collect();
+    let attempts: Vec<i16> = entries.iter().map(|e| e.attempt).collect();
+    let writers: Vec<Uuid> = entries.iter().map(|e| e.writer).collect();
+    let statement = client
+        .prepare_cached(
+            "-- judge-entries
+             SELECT EXISTS (SELECT 1 FROM raw_result r WHERE r.tenant = k.tenant AND r.stream = $1 AND r.ms = k.ms
+                            AND r.seq = k.seq AND r.generation = k.generation),
+                    EXISTS (SELECT 1 FROM crawl_schedule c WHERE c.tenant = k.tenant AND c.id = k.job AND c.attempt = k.attempt)
+                AND EXISTS (SELECT 1 FROM worker w WHERE w.id = k.writer AND w.lost_at IS NULL AND w.ended_at IS NULL)
+                AND k.generation = (SELECT number FROM generation)
+               FROM unnest($2::text[], $3::int8[], $4::int8[], $5::int8[], $6::uuid[], $7::int2[], $8::uuid[])
+                    WITH ORDINALITY AS k(tenant, ms, seq, generation, job, attempt, writer, ord)
+              ORDER BY k.ord",
+        )
+        .await?;
+    let rows =
+        client.query(&statement, &[&stream, &tenants, &ms, &seq, &generations, &jobs, &attempts, &writers]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| match (row.get(0), row.get(1)) {
+            (true, _) => EntryState::Counts,
+            (false, true) => EntryState::Open,
+            (false, false) => EntryState::Void,
+        })
+        .collect())
+}
+
+/// Rows in key order after `after` that no planned segment covers.
+pub async fn page(db: &Db, after: Option<&RawKey>, limit: i64) -> DbResult<Vec<RawKey>> {
+    let client = db.client().await?;
+    let first = after.is_none();
+    let after = after.cloned().unwrap_or(RawKey {
+        tenant: String::new(),
+        stream: String::new(),
+        id: StreamId { ms: 0, seq: 0 },
+        generation: 0,
+    });
+    let rows = client
+        .query(
+            "-- page-raw-results
+             SELECT tenant, stream, ms, seq, generation FROM raw_result r
+              WHERE ($1 OR (tenant, stream, ms, seq, generation) > ($2, $3, $4, $5, $6))
+                AND NOT EXISTS (SELECT 1 FROM archive_segment a WHERE a.tenant = r.tenant AND a.stream = r.stream
+                    AND a.generation = r.generation AND (r.ms, r.seq) BETWEEN (a.first_ms, a.first_seq) AND (a.last_ms, a.last_seq))
+              ORDER BY tenant, stream, ms, seq, generation LIMIT $7",
+            &[&first, &after.tenant, &after.stream, &(after.id.ms as i64), &(after.id.seq as i64), &after.generation, &limit],
+        )
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| RawKey {
+            tenant: row.get(0),
+            stream: row.get(1),
+            id: StreamId { ms: row.get::<_, i64>(2) as u64, seq: row.get::<_, i64>(3) as u64 },
+            generation: row.get(4),
+        })
+        .collect())
+}
+
+/// Results whose entry is gone are made again: the row goes, and a new job names the one it replaces.
+pub async fn remake(db: &Db, authority: Authority<'_>, lost: &[RawKey]) -> DbResult<u64> {
+    run_tx!(db, "remake", |tx| {
+        match authority {
+            Authority::Leader(epoch) => leader::authorise(tx, epoch).await?,
+            Authority::Worker(worker) => authorise_worker(tx, worker).await?,
+        }
+        remake_in(tx, lost).await
+    })
+}
+
+/// See [`remake`].
+pub(crate) async fn remake_in(tx: &Transaction<'_>, lost: &[RawKey]) -> DbResult<u64> {
+    let tenants: Vec<&str> = lost.iter().map(|k| k.tenant.as_str()).collect();
+    let streams: Vec<&str> = lost.iter().map(|k| k.stream.as_str()).collect();
+    let ms: Vec<i64> = lost.iter().map(|k| k.id.ms as i64).collect();
+    let seq: Vec<i64> = lost.iter().map(|k| k.id.seq as i64).collect();
+    let generations: Vec<i64> = lost.iter().map(|k| k.generation).collect();
+    let ids: Vec<Uuid> = lost.iter().map(|_| Uuid::now_v7()).collect();
+    let count = tx
+        .execute(
+            "-- remake-results
+             WITH k AS MATERIALIZED (
+               SELECT * FROM unnest($1::text[], $2::text[], $3::int8[], $4::int8[], $5::int8[], $6::uuid[])
+                 AS k(tenant, stream, ms, seq, generation, new_id)),
+             gone AS (
+               DELETE FROM raw_result r USING k WHERE r.tenant = k.tenant AND r.stream = k.stream AND r.ms = k.ms
+                  AND r.seq = k.seq AND r.generation = k.generation
+               RETURNING r.tenant, r.dispatch, r.job, k.new_id),
+             delta AS (
+               INSERT INTO dispatch_delta (tenant, dispatch, scheduled, raw)
+               SELECT tenant, dispatch, count(*), -count(*) FROM gone GROUP BY 1, 2)
+             INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, priority, depth, hops, url, url_hash, found_on, payload, remake_of)
+             SELECT l.tenant, gone.new_id, l.dispatch, l.kind, l.host, l.priority, l.depth, l.hops, l.url, l.url_hash,
+                    l.found_on, l.payload, l.id
+               FROM gone JOIN crawl_log l ON l.tenant = gone.tenant AND l.id = gone.job",
+            &[&tenants, &streams, &ms, &seq, &generations, &ids],
+        )
+        .await?;
+    Ok(count)
+}
+
+pub(crate) async fn authorise_worker(tx: &Transaction<'_>, worker: &Incarnation) -> DbResult<()> {
+    tx.execute("SELECT authorise_worker($1, $2)", &[&worker.id, &worker.generation]).await.map_err(DbError::of)?;
+    Ok(())
+}

@@ -1,0 +1,255 @@
+//! `crawl_schedule`: submitted, refilled into the frontier, loaded by workers, skipped.
+
+use uuid::Uuid;
+
+use crate::db::host::HostState;
+use crate::db::leader;
+use crate::db::pool::{Db, DbError, DbResult, Transaction};
+use crate::model::job::{Job, JobKey, JobKind, Outcome};
+use crate::model::url::Canonical;
+use crate::run_tx;
+
+/// Jobs in one statement.
+pub const BATCH_MAX: usize = 1000;
+
+/// A due job as the dispatcher buffers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DueJob {
+    pub id: Uuid,
+    pub attempt: i16,
+    pub dispatch: Uuid,
+}
+
+/// What a refill found for one (tenant, host).
+#[derive(Clone, Debug)]
+pub struct Refill {
+    pub tenant: String,
+    pub host: String,
+    pub due: Vec<DueJob>,
+    /// Fewer than the limit were due; the next one becomes due in so many milliseconds.
+    pub next_in_ms: Option<i64>,
+}
+
+/// A job with what its worker must know before it sends anything.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub job: Job,
+    pub host: Option<LoadedHost>,
+}
+
+#[derive(Clone, Debug)]
+pub struct LoadedHost {
+    pub addresses: Vec<String>,
+    pub state: HostState,
+    /// Addresses and robots are known and not too old.
+    pub fresh: bool,
+    pub robots_url: Option<String>,
+    pub robots_hops: i16,
+    pub failures: i32,
+    pub version: i64,
+    pub last_error: Option<String>,
+}
+
+/// Schedules the seeds of a dispatch; seeds it has seen already are left out. Returns how many are new.
+pub async fn submit_seeds(tx: &Transaction<'_>, tenant: &str, dispatch: Uuid, seeds: &[Canonical]) -> DbResult<i64> {
+    let ids: Vec<Uuid> = seeds.iter().map(|_| Uuid::now_v7()).collect();
+    let hashes: Vec<Uuid> = seeds.iter().map(|seed| seed.hash.to_uuid()).collect();
+    let urls: Vec<&str> = seeds.iter().map(|seed| seed.url.as_str()).collect();
+    let hosts: Vec<&str> = seeds.iter().map(|seed| seed.host.as_str()).collect();
+    let row = tx
+        .query_one(
+            "-- submit-seeds
+             WITH f AS (SELECT * FROM unnest($3::uuid[], $4::uuid[], $5::text[], $6::text[]) AS f(id, hash, url, host)),
+             fresh AS (
+               INSERT INTO url (tenant, dispatch, hash, job) SELECT $1, $2, hash, id FROM f ORDER BY hash
+               ON CONFLICT DO NOTHING RETURNING job),
+             scheduled AS (
+               INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, url, url_hash)
+               SELECT $1, f.id, $2, 'crawl', f.host, f.url, f.hash FROM fresh JOIN f ON f.id = fresh.job RETURNING 1),
+             delta AS (
+               INSERT INTO dispatch_delta (tenant, dispatch, scheduled) SELECT $1, $2, count(*) FROM scheduled)
+             SELECT count(*) FROM scheduled",
+            &[&tenant, &dispatch, &ids, &hashes, &urls, &hosts],
+        )
+        .await?;
+    Ok(row.get(0))
+}
+
+/// Schedules no-op jobs, at most [`BATCH_MAX`] at once; each payload becomes an entry of `items`.
+pub async fn submit_noops(
+    tx: &Transaction<'_>,
+    tenant: &str,
+    dispatch: Uuid,
+    payloads: &[Option<serde_json::Value>],
+) -> DbResult<i64> {
+    let ids: Vec<Uuid> = payloads.iter().map(|_| Uuid::now_v7()).collect();
+    let count = tx
+        .execute(
+            "-- submit-noops
+             WITH delta AS (INSERT INTO dispatch_delta (tenant, dispatch, scheduled) VALUES ($1, $2, cardinality($3::uuid[])))
+             INSERT INTO crawl_schedule (tenant, id, dispatch, kind, payload)
+             SELECT $1, id, $2, 'noop', payload FROM unnest($3::uuid[], $4::jsonb[]) AS n(id, payload)",
+            &[&tenant, &dispatch, &ids, &payloads],
+        )
+        .await?;
+    Ok(count as i64)
+}
+
+/// The due jobs of several (tenant, host), at most `limit` each, in their order.
+pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64]) -> DbResult<Vec<Refill>> {
+    let tenants: Vec<&str> = flows.iter().map(|(tenant, _)| tenant.as_str()).collect();
+    let hosts: Vec<&str> = flows.iter().map(|(_, host)| host.as_str()).collect();
+    let client = db.client().await?;
+    let statement = client
+        .prepare_cached(
+            "-- refill-hosts
+             SELECT k.ord, s.id, s.attempt, s.dispatch
+               FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS k(tenant, host, n, ord),
+               LATERAL (SELECT id, attempt, dispatch FROM crawl_schedule c
+                         WHERE c.tenant = k.tenant AND c.host = k.host AND c.run_at <= clock_timestamp()
+                         ORDER BY c.priority, c.run_at, c.id LIMIT k.n) s",
+        )
+        .await?;
+    let rows = client.query(&statement, &[&tenants, &hosts, &limits]).await?;
+    let mut refills: Vec<Refill> = flows
+        .iter()
+        .map(|(tenant, host)| Refill { tenant: tenant.clone(), host: host.clone(), due: Vec::new(), next_in_ms: None })
+        .collect();
+    for row in rows {
+        let index = row.get::<_, i64>(0) as usize - 1;
+        refills[index].due.push(DueJob { id: row.get(1), attempt: row.get(2), dispatch: row.get(3) });
+    }
+    let short: Vec<usize> = (0..refills.len()).filter(|&i| (refills[i].due.len() as i64) < limits[i]).collect();
+    if short.is_empty() {
+        return Ok(refills);
+    }
+    let statement = client
+        .prepare_cached(
+            "-- next-due
+             SELECT k.ord, (extract(epoch FROM s.next - clock_timestamp()) * 1000)::int8
+               FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k(tenant, host, ord),
+               LATERAL (SELECT min(run_at) AS next FROM crawl_schedule c
+                         WHERE c.tenant = k.tenant AND c.host = k.host AND c.run_at > clock_timestamp()) s
+              WHERE s.next IS NOT NULL",
+        )
+        .await?;
+    let tenants: Vec<&str> = short.iter().map(|&i| tenants[i]).collect();
+    let hosts: Vec<&str> = short.iter().map(|&i| hosts[i]).collect();
+    for row in client.query(&statement, &[&tenants, &hosts]).await? {
+        refills[short[row.get::<_, i64>(0) as usize - 1]].next_in_ms = Some(row.get::<_, i64>(1).max(0));
+    }
+    Ok(refills)
+}
+
+/// The next (tenant, host) with jobs after `after`, at most `limit`: a skip-scan, one index descent each.
+pub async fn scan_hosts(db: &Db, after: Option<&(String, String)>, limit: i64) -> DbResult<Vec<(String, String)>> {
+    let client = db.client().await?;
+    let (tenant, host) = after.cloned().unwrap_or_default();
+    let statement = client
+        .prepare_cached(
+            "-- scan-hosts
+             WITH RECURSIVE scan AS (
+               (SELECT tenant, host, 1 AS n FROM crawl_schedule
+                 WHERE $4 OR (tenant, host) > ($1, $2) ORDER BY tenant, host LIMIT 1)
+               UNION ALL
+               SELECT s.tenant, s.host, scan.n + 1 FROM scan, LATERAL (
+                 SELECT tenant, host FROM crawl_schedule c WHERE (c.tenant, c.host) > (scan.tenant, scan.host)
+                  ORDER BY c.tenant, c.host LIMIT 1) s
+                WHERE scan.n < $3)
+             SELECT tenant, host FROM scan",
+        )
+        .await?;
+    let rows = client.query(&statement, &[&tenant, &host, &(limit as i32), &after.is_none()]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Loads the rows of a batch of stream entries; what is gone or has moved on is not in the answer.
+pub async fn load(db: &Db, keys: &[JobKey]) -> DbResult<Vec<Loaded>> {
+    let tenants: Vec<&str> = keys.iter().map(|key| key.tenant.as_str()).collect();
+    let ids: Vec<Uuid> = keys.iter().map(|key| key.id).collect();
+    let attempts: Vec<i16> = keys.iter().map(|key| key.attempt).collect();
+    let client = db.client().await?;
+    let statement = client
+        .prepare_cached(
+            "-- load-jobs
+             SELECT s.tenant, s.id, s.attempt, s.dispatch, s.kind, s.host, s.depth, s.hops, s.url, s.payload,
+                    h.addresses, h.state, h.valid_until > clock_timestamp(), h.robots_url, h.robots_hops, h.failures,
+                    h.version, h.last_error
+               FROM unnest($1::text[], $2::uuid[], $3::int2[]) AS k(tenant, id, attempt),
+               LATERAL (SELECT * FROM crawl_schedule c
+                         WHERE c.tenant = k.tenant AND c.id = k.id AND c.attempt = k.attempt OFFSET 0) s
+               LEFT JOIN host h ON h.host = s.host",
+        )
+        .await?;
+    let rows = client.query(&statement, &[&tenants, &ids, &attempts]).await?;
+    rows.iter()
+        .map(|row| {
+            let kind: String = row.get(4);
+            let kind = JobKind::parse(&kind).ok_or_else(|| {
+                DbError::Input(format!("job kind {kind} is unknown to this worker: is it older than the scheduler?"))
+            })?;
+            Ok(Loaded {
+                job: Job {
+                    key: JobKey { tenant: row.get(0), id: row.get(1), attempt: row.get(2) },
+                    dispatch: row.get(3),
+                    kind,
+                    host: row.get(5),
+                    depth: row.get(6),
+                    hops: row.get(7),
+                    url: row.get(8),
+                    payload: row.get(9),
+                },
+                host: row.get::<_, Option<Vec<String>>>(10).map(|addresses| LoadedHost {
+                    addresses,
+                    state: HostState::parse(row.get(11)),
+                    fresh: row.get(12),
+                    robots_url: row.get(13),
+                    robots_hops: row.get(14),
+                    failures: row.get(15),
+                    version: row.get(16),
+                    last_error: row.get(17),
+                }),
+            })
+        })
+        .collect()
+}
+
+/// Ends jobs that will not be issued any more, each with its reason in the log. Returns how many.
+pub async fn skip(db: &Db, epoch: i64, tenant: &str, ids: &[Uuid], outcome: Outcome, reason: &str) -> DbResult<u64> {
+    run_tx!(db, "skip-jobs", |tx| {
+        leader::authorise(tx, epoch).await?;
+        let statement = tx
+            .prepare_cached(
+                "-- skip-jobs
+                 WITH won AS (
+                   DELETE FROM crawl_schedule WHERE tenant = $1 AND id = ANY($2) RETURNING *),
+                 logged AS (
+                   INSERT INTO crawl_log (tenant, id, finished_at, dispatch, kind, host, priority, attempt, depth, hops, url,
+                          url_hash, found_on, payload, remake_of, created_at, outcome, reason)
+                   SELECT tenant, id, clock_timestamp(), dispatch, kind, host, priority, attempt, depth, hops, url,
+                          url_hash, found_on, payload, remake_of, created_at, $3, $4 FROM won)
+                 INSERT INTO dispatch_delta (tenant, dispatch, finished, skipped)
+                 SELECT tenant, dispatch, count(*), count(*) FROM won GROUP BY 1, 2",
+            )
+            .await?;
+        Ok(tx.execute(&statement, &[&tenant, &ids, &outcome.as_str(), &reason]).await?)
+    })
+}
+
+/// Jobs waiting, and the age of the oldest due one in milliseconds, as far as a bounded look tells.
+pub async fn backlog(db: &Db) -> DbResult<(i64, i64)> {
+    let client = db.client().await?;
+    let row = client
+        .query_one(
+            "-- backlog
+             SELECT coalesce(sum(scheduled - finished), 0)::int8,
+                    coalesce((SELECT (extract(epoch FROM clock_timestamp() - min(run_at)) * 1000)::int8
+                       FROM (SELECT run_at FROM crawl_schedule ORDER BY tenant, host, priority, run_at LIMIT 1000) s), 0)
+               FROM (SELECT scheduled, finished FROM dispatch_progress p
+                       JOIN dispatch d ON d.tenant = p.tenant AND d.id = p.dispatch AND d.state <> 'done'
+                     UNION ALL SELECT scheduled, finished FROM dispatch_delta) t",
+            &[],
+        )
+        .await?;
+    Ok((row.get(0), row.get(1)))
+}

@@ -1,0 +1,173 @@
+//! Archive segments: planned before the object is written, verified after, resumed by a successor.
+
+use std::collections::HashSet;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::db::pool::{Db, DbResult, Transaction};
+use crate::db::raw::{self, RawKey};
+use crate::db::worker::Incarnation;
+use crate::model::stream_id::StreamId;
+use crate::run_tx;
+
+/// One object of the archive: what it holds and what it must hash to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Segment {
+    pub tenant: String,
+    pub generation: i64,
+    pub stream: String,
+    pub first: StreamId,
+    pub last: StreamId,
+    pub key: String,
+    pub entries: i32,
+    pub bytes: i64,
+    pub sha256: String,
+}
+
+/// Plans the segments of one range, all or none; the exclusion constraint refuses an overlap.
+pub async fn plan(db: &Db, worker: &Incarnation, segments: &[Segment]) -> DbResult<()> {
+    run_tx!(db, "plan-segments", |tx| {
+        raw::authorise_worker(tx, worker).await?;
+        for s in segments {
+            tx.execute(
+                "-- plan-segment
+                 INSERT INTO archive_segment (tenant, generation, stream, first_ms, first_seq, last_ms, last_seq, key, entries, bytes, sha256)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                &[
+                    &s.tenant, &s.generation, &s.stream, &(s.first.ms as i64), &(s.first.seq as i64),
+                    &(s.last.ms as i64), &(s.last.seq as i64), &s.key, &s.entries, &s.bytes, &s.sha256,
+                ],
+            )
+            .await?;
+        }
+        Ok(())
+    })
+}
+
+/// Planned segments of a stream that are not verified yet, in order.
+pub async fn planned(db: &Db, stream: &str) -> DbResult<Vec<Segment>> {
+    let client = db.client().await?;
+    let rows = client
+        .query(
+            "-- planned-segments
+             SELECT tenant, generation, stream, first_ms, first_seq, last_ms, last_seq, key, entries, bytes, sha256
+               FROM archive_segment WHERE stream = $1 AND verified_at IS NULL
+              ORDER BY generation, first_ms, first_seq, tenant",
+            &[&stream],
+        )
+        .await?;
+    Ok(rows.iter().map(of_row).collect())
+}
+
+/// Records that the object is in the archive and right; from here on its entries may leave the stream.
+pub async fn record(db: &Db, worker: &Incarnation, s: &Segment) -> DbResult<()> {
+    run_tx!(db, "record-segment", |tx| {
+        raw::authorise_worker(tx, worker).await?;
+        tx.execute(
+            "-- record-segment
+             WITH verified AS (
+               UPDATE archive_segment SET verified_at = clock_timestamp()
+                WHERE tenant = $1 AND generation = $2 AND stream = $3 AND first_ms = $4 AND first_seq = $5 AND verified_at IS NULL
+               RETURNING 1),
+             gone AS (
+               DELETE FROM raw_result WHERE tenant = $1 AND generation = $2 AND stream = $3
+                  AND (ms, seq) >= ($4, $5) AND (ms, seq) <= ($6, $7) AND EXISTS (SELECT 1 FROM verified)
+               RETURNING tenant, dispatch)
+             INSERT INTO dispatch_delta (tenant, dispatch, raw) SELECT tenant, dispatch, -count(*) FROM gone GROUP BY 1, 2",
+            &[
+                &s.tenant, &s.generation, &s.stream, &(s.first.ms as i64), &(s.first.seq as i64),
+                &(s.last.ms as i64), &(s.last.seq as i64),
+            ],
+        )
+        .await?;
+        Ok(())
+    })
+}
+
+/// Gives a plan up: no object was written and `present` is all that is left of its entries in the
+/// stream. The plan goes, and the results that Redis lost are made again, in one transaction.
+pub async fn abandon(db: &Db, worker: &Incarnation, s: &Segment, present: &HashSet<StreamId>) -> DbResult<u64> {
+    run_tx!(db, "abandon-segment", |tx| {
+        raw::authorise_worker(tx, worker).await?;
+        let rows = tx
+            .query(
+                "-- abandon-segment
+                 WITH plan AS (
+                   DELETE FROM archive_segment WHERE tenant = $1 AND generation = $2 AND stream = $3 AND first_ms = $4
+                      AND first_seq = $5 AND verified_at IS NULL RETURNING 1)
+                 SELECT ms, seq FROM raw_result WHERE tenant = $1 AND generation = $2 AND stream = $3
+                    AND (ms, seq) >= ($4, $5) AND (ms, seq) <= ($6, $7) AND EXISTS (SELECT 1 FROM plan)",
+                &[
+                    &s.tenant,
+                    &s.generation,
+                    &s.stream,
+                    &(s.first.ms as i64),
+                    &(s.first.seq as i64),
+                    &(s.last.ms as i64),
+                    &(s.last.seq as i64),
+                ],
+            )
+            .await?;
+        let lost: Vec<RawKey> = rows
+            .iter()
+            .map(|row| StreamId { ms: row.get::<_, i64>(0) as u64, seq: row.get::<_, i64>(1) as u64 })
+            .filter(|id| !present.contains(id))
+            .map(|id| RawKey { tenant: s.tenant.clone(), stream: s.stream.clone(), id, generation: s.generation })
+            .collect();
+        raw::remake_in(tx, &lost).await
+    })
+}
+
+/// Totals of the archive: objects and bytes, all tenants.
+pub async fn totals(db: &Db) -> DbResult<(i64, i64)> {
+    let client = db.client().await?;
+    let row = client
+        .query_one(
+            "-- archive-totals\nSELECT count(*), coalesce(sum(bytes), 0)::int8 FROM archive_segment WHERE verified_at IS NOT NULL",
+            &[],
+        )
+        .await?;
+    Ok((row.get(0), row.get(1)))
+}
+
+/// The verified or planned segment that holds an entry, and when it was verified.
+pub async fn holding(
+    db: &Db,
+    tenant: &str,
+    stream: &str,
+    generation: i64,
+    id: StreamId,
+) -> DbResult<Option<(String, Option<DateTime<Utc>>)>> {
+    let client = db.client().await?;
+    let row = client
+        .query_opt(
+            "-- holding-segment
+             SELECT key, verified_at FROM archive_segment WHERE tenant = $1 AND stream = $2 AND generation = $3
+                AND (first_ms, first_seq) <= ($4, $5) AND (last_ms, last_seq) >= ($4, $5) LIMIT 1",
+            &[&tenant, &stream, &generation, &(id.ms as i64), &(id.seq as i64)],
+        )
+        .await?;
+    Ok(row.map(|row| (row.get(0), row.get(1))))
+}
+
+fn of_row(row: &tokio_postgres::Row) -> Segment {
+    let number = |index: usize| row.get::<_, i64>(index) as u64;
+    Segment {
+        tenant: row.get(0),
+        generation: row.get(1),
+        stream: row.get(2),
+        first: StreamId { ms: number(3), seq: number(4) },
+        last: StreamId { ms: number(5), seq: number(6) },
+        key: row.get(7),
+        entries: row.get(8),
+        bytes: row.get(9),
+        sha256: row.get(10),
+    }
+}
+
+/// Tries to be the only one at `name` until the transaction ends.
+pub async fn try_lock(tx: &Transaction<'_>, name: &str) -> DbResult<bool> {
+    let row = tx.query_one("-- try-lock\nSELECT pg_try_advisory_xact_lock(hashtext($1))", &[&name]).await?;
+    Ok(row.get(0))
+}

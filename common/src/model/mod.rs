@@ -1,0 +1,8 @@
+//! Nouns without I/O.
+
+pub mod address;
+pub mod job;
+pub mod robots;
+pub mod spec;
+pub mod stream_id;
+pub mod url;

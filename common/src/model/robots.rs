@@ -1,0 +1,528 @@
+//! The rules of one robots.txt (RFC 9309). Our own, because a verdict names the line that decided.
+
+/// What is read of a file, RFC 9309 2.5: the least that a crawler must read, and what Google reads.
+pub const ROBOTS_BYTES_MAX: usize = 500 * 1024;
+/// A longer line is skipped: no URL that we fetch is as long as the rule it could hold.
+pub const LINE_BYTES_MAX: usize = 16 * 1024;
+/// The longest `Crawl-delay` that is honoured, milliseconds.
+pub const CRAWL_DELAY_MS_MAX: u64 = 3_600_000;
+
+/// A parsed robots.txt. The default has no rules and allows everything.
+#[derive(Clone, Debug, Default)]
+pub struct Robots {
+    groups: Vec<Group>,
+    paces: Vec<Pace>,
+    sitemaps: Vec<String>,
+}
+
+/// Whether a URL may be fetched, and what said so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub allowed: bool,
+    /// None: no rule matched, so it is allowed.
+    pub rule: Option<Rule>,
+}
+
+/// A line of the file, as it was written but for comment, surrounding space and control characters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Counted from 1.
+    pub line: u32,
+    pub text: String,
+}
+
+/// Consecutive `User-agent` lines and what follows them.
+#[derive(Clone, Debug, Default)]
+struct Group {
+    /// Product tokens in lower case, and `*`.
+    agents: Vec<String>,
+    patterns: Vec<Pattern>,
+}
+
+/// The agents that one `Crawl-delay` is meant for. Finer than a group: by the standard that line
+/// separates no groups, but what a file asks of the bot above it is not asked of the one below.
+#[derive(Clone, Debug, Default)]
+struct Pace {
+    agents: Vec<String>,
+    delay_ms: Option<u64>,
+}
+
+#[derive(Clone, Debug)]
+struct Pattern {
+    allows: bool,
+    /// Normalised, without the `$` of an anchored one.
+    glob: String,
+    /// Ends in `$`: the path must end there too.
+    anchored: bool,
+    rule: Rule,
+}
+
+impl Robots {
+    /// Never fails: what is no rule is skipped, as RFC 9309 2.2 asks.
+    pub fn parse(body: &[u8]) -> Robots {
+        let mut robots = Robots::default();
+        // Only directly after a User-agent line does the next one name the same group.
+        let mut naming = false;
+        for (line, text) in lines(body) {
+            let Some((key, value)) = record(text) else { continue };
+            match key.as_str() {
+                "user-agent" | "useragent" | "user agent" => {
+                    if !naming {
+                        robots.groups.push(Group::default());
+                    }
+                    if !naming || robots.paces.last().is_some_and(|pace| pace.delay_ms.is_some()) {
+                        robots.paces.push(Pace::default());
+                    }
+                    naming = true;
+                    robots.name(token(value));
+                }
+                "allow" => {
+                    naming = false;
+                    robots.rule(Pattern::new(true, value, Rule::new(line, text)));
+                }
+                // With the misspellings that Google's parser takes.
+                "disallow" | "dissallow" | "dissalow" | "disalow" | "diasllow" | "disallaw" => {
+                    naming = false;
+                    robots.rule(Pattern::new(false, value, Rule::new(line, text)));
+                }
+                // No record of the standard: it must not end the User-agent lines (RFC 9309 2.2.4).
+                "crawl-delay" => robots.pace(delay_ms(value)),
+                "sitemap" if !value.is_empty() => robots.sitemaps.push(printable(value)),
+                _ => {}
+            }
+        }
+        robots
+    }
+
+    /// `agent_product` is our product token (`dodo`; what follows its letters, `-` and `_` is
+    /// ignored), `path_and_query` that of a canonical URL. The longest match in octets wins, and
+    /// of equals the one that allows (RFC 9309 2.2.2).
+    pub fn decide(&self, agent_product: &str, path_and_query: &str) -> Verdict {
+        // RFC 9309 2.2.2: the file itself is always allowed.
+        if path_and_query == "/robots.txt" {
+            return Verdict { allowed: true, rule: None };
+        }
+        let path =
+            if path_and_query.is_empty() { "/".to_owned() } else { normal(path_and_query.as_bytes(), Side::Path) };
+        let mut best: Option<&Pattern> = None;
+        let agent = self.binding(agent_product);
+        for pattern in
+            self.groups.iter().filter(|group| group.agents.contains(&agent)).flat_map(|group| &group.patterns)
+        {
+            // Cheap before dear: only what would win is matched.
+            if best.is_none_or(|best| pattern.rank() > best.rank()) && pattern.matches(&path) {
+                best = Some(pattern);
+            }
+        }
+        Verdict { allowed: best.is_none_or(|best| best.allows), rule: best.map(|best| best.rule.clone()) }
+    }
+
+    /// The `Crawl-delay` that binds this agent: no standard, but asked for in good faith. The
+    /// longest, where several are.
+    pub fn crawl_delay_ms(&self, agent_product: &str) -> Option<u64> {
+        let agent = self.binding(agent_product);
+        self.paces.iter().filter(|pace| pace.agents.contains(&agent)).filter_map(|pace| pace.delay_ms).max()
+    }
+
+    /// As written; neither resolved nor checked.
+    pub fn sitemaps(&self) -> &[String] {
+        &self.sitemaps
+    }
+
+    /// The name whose groups bind this agent: its own token, or `*` where none is its own
+    /// (RFC 9309 2.2.1).
+    fn binding(&self, agent_product: &str) -> String {
+        token(agent_product.as_bytes())
+            .filter(|agent| self.groups.iter().any(|group| group.agents.contains(agent)))
+            .unwrap_or_else(|| "*".to_owned())
+    }
+
+    // What comes before any group belongs to nobody: these three ignore it.
+
+    fn name(&mut self, agent: Option<String>) {
+        if let (Some(group), Some(pace), Some(agent)) = (self.groups.last_mut(), self.paces.last_mut(), agent) {
+            group.agents.push(agent.clone());
+            pace.agents.push(agent);
+        }
+    }
+
+    fn rule(&mut self, pattern: Pattern) {
+        if let Some(group) = self.groups.last_mut() {
+            group.patterns.push(pattern);
+        }
+    }
+
+    fn pace(&mut self, delay_ms: Option<u64>) {
+        if let Some(pace) = self.paces.last_mut() {
+            pace.delay_ms = pace.delay_ms.max(delay_ms);
+        }
+    }
+}
+
+impl Rule {
+    fn new(line: u32, text: &[u8]) -> Rule {
+        Rule { line, text: printable(text) }
+    }
+}
+
+impl Pattern {
+    /// An empty one restricts nothing (RFC 9309 2.2.2): it allows everything, with the least weight.
+    fn new(allows: bool, value: &[u8], rule: Rule) -> Pattern {
+        let anchored = value.last() == Some(&b'$');
+        let glob = normal(value.strip_suffix(b"$").unwrap_or(value), Side::Rule);
+        Pattern { allows: allows || value.is_empty(), glob, anchored, rule }
+    }
+
+    /// Octets, then allow over disallow.
+    fn rank(&self) -> (usize, bool) {
+        (self.glob.len() + usize::from(self.anchored), self.allows)
+    }
+
+    /// Linear in the path for each piece between stars: the leftmost place of a piece is never
+    /// worse than a later one, so nothing is ever tried again.
+    fn matches(&self, path: &str) -> bool {
+        let (head, tail) =
+            self.glob.split_once('*').map_or((self.glob.as_str(), None), |(head, tail)| (head, Some(tail)));
+        let Some(mut rest) = path.strip_prefix(head) else { return false };
+        let Some(tail) = tail else { return !self.anchored || rest.is_empty() };
+        // What follows the last star may have to lie at the end; all else lies as far left as it can.
+        let (middle, last) = tail.rsplit_once('*').unwrap_or(("", tail));
+        for piece in middle.split('*').filter(|piece| !piece.is_empty()) {
+            let Some(at) = rest.find(piece) else { return false };
+            rest = &rest[at + piece.len()..];
+        }
+        if self.anchored { rest.ends_with(last) } else { rest.contains(last) }
+    }
+}
+
+/// Which side of a comparison a text is on: `*` and `$` are only special in a rule.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Rule,
+    Path,
+}
+
+/// One spelling of both sides, RFC 9309 2.2.2: octets that a URI cannot hold are escaped, escaped
+/// unreserved ones are not, and a `*` or `$` that is meant literally is `%2A` or `%24`.
+fn normal(bytes: &[u8], side: Side) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let byte = bytes[at];
+        if let Some(escaped) = escape(&bytes[at..]) {
+            push(&mut out, escaped, unreserved(escaped));
+            at += 3;
+            continue;
+        }
+        let literal = match byte {
+            b'*' => side == Side::Rule,
+            b'$' => false,
+            byte => unreserved(byte) || b"%:/?#[]@!&'()+,;=".contains(&byte),
+        };
+        push(&mut out, byte, literal);
+        at += 1;
+    }
+    out
+}
+
+fn push(out: &mut String, byte: u8, literal: bool) {
+    const HEX: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
+    if literal {
+        out.push(char::from(byte));
+    } else {
+        out.extend(['%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+    }
+}
+
+/// The byte that `%HH` at the start of `bytes` stands for.
+fn escape(bytes: &[u8]) -> Option<u8> {
+    let [b'%', high, low, ..] = bytes else { return None };
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    Some((digit(*high)? * 16 + digit(*low)?) as u8)
+}
+
+fn unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// The lines and their numbers, split at CR, LF and CRLF.
+fn lines(body: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+    let mut rest = match body.get(..ROBOTS_BYTES_MAX) {
+        // The line that the bound cuts is dropped: half a rule covers more than was meant.
+        Some(head) if body.len() > head.len() => {
+            &head[..head.iter().rposition(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(0)]
+        }
+        _ => body,
+    };
+    let mut number = 0;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(rest.len());
+        let (line, tail) = rest.split_at(end);
+        rest = tail.strip_prefix(b"\r\n").or_else(|| tail.get(1..)).unwrap_or_default();
+        number += 1;
+        Some((number, line))
+    })
+    .filter(|(_, line)| line.len() <= LINE_BYTES_MAX)
+    .map(|(number, line)| (number, line.split(|&byte| byte == b'#').next().unwrap_or_default().trim_ascii()))
+}
+
+/// `key: value`, the key in lower case.
+fn record(line: &[u8]) -> Option<(String, &[u8])> {
+    let colon = line.iter().position(|&byte| byte == b':')?;
+    let key = std::str::from_utf8(line[..colon].trim_ascii()).ok()?;
+    Some((key.to_ascii_lowercase(), line[colon + 1..].trim_ascii()))
+}
+
+/// The product token that a text starts with, in lower case, or `*` (RFC 9309 2.2.1).
+fn token(text: &[u8]) -> Option<String> {
+    if let [b'*', rest @ ..] = text {
+        return rest.first().is_none_or(u8::is_ascii_whitespace).then(|| "*".to_owned());
+    }
+    let end =
+        text.iter().position(|byte| !byte.is_ascii_alphabetic() && !matches!(byte, b'-' | b'_')).unwrap_or(text.len());
+    let token = std::str::from_utf8(&text[..end]).ok().filter(|token| !token.is_empty())?;
+    Some(token.to_ascii_lowercase())
+}
+
+fn delay_ms(value: &[u8]) -> Option<u64> {
+    let seconds: f64 = std::str::from_utf8(value).ok()?.parse().ok()?;
+    (seconds.is_finite() && seconds >= 0.0).then(|| ((seconds * 1000.0).ceil() as u64).min(CRAWL_DELAY_MS_MAX))
+}
+
+/// Fit for a terminal and for Postgres, whatever bytes a server sent.
+fn printable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).chars().filter(|c| !c.is_control()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowed(robots: &str, agent: &str, path: &str) -> bool {
+        Robots::parse(robots.as_bytes()).decide(agent, path).allowed
+    }
+
+    /// RFC 9309 5.1.
+    const SIMPLE: &str = "User-Agent: *
+Disallow: *.gif$
+Disallow: /example/
+Allow: /publications/
+
+User-Agent: foobot
+Disallow:/
+Allow:/example/page.html
+Allow:/example/allowed.gif
+
+User-Agent: barbot
+User-Agent: bazbot
+Disallow: /example/page.html
+
+User-Agent: quxbot
+";
+
+    #[test]
+    fn rfc_simple_example() {
+        for (agent, path, expected) in [
+            ("foobot", "/example/page.html", true),
+            ("FooBot/1.0", "/example/allowed.gif", true),
+            ("foobot", "/", false),
+            ("barbot", "/example/page.html", false),
+            ("bazbot", "/example/page.html", false),
+            ("barbot", "/x.gif", true),
+            ("quxbot", "/example/", true),
+            ("dodo", "/x.gif", false),
+            ("dodo", "/x.gif?y", true),
+            ("dodo", "/example/a", false),
+            ("dodo", "/publications/a", true),
+            ("foobots", "/", true),
+        ] {
+            assert_eq!(allowed(SIMPLE, agent, path), expected, "{agent} {path}");
+        }
+    }
+
+    /// RFC 9309 5.2.
+    #[test]
+    fn rfc_longest_match() {
+        let robots = "User-Agent: foobot\nAllow: /example/page/\nDisallow: /example/page/disallowed.gif\n";
+        let verdict = Robots::parse(robots.as_bytes()).decide("foobot", "/example/page/disallowed.gif");
+        assert_eq!(
+            verdict,
+            Verdict {
+                allowed: false,
+                rule: Some(Rule { line: 3, text: "Disallow: /example/page/disallowed.gif".into() })
+            }
+        );
+    }
+
+    /// developers.google.com, "How Google interprets the robots.txt specification", path matches.
+    #[test]
+    fn google_path_table() {
+        for (pattern, yes, no) in [
+            (
+                "/fish",
+                &["/fish", "/fish.html", "/fish/salmon.html", "/fishheads", "/fish.php?id=anything"][..],
+                &["/Fish.asp", "/catfish", "/?id=fish", "/desert/fish"][..],
+            ),
+            (
+                "/fish*",
+                &["/fish", "/fish.html", "/fish/salmon.html", "/fishheads/yummy.html"],
+                &["/Fish.asp", "/catfish", "/?id=fish"],
+            ),
+            (
+                "/fish/",
+                &["/fish/", "/animals/fish/"][..1],
+                &["/fish", "/fish.html", "/animals/fish/", "/Fish/Salmon.asp"],
+            ),
+            (
+                "/*.php",
+                &[
+                    "/index.php",
+                    "/filename.php",
+                    "/folder/filename.php",
+                    "/folder/filename.php?parameters",
+                    "/folder/any.php.file.html",
+                    "/filename.php/",
+                ],
+                &["/", "/windows.PHP"],
+            ),
+            (
+                "/*.php$",
+                &["/filename.php", "/folder/filename.php"],
+                &["/filename.php?parameters", "/filename.php/", "/filename.php5", "/windows.PHP"],
+            ),
+            ("/fish*.php", &["/fish.php", "/fishheads/catfish.php?parameters"], &["/Fish.PHP"]),
+        ] {
+            let robots = format!("User-agent: *\nDisallow: {pattern}");
+            yes.iter().for_each(|path| assert!(!allowed(&robots, "dodo", path), "{pattern} {path}"));
+            no.iter().for_each(|path| assert!(allowed(&robots, "dodo", path), "{pattern} {path}"));
+        }
+    }
+
+    /// The same page, order of precedence for rules.
+    #[test]
+    fn google_precedence_table() {
+        for (allow, disallow, path, expected) in [
+            ("/p", "/", "/page", true),
+            ("/folder", "/folder", "/folder/page", true),
+            ("/page", "/*.htm", "/page.htm", false),
+            ("/page", "/*.ph", "/page.php5", true),
+            ("/$", "/", "/", true),
+            ("/$", "/", "/page.htm", false),
+        ] {
+            let robots = format!("User-agent: *\nAllow: {allow}\nDisallow: {disallow}\n");
+            assert_eq!(allowed(&robots, "dodo", path), expected, "{allow} {disallow} {path}");
+        }
+    }
+
+    /// RFC 9309 2.2.2 and 2.2.3.
+    #[test]
+    fn percent_encoding_is_one_on_both_sides() {
+        for (pattern, path, matches) in [
+            ("/foo/bar?baz=quz", "/foo/bar?baz=quz", true),
+            ("/foo/bar?baz=https://foo.bar", "/foo/bar?baz=https://foo.bar", true),
+            ("/foo/bar/\u{30c4}", "/foo/bar/%E3%83%84", true),
+            ("/foo/bar/%e3%83%84", "/foo/bar/%E3%83%84", true),
+            ("/foo/bar/%62%61%7A", "/foo/bar/baz", true),
+            ("/path/file-with-a-%2A.html", "/path/file-with-a-*.html", true),
+            ("/path/foo-%24", "/path/foo-$", true),
+            ("/path/foo-%24", "/path/foo-", false),
+            ("/a$b", "/a$b", true),
+            ("/a b", "/a%20b", true),
+            ("/a%2Fb", "/a/b", false),
+        ] {
+            assert_eq!(
+                !allowed(&format!("user-agent:*\ndisallow:{pattern}"), "dodo", path),
+                matches,
+                "{pattern} {path}"
+            );
+        }
+    }
+
+    #[test]
+    fn stars_and_the_anchor() {
+        for (pattern, path, matches) in [
+            ("/a*b*c$", "/abcbc", true),
+            ("/a*b*c$", "/abcb", false),
+            ("/a*a$", "/a", false),
+            ("/*$", "/x", true),
+            ("*", "/x", true),
+            ("$", "/", false),
+            ("/a**b", "/axxb", true),
+            ("/ab*bc$", "/abc", false),
+            ("a", "/a", false),
+        ] {
+            assert_eq!(
+                !allowed(&format!("user-agent: *\ndisallow: {pattern}"), "dodo", path),
+                matches,
+                "{pattern} {path}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_hostile_pattern_is_cheap() {
+        let robots = format!("user-agent: *\ndisallow: /{}z$", "*a".repeat(7000));
+        let path = format!("/{}", "a".repeat(2000));
+        let start = std::time::Instant::now();
+        assert!(allowed(&robots, "dodo", &path));
+        assert!(start.elapsed().as_millis() < 500);
+    }
+
+    #[test]
+    fn groups() {
+        let merged = "disallow: /early\nuser-agent: a\ndisallow: /1\nuser-agent: *\ndisallow: /\nuser-agent: A # again\ncrawl-delay: 2\nsitemap: x\nuser-agent: b/2.0\nDisallow: /2\n";
+        assert!(allowed(merged, "a", "/early"));
+        assert!(!allowed(merged, "a", "/1") && !allowed(merged, "a", "/2"));
+        assert!(allowed(merged, "b", "/1") && !allowed(merged, "b", "/2"));
+        assert!(!allowed(merged, "c", "/early"));
+        assert!(allowed("user-agent: a\ndisallow: /", "c", "/"));
+        assert!(allowed(merged, "c", "/robots.txt"));
+    }
+
+    #[test]
+    fn an_empty_disallow_allows_and_is_named() {
+        let verdict =
+            Robots::parse(b"user-agent: dodo\nDisallow:   # nothing\nuser-agent: *\ndisallow: /").decide("dodo", "/");
+        assert_eq!(verdict, Verdict { allowed: true, rule: Some(Rule { line: 2, text: "Disallow:".into() }) });
+        assert_eq!(Robots::default().decide("dodo", "/"), Verdict { allowed: true, rule: None });
+    }
+
+    #[test]
+    fn lines_end_in_three_ways_and_bytes_may_be_broken() {
+        let robots =
+            Robots::parse(b"\xef\xbb\xbfUser-Agent : *\r\n\r\n\xff\xfe: x\rdisallow: /a\xff\ndisallow: /b\x00");
+        assert_eq!(robots.decide("dodo", "/a%FFx").rule.map(|rule| rule.line), Some(4));
+        assert_eq!(robots.decide("dodo", "/b%00").rule, Some(Rule { line: 5, text: "disallow: /b".into() }));
+    }
+
+    #[test]
+    fn what_is_too_long_is_not_read() {
+        let long = format!("user-agent: *\ndisallow: /{}\ndisallow: /x\n", "a*".repeat(LINE_BYTES_MAX));
+        assert_eq!(Robots::parse(long.as_bytes()).decide("dodo", "/x").rule.map(|rule| rule.line), Some(3));
+        let mut large = b"user-agent: *\n".to_vec();
+        large.resize(ROBOTS_BYTES_MAX - "disallow: /".len() - 1, b'\n');
+        large.extend_from_slice(b"\ndisallow: /private\n");
+        assert!(Robots::parse(&large).decide("dodo", "/x").allowed);
+    }
+
+    #[test]
+    fn delays_and_sitemaps() {
+        let robots = Robots::parse(
+            b"Crawl-delay: 9\nSitemap: https://a.example/s.xml\nuser-agent: a\nuser-agent: b\ncrawl-delay: 1.5\n\nuser-agent: *\ncrawl-delay: 99999999\ndisallow: /x\n",
+        );
+        assert_eq!(robots.crawl_delay_ms("a"), Some(1500));
+        assert_eq!(robots.crawl_delay_ms("b"), Some(1500));
+        assert_eq!(robots.crawl_delay_ms("dodo"), Some(CRAWL_DELAY_MS_MAX));
+        assert!(!robots.decide("a", "/x").allowed, "a Crawl-delay ends no group");
+        assert_eq!(
+            Robots::parse(b"user-agent: a\ncrawl-delay: -1\ncrawl-delay: inf\ncrawl-delay: x").crawl_delay_ms("a"),
+            None
+        );
+        assert_eq!(Robots::parse(b"user-agent: *\ncrawl-delay: 5\nuser-agent: a\nallow: /").crawl_delay_ms("a"), None);
+        assert_eq!(robots.sitemaps(), ["https://a.example/s.xml"]);
+    }
+}

@@ -1,0 +1,235 @@
+//! WARC 1.1 records, each as one gzip member (ISO 28500:2017, annex D: a record may be read by itself).
+//!
+//! Same input, same bytes: the level is fixed, the gzip header carries no time, and nothing here reads a clock.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use chrono::{DateTime, Utc};
+use data_encoding::BASE32;
+use libdeflater::{CompressionLvl, Compressor};
+use sha1::{Digest as _, Sha1};
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_128;
+
+/// Fastest level of libdeflate: a page is compressed on the worker's way from fetch to commit, and costs little more
+/// space than at zlib's default.
+const GZIP_LEVEL: i32 = 1;
+/// What a thread keeps allocated between two members; a larger one gives its memory back.
+const SCRATCH_BYTES_MAX: usize = 8 << 20;
+
+/// What wrote the file. It counts the layout of our records, not releases, so that a successor of another release
+/// writes the same bytes.
+const SOFTWARE: &str = "dodo-archive/1";
+const CONFORMS_TO: &str = "http://iipc.github.io/warc-specifications/specifications/warc-format/warc-1.1/";
+
+/// One fetched page.
+#[derive(Clone, Copy, Debug)]
+pub struct Response<'a> {
+    pub record_id: Uuid,
+    /// As it was asked for.
+    pub url: &'a str,
+    /// When the fetch began, in milliseconds since the Unix epoch.
+    pub date_ms: i64,
+    /// Status line and headers up to and with the empty line. They must describe `body` as it is given here: of a
+    /// body that was unchunked or decoded, the transfer or content encoding belongs under another name.
+    pub http_head: &'a [u8],
+    pub body: &'a [u8],
+    /// Why the body ends early: `length`, `time` or `disconnect` (WARC 1.1, 5.13).
+    pub truncated: Option<&'static str>,
+    /// The address that answered.
+    pub ip: Option<IpAddr>,
+}
+
+/// An encoded record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// One whole gzip member.
+    pub bytes: Vec<u8>,
+    /// `sha1:` and base32, of the body alone: equal for equal pages, and what an index is searched by.
+    pub payload_digest: String,
+}
+
+/// The record of a fetched page.
+pub fn response_member(response: &Response<'_>) -> Member {
+    let payload_digest = labelled(Sha1::new().chain_update(response.body));
+    let block_digest = labelled(Sha1::new().chain_update(response.http_head).chain_update(response.body));
+    let mut head = record_head("response", response.record_id, response.date_ms);
+    field(&mut head, "WARC-Target-URI", &uri_text(response.url));
+    if let Some(ip) = response.ip {
+        field(&mut head, "WARC-IP-Address", &ip.to_string());
+    }
+    if let Some(reason) = response.truncated {
+        field(&mut head, "WARC-Truncated", reason);
+    }
+    field(&mut head, "WARC-Block-Digest", &block_digest);
+    field(&mut head, "WARC-Payload-Digest", &payload_digest);
+    field(&mut head, "Content-Type", "application/http;msgtype=response");
+    Member { bytes: gzip_record(head, &[response.http_head, response.body]), payload_digest }
+}
+
+/// The record that opens a file. Its id follows from the object's key, and `date_ms` should be that of the first
+/// entry's id: who repeats the upload repeats these bytes.
+pub fn warcinfo_member(key: &str, date_ms: i64) -> Vec<u8> {
+    let block = format!("software: {SOFTWARE}\r\nformat: WARC File Format 1.1\r\nconformsTo: {CONFORMS_TO}\r\n");
+    let record_id = uuid::Builder::from_custom_bytes(xxh3_128(key.as_bytes()).to_be_bytes()).into_uuid();
+    let mut head = record_head("warcinfo", record_id, date_ms);
+    field(&mut head, "WARC-Filename", &uri_text(key.rsplit('/').next().unwrap_or(key)));
+    field(&mut head, "WARC-Block-Digest", &labelled(Sha1::new().chain_update(&block)));
+    field(&mut head, "Content-Type", "application/warc-fields");
+    gzip_record(head, &[block.as_bytes()])
+}
+
+/// A URI as one word on one line: what could end a header line or a CDXJ field is percent-encoded.
+pub(super) fn uri_text(uri: &str) -> Cow<'_, str> {
+    let breaks = |c: char| c.is_control() || c.is_whitespace();
+    if !uri.contains(breaks) {
+        return Cow::Borrowed(uri);
+    }
+    let mut text = String::with_capacity(uri.len() + 8);
+    let mut utf8 = [0; 4];
+    for c in uri.chars() {
+        if breaks(c) {
+            for byte in c.encode_utf8(&mut utf8).bytes() {
+                push(&mut text, format_args!("%{byte:02X}"));
+            }
+        } else {
+            text.push(c);
+        }
+    }
+    Cow::Owned(text)
+}
+
+/// A moment in UTC. What lies outside the calendar's range, which no clock shows, becomes the epoch.
+pub(super) fn utc(date_ms: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_millis(date_ms).unwrap_or(DateTime::UNIX_EPOCH)
+}
+
+fn record_head(kind: &str, record_id: Uuid, date_ms: i64) -> String {
+    let mut head = String::with_capacity(640);
+    head.push_str("WARC/1.1\r\n");
+    field(&mut head, "WARC-Type", kind);
+    field(&mut head, "WARC-Record-ID", &format!("<urn:uuid:{record_id}>"));
+    // Fractions of a second are what 1.1 allows beyond 1.0 (5.4).
+    field(&mut head, "WARC-Date", &utc(date_ms).format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string());
+    head
+}
+
+fn field(head: &mut String, name: &str, value: &str) {
+    push(head, format_args!("{name}: {value}\r\n"));
+}
+
+fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    text.write_fmt(arguments).expect("a String takes every write");
+}
+
+fn labelled(hash: Sha1) -> String {
+    format!("sha1:{}", BASE32.encode(&hash.finalize()))
+}
+
+struct Scratch {
+    compressor: Compressor,
+    plain: Vec<u8>,
+    packed: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
+        compressor: Compressor::new(CompressionLvl::new(GZIP_LEVEL).expect("1 is a level of libdeflate")),
+        plain: Vec::new(),
+        packed: Vec::new(),
+    });
+}
+
+fn gzip_record(mut head: String, block: &[&[u8]]) -> Vec<u8> {
+    let length: usize = block.iter().map(|part| part.len()).sum();
+    field(&mut head, "Content-Length", &length.to_string());
+    SCRATCH.with_borrow_mut(|Scratch { compressor, plain, packed }| {
+        plain.clear();
+        plain.extend_from_slice(head.as_bytes());
+        plain.extend_from_slice(b"\r\n");
+        for part in block {
+            plain.extend_from_slice(part);
+        }
+        plain.extend_from_slice(b"\r\n\r\n");
+        let bound = compressor.gzip_compress_bound(plain.len());
+        if packed.len() < bound {
+            packed.resize(bound, 0);
+        }
+        let written = compressor.gzip_compress(plain, packed).expect("the buffer has the bound libdeflate names");
+        let member = packed[..written].to_vec();
+        for buffer in [plain, packed] {
+            if buffer.capacity() > SCRATCH_BYTES_MAX {
+                *buffer = Vec::new();
+            }
+        }
+        member
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unpack(member: &[u8]) -> String {
+        let mut plain = vec![0; 1 << 20];
+        let length = libdeflater::Decompressor::new().gzip_decompress(member, &mut plain).expect("a gzip member");
+        plain.truncate(length);
+        String::from_utf8(plain).expect("text")
+    }
+
+    fn page() -> Response<'static> {
+        Response {
+            record_id: Uuid::from_u128(0x0192_3f1c),
+            url: "http://example.com/a",
+            date_ms: 1_700_000_000_123,
+            http_head: b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n",
+            body: b"<p>hi</p>",
+            truncated: Some("length"),
+            ip: Some(IpAddr::from([192, 0, 2, 1])),
+        }
+    }
+
+    #[test]
+    fn a_response_is_one_record_with_both_digests() {
+        let member = response_member(&page());
+        assert_eq!(member.payload_digest, "sha1:W3N4WQRZLF5DWDHQ4HCTGEQSOELIOZM2");
+        assert_eq!(
+            unpack(&member.bytes),
+            "WARC/1.1\r\nWARC-Type: response\r\nWARC-Record-ID: <urn:uuid:00000000-0000-0000-0000-000001923f1c>\r\n\
+             WARC-Date: 2023-11-14T22:13:20.123Z\r\nWARC-Target-URI: http://example.com/a\r\n\
+             WARC-IP-Address: 192.0.2.1\r\nWARC-Truncated: length\r\n\
+             WARC-Block-Digest: sha1:4GWN5IUVUTOH6N2ZSIBGFDP2SXRLRSK6\r\n\
+             WARC-Payload-Digest: sha1:W3N4WQRZLF5DWDHQ4HCTGEQSOELIOZM2\r\n\
+             Content-Type: application/http;msgtype=response\r\nContent-Length: 53\r\n\r\n\
+             HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<p>hi</p>\r\n\r\n"
+        );
+        assert_eq!(member, response_member(&page()));
+    }
+
+    #[test]
+    fn a_url_cannot_add_a_header() {
+        let url = "http://example.com/\r\nWARC-Type: x";
+        let text = unpack(&response_member(&Response { url, ..page() }).bytes);
+        assert!(text.contains("WARC-Target-URI: http://example.com/%0D%0AWARC-Type:%20x\r\n"), "{text}");
+    }
+
+    #[test]
+    fn warcinfo_follows_from_the_key_alone() {
+        let member = warcinfo_member("archive/t/pages/0000000001/a.warc.gz", 0);
+        assert_eq!(member, warcinfo_member("archive/t/pages/0000000001/a.warc.gz", 0));
+        assert_ne!(member, warcinfo_member("archive/t/pages/0000000002/a.warc.gz", 0));
+        let text = unpack(&member);
+        assert!(text.contains("WARC-Date: 1970-01-01T00:00:00.000Z\r\nWARC-Filename: a.warc.gz\r\n"), "{text}");
+        assert!(text.contains("software: dodo-archive/1\r\nformat: WARC File Format 1.1\r\n"), "{text}");
+    }
+
+    #[test]
+    fn a_large_body_does_not_stay_allocated() {
+        let body = vec![b'x'; SCRATCH_BYTES_MAX + 1];
+        response_member(&Response { body: &body, ..page() });
+        SCRATCH.with_borrow(|scratch| assert_eq!(scratch.plain.capacity(), 0));
+    }
+}

@@ -1,0 +1,30 @@
+//! Every key of Redis, and who writes and reads it.
+//!
+//! | key | what | written by | read by |
+//! | --- | --- | --- | --- |
+//! | `dodo:jobs:fetch` | ids of jobs to run; group `workers` | leader | workers |
+//! | `dodo:done` | reports of ended jobs, hints of gained work | workers, API | leader |
+//! | `dodo:pages` | fetched pages as gzip members of WARC records | workers | archiver |
+//! | `dodo:items` | raw payloads as JSON | workers | archiver |
+//! | `dodo:heartbeats` | hash: incarnation to its last heartbeat | workers | leader |
+//! | `dodo:generation` | number of the generation | leader | all |
+//! | `dodo:epoch` | epoch of the leader | leader | leader |
+
+pub const JOBS: &str = "dodo:jobs:fetch";
+pub const GROUP: &str = "workers";
+pub const DONE: &str = "dodo:done";
+pub const PAGES: &str = "dodo:pages";
+pub const ITEMS: &str = "dodo:items";
+pub const HEARTBEATS: &str = "dodo:heartbeats";
+pub const GENERATION: &str = "dodo:generation";
+pub const EPOCH: &str = "dodo:epoch";
+
+/// Streams that are deleted and made anew with each generation, with their group where they have one.
+pub const WINDOW_STREAMS: &[(&str, Option<&str>)] = &[(JOBS, Some(GROUP)), (DONE, None)];
+/// Streams whose entries survive a generation and are archived before they are trimmed.
+pub const RAW_STREAMS: &[&str] = &[PAGES, ITEMS];
+
+/// The name of a raw stream in Postgres and in object keys.
+pub fn archive_name(stream: &str) -> &str {
+    stream.trim_start_matches("dodo:")
+}

@@ -1,0 +1,46 @@
+//! What a worker reports on `done` when it settles entries, and the hint that work was gained.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::model::stream_id::StreamId;
+
+/// How an entry of the jobs stream was settled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Its row was deleted and logged by this worker; `page`: it counts against the pages budget.
+    Finished { page: bool },
+    /// Its row stays and is due again in so many milliseconds.
+    Retried { in_ms: i64 },
+    /// It prepared its host (addresses, robots); its row is unchanged and due.
+    Prepared,
+    /// Its row was gone or had moved on; nothing was requested.
+    Gone,
+    /// The worker is leaving: nothing was requested, issue it again.
+    Returned,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Settled {
+    pub entry: StreamId,
+    pub verdict: Verdict,
+    /// A request was sent, so the host's clocks start now.
+    #[serde(default)]
+    pub requested: bool,
+    /// The host asked to be left alone for so long, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_ms: Option<i64>,
+}
+
+/// One entry of `done`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    #[serde(default)]
+    pub worker: Uuid,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settled: Vec<Settled>,
+    /// (tenant, host) that gained jobs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gained: Vec<(String, String)>,
+}

@@ -1,0 +1,110 @@
+//! What the streams hold, and how far the window's streams may be trimmed.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use redis::{Script, Value};
+use serde::{Deserialize, Serialize};
+
+use crate::model::stream_id::StreamId;
+use crate::stream::connection::{Redis, StreamResult};
+use crate::stream::names::{DONE, EPOCH, GROUP, JOBS, RAW_STREAMS};
+use crate::stream::queue::parse_id;
+
+const ZERO: StreamId = StreamId { ms: 0, seq: 0 };
+
+/// One stream as the API shows it.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct StreamStatus {
+    pub name: String,
+    pub length: u64,
+    /// Delivered and not settled.
+    pub pending: u64,
+    /// Not delivered yet; nothing where the stream has no group.
+    pub lag: Option<u64>,
+    /// Nothing at or above this entry may be trimmed.
+    pub horizon: Option<String>,
+}
+
+static TRIM: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('DODOEPOCH another epoch leads') end
+         return redis.call('XTRIM', KEYS[2], 'MINID', '=', ARGV[2])",
+    )
+});
+
+/// The group's last delivered entry.
+pub async fn last_delivered(redis: &Redis) -> StreamResult<StreamId> {
+    let group = group(redis).await?;
+    match group.get("last-delivered-id") {
+        Some(Value::BulkString(id)) => parse_id(&String::from_utf8_lossy(id)),
+        _ => Ok(ZERO),
+    }
+}
+
+/// The horizon of the jobs stream: the lower of oldest pending and first undelivered entry.
+pub async fn horizon(redis: &Redis) -> StreamResult<StreamId> {
+    let delivered = last_delivered(redis).await?.next();
+    let mut command = redis::cmd("XPENDING");
+    command.arg(JOBS).arg(GROUP).arg("-").arg("+").arg(1);
+    let oldest: Vec<(String, String, i64, i64)> = redis.run(async |c| command.query_async(c).await).await?;
+    Ok(match oldest.first() {
+        Some((id, ..)) => parse_id(id)?.min(delivered),
+        None => delivered,
+    })
+}
+
+/// Trims the jobs stream below its horizon and `done` up to what the leader has read.
+pub async fn trim_window(redis: &Redis, epoch: i64, reported: StreamId) -> StreamResult<()> {
+    let horizon = horizon(redis).await?;
+    for (stream, first_kept) in [(JOBS, horizon), (DONE, reported)] {
+        let mut call = TRIM.prepare_invoke();
+        call.key(EPOCH).key(stream).arg(epoch).arg(first_kept.to_string());
+        let _: i64 = redis.run(async |c| call.invoke_async(c).await).await?;
+    }
+    Ok(())
+}
+
+/// Every stream, for the API and the metrics.
+pub async fn all(redis: &Redis) -> StreamResult<Vec<StreamStatus>> {
+    let mut pipe = redis::pipe();
+    let names: Vec<&str> = [JOBS, DONE].into_iter().chain(RAW_STREAMS.iter().copied()).collect();
+    for name in &names {
+        pipe.cmd("XLEN").arg(name);
+    }
+    let lengths: Vec<u64> = redis.run(async |c| pipe.query_async(c).await).await?;
+    let group = group(redis).await.unwrap_or_default();
+    let number = |key: &str| match group.get(key) {
+        Some(Value::Int(n)) => Some(*n as u64),
+        _ => None,
+    };
+    let mut all = Vec::new();
+    for (name, length) in names.into_iter().zip(lengths) {
+        let mut status = StreamStatus { name: name.to_owned(), length, pending: 0, lag: None, horizon: None };
+        if name == JOBS {
+            status.pending = number("pending").unwrap_or_default();
+            status.lag = number("lag");
+            status.horizon = horizon(redis).await.ok().map(|id| id.to_string());
+        }
+        all.push(status);
+    }
+    Ok(all)
+}
+
+/// Bytes that Redis holds.
+pub async fn memory_bytes(redis: &Redis) -> StreamResult<u64> {
+    let mut command = redis::cmd("INFO");
+    command.arg("memory");
+    let info: redis::InfoDict = redis.run(async |c| command.query_async(c).await).await?;
+    Ok(info.get::<u64>("used_memory").unwrap_or_default())
+}
+
+async fn group(redis: &Redis) -> StreamResult<HashMap<String, Value>> {
+    let mut command = redis::cmd("XINFO");
+    command.arg("GROUPS").arg(JOBS);
+    let groups: Vec<HashMap<String, Value>> = redis.run(async |c| command.query_async(c).await).await?;
+    Ok(groups
+        .into_iter()
+        .find(|g| matches!(g.get("name"), Some(Value::BulkString(name)) if name == GROUP.as_bytes()))
+        .unwrap_or_default())
+}

@@ -1,0 +1,162 @@
+//! Submitting work: crawls and no-op jobs.
+
+use axum::Json;
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
+use axum::http::StatusCode;
+use dodo_common::db::dispatch;
+use dodo_common::model::job::TENANT_DEFAULT;
+use dodo_common::model::spec::CrawlSpec;
+use dodo_common::model::url::{Canonical, canonical};
+use dodo_common::stream::queue;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::api::{Api, ApiError, ApiResult, bad_request};
+use crate::context::Context;
+
+/// No-op jobs of one request.
+const NOOPS_MAX: usize = 100_000;
+
+/// A crawl to run.
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CrawlRequest {
+    /// Where it starts: http or https URLs.
+    pub urls: Vec<String>,
+    /// Links followed from a start page to the last; 100 when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<i16>,
+    /// Pages fetched before the rest is skipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_pages: Option<i64>,
+    /// `host`, `domain`, `prefix` or `any`; `host` when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
+    /// Milliseconds between two requests to one host; 1000 when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_ms: Option<i64>,
+    /// Requests to one host at a time; 1 when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_concurrency: Option<i32>,
+    /// A second request with the same key returns the first one's dispatch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NoopRequest {
+    /// How many jobs, at most 100,000.
+    pub count: usize,
+    /// Becomes an entry of `items` for each job, with its number as `n`.
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    pub payload: Option<serde_json::Map<String, serde_json::Value>>,
+    #[serde(default)]
+    pub key: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Accepted {
+    pub dispatch: Uuid,
+    /// False: the key was known; nothing was scheduled.
+    pub created: bool,
+    pub scheduled: i64,
+}
+
+/// Submit a crawl
+#[utoipa::path(post, path = "/v1/crawls", request_body = CrawlRequest,
+    responses((status = 202, body = Accepted), (status = 400, description = "One line says what is wrong")))]
+pub async fn submit(
+    State(api): State<Api>,
+    body: Result<Json<CrawlRequest>, JsonRejection>,
+) -> ApiResult<(StatusCode, Json<Accepted>)> {
+    let Json(request) = body.map_err(rejected)?;
+    let (spec, key, seeds) = checked(request, &api.contact)?;
+    let accepted = submit_crawl(&api.ctx, &spec, key.as_deref(), &seeds).await?;
+    Ok((StatusCode::ACCEPTED, Json(accepted)))
+}
+
+/// Submit no-op jobs: the measure of the pipeline itself
+#[utoipa::path(post, path = "/v1/noops", request_body = NoopRequest, responses((status = 202, body = Accepted)))]
+pub async fn submit_noops(
+    State(api): State<Api>,
+    body: Result<Json<NoopRequest>, JsonRejection>,
+) -> ApiResult<(StatusCode, Json<Accepted>)> {
+    let Json(request) = body.map_err(rejected)?;
+    if !(1..=NOOPS_MAX).contains(&request.count) {
+        return Err(bad_request(format!("count must be between 1 and {NOOPS_MAX}")));
+    }
+    let payloads: Vec<Option<serde_json::Value>> = (0..request.count)
+        .map(|n| {
+            let mut payload = request.payload.clone()?;
+            payload.insert("n".to_owned(), n.into());
+            Some(payload.into())
+        })
+        .collect();
+    let submitted = dispatch::submit_noops(&api.ctx.db, TENANT_DEFAULT, request.key.as_deref(), &payloads).await?;
+    hint(&api.ctx, vec![(TENANT_DEFAULT.to_owned(), String::new())]).await;
+    let accepted = Accepted { dispatch: submitted.id, created: submitted.created, scheduled: submitted.scheduled };
+    Ok((StatusCode::ACCEPTED, Json(accepted)))
+}
+
+/// Stores a crawl and hints its hosts to the dispatcher.
+pub async fn submit_crawl(
+    ctx: &Context,
+    spec: &CrawlSpec,
+    key: Option<&str>,
+    seeds: &[Canonical],
+) -> ApiResult<Accepted> {
+    let submitted = dispatch::submit_crawl(&ctx.db, TENANT_DEFAULT, key, spec, seeds).await?;
+    let hosts = seeds.iter().map(|seed| (TENANT_DEFAULT.to_owned(), seed.host.clone())).collect();
+    hint(ctx, hosts).await;
+    Ok(Accepted { dispatch: submitted.id, created: submitted.created, scheduled: submitted.scheduled })
+}
+
+/// Checks a request; its seeds come out in canonical form.
+pub fn checked(request: CrawlRequest, contact: &str) -> ApiResult<(CrawlSpec, Option<String>, Vec<Canonical>)> {
+    let mut seeds = Vec::with_capacity(request.urls.len());
+    for raw in &request.urls {
+        let seed = canonical(raw, None).map_err(|error| bad_request(format!("{raw:?} cannot be crawled: {error}")))?;
+        if contact.is_empty() && !is_loopback(&seed) {
+            return Err(bad_request(
+                "no contact is configured: set DODO_CONTACT to your address or a page about your crawler before anything but loopback is crawled",
+            ));
+        }
+        seeds.push(seed);
+    }
+    let scope = request.scope.as_deref().unwrap_or("host").parse().map_err(|error: String| bad_request(error))?;
+    let mut spec: CrawlSpec = serde_json::from_value(serde_json::json!({
+        "seeds": seeds.iter().map(|seed| seed.url.as_str()).collect::<Vec<_>>(),
+    }))
+    .map_err(|error| bad_request(error.to_string()))?;
+    spec.scope = scope;
+    spec.max_pages = request.max_pages;
+    spec.depth = request.depth.unwrap_or(spec.depth);
+    spec.delay_ms = request.delay_ms.unwrap_or(spec.delay_ms);
+    spec.host_concurrency = request.host_concurrency.unwrap_or(spec.host_concurrency);
+    spec.check().map_err(bad_request)?;
+    Ok((spec, request.key, seeds))
+}
+
+/// A name may lead anywhere, so only the worker, which resolves it, knows; here only what the URL says.
+fn is_loopback(seed: &Canonical) -> bool {
+    match seed.url.host() {
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost") || name.ends_with(".test"),
+        None => false,
+    }
+}
+
+async fn hint(ctx: &Context, gained: Vec<(String, String)>) {
+    if let Err(error) = queue::hint(&ctx.redis, gained).await {
+        // The dispatcher's scan finds the rows all the same, within a minute.
+        tracing::debug!(%error, "the hint did not get through");
+    }
+}
+
+fn rejected(rejection: JsonRejection) -> ApiError {
+    ApiError(rejection.status(), rejection.body_text())
+}

@@ -1,0 +1,162 @@
+//! The cluster at a glance: leader, workers, streams, health, metrics.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use axum::Json;
+use axum::extract::State;
+use dodo_common::db::worker::WorkerRow;
+use dodo_common::db::{generation, leader, schedule, segment, worker};
+use dodo_common::stream::heartbeat::{self, Beat};
+use dodo_common::stream::status::{self as streams_status, StreamStatus};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::api::{Api, ApiError, ApiResult};
+use crate::context::Context;
+
+/// A worker as one wants to read it.
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct WorkerView {
+    pub id: Uuid,
+    pub slot: i32,
+    /// starting, ready, busy, draining, lost or ended.
+    pub state: String,
+    pub host: String,
+    pub address: String,
+    pub region: Option<String>,
+    pub roles: Vec<String>,
+    pub version: String,
+    pub pid: i32,
+    pub generation: i64,
+    pub in_flight: u64,
+    pub settled: u64,
+    pub heartbeat_age_ms: Option<i64>,
+    pub registered_at: chrono::DateTime<chrono::Utc>,
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Status {
+    /// The scheduler that leads, and its epoch.
+    pub leader: Option<Uuid>,
+    pub epoch: Option<i64>,
+    pub generation: i64,
+    /// Jobs are being issued by the scheduler that answers.
+    pub dispatching: bool,
+    pub jobs_pending: i64,
+    /// How long the oldest due job of those looked at has waited, milliseconds.
+    pub oldest_due_ms: i64,
+    pub workers: HashMap<String, usize>,
+    pub archive_objects: i64,
+    pub archive_bytes: i64,
+    pub redis_bytes: u64,
+}
+
+/// The cluster at a glance
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
+pub async fn status(State(api): State<Api>) -> ApiResult<Json<Status>> {
+    let ctx = &api.ctx;
+    let leader = leader::current(&ctx.db).await?;
+    let (jobs_pending, oldest_due_ms) = schedule::backlog(&ctx.db).await?;
+    let (archive_objects, archive_bytes) = segment::totals(&ctx.db).await?;
+    let mut workers = HashMap::new();
+    for view in views(ctx).await?.into_iter().filter(|view| view.state != "ended") {
+        *workers.entry(view.state).or_default() += 1;
+    }
+    Ok(Json(Status {
+        leader: leader.map(|(id, _)| id),
+        epoch: leader.map(|(_, epoch)| epoch),
+        generation: generation::current(&ctx.db).await?.number,
+        dispatching: ctx.window_ready.load(Ordering::Relaxed),
+        jobs_pending,
+        oldest_due_ms,
+        workers,
+        archive_objects,
+        archive_bytes,
+        redis_bytes: streams_status::memory_bytes(&ctx.redis).await.unwrap_or_default(),
+    }))
+}
+
+/// Workers: those that live, and the latest of those that do not
+#[utoipa::path(get, path = "/v1/workers", responses((status = 200, body = Vec<WorkerView>)))]
+pub async fn workers(State(api): State<Api>) -> ApiResult<Json<Vec<WorkerView>>> {
+    Ok(Json(views(&api.ctx).await?))
+}
+
+async fn views(ctx: &Context) -> ApiResult<Vec<WorkerView>> {
+    // Without Redis the rows are still worth showing: the states are then what Postgres knows.
+    let beats: HashMap<Uuid, (i64, Beat)> = heartbeat::all(&ctx.redis)
+        .await
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(id, age, beat)| (id, (age, beat)))
+        .collect();
+    Ok(worker::recent(&ctx.db).await?.into_iter().map(|row| view(row, &beats)).collect())
+}
+
+fn view(row: WorkerRow, beats: &HashMap<Uuid, (i64, Beat)>) -> WorkerView {
+    let beat = beats.get(&row.id);
+    let state = match beat {
+        _ if row.lost_at.is_some() => "lost",
+        _ if row.ended_at.is_some() => "ended",
+        _ if row.draining_at.is_some() => "draining",
+        None => "starting",
+        Some((_, beat)) if beat.in_flight > 0 => "busy",
+        Some(_) => "ready",
+    };
+    WorkerView {
+        id: row.id,
+        slot: row.slot,
+        state: state.to_owned(),
+        host: row.host,
+        address: row.address,
+        region: row.region,
+        roles: row.roles,
+        version: row.version,
+        pid: row.pid,
+        generation: row.generation,
+        in_flight: beat.map_or(0, |(_, beat)| beat.in_flight),
+        settled: beat.map_or(0, |(_, beat)| beat.settled),
+        heartbeat_age_ms: beat.map(|(age, _)| *age),
+        registered_at: row.registered_at,
+        reason: row.reason,
+    }
+}
+
+/// Streams: length, lag, pending, horizon
+#[utoipa::path(get, path = "/v1/streams", responses((status = 200, body = Vec<StreamStatus>)))]
+pub async fn streams(State(api): State<Api>) -> ApiResult<Json<Vec<StreamStatus>>> {
+    Ok(Json(streams_status::all(&api.ctx.redis).await?))
+}
+
+/// The process answers
+#[utoipa::path(get, path = "/health/live", responses((status = 200)))]
+pub async fn live() -> &'static str {
+    "live\n"
+}
+
+/// Postgres and Redis answer
+#[utoipa::path(get, path = "/health/ready", responses((status = 200), (status = 503)))]
+pub async fn ready(State(api): State<Api>) -> Result<&'static str, ApiError> {
+    generation::current(&api.ctx.db).await?;
+    streams_status::memory_bytes(&api.ctx.redis).await?;
+    Ok("ready\n")
+}
+
+/// Metrics in the Prometheus text format
+#[utoipa::path(get, path = "/metrics", responses((status = 200, content_type = "text/plain")))]
+pub async fn metrics(State(api): State<Api>) -> String {
+    if let Ok((pending, oldest_due_ms)) = schedule::backlog(&api.ctx.db).await {
+        metrics::gauge!("dodo_jobs_pending").set(pending as f64);
+        metrics::gauge!("dodo_oldest_due_seconds").set(oldest_due_ms as f64 / 1000.0);
+    }
+    if let Ok(streams) = streams_status::all(&api.ctx.redis).await {
+        for stream in streams {
+            metrics::gauge!("dodo_stream_length", "stream" => stream.name.clone()).set(stream.length as f64);
+            metrics::gauge!("dodo_stream_pending", "stream" => stream.name.clone()).set(stream.pending as f64);
+            metrics::gauge!("dodo_stream_lag", "stream" => stream.name).set(stream.lag.unwrap_or_default() as f64);
+        }
+    }
+    (api.metrics)()
+}

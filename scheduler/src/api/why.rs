@@ -1,0 +1,162 @@
+//! Why: everything that was decided about a URL or a job, in sentences.
+
+use axum::Json;
+use axum::extract::{Query, State};
+use dodo_common::db::explain::{self, HostReport, JobReport};
+use dodo_common::db::{dispatch, segment};
+use dodo_common::model::job::TENANT_DEFAULT;
+use dodo_common::model::robots::Robots;
+use dodo_common::model::spec::CrawlSpec;
+use dodo_common::model::url::{Canonical, Scope, canonical};
+use serde::{Deserialize, Serialize};
+use url::Url;
+use uuid::Uuid;
+
+use crate::api::{Api, ApiResult, bad_request, not_found};
+use crate::context::Context;
+
+/// The product token robots.txt groups are matched against; the worker's.
+const AGENT: &str = "dodo";
+/// Crawls whose scope is judged for a URL that none has seen.
+const CRAWLS_MAX: i64 = 5;
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+pub struct WhyQuery {
+    /// A URL, or the id of a job.
+    pub of: String,
+}
+
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Why {
+    pub url: Option<String>,
+    /// The decisions, oldest first, each a sentence.
+    pub lines: Vec<String>,
+    #[serde(skip_deserializing)]
+    pub jobs: Vec<JobReport>,
+    #[serde(skip_deserializing)]
+    pub host: Option<HostReport>,
+}
+
+/// Every decision about a URL or a job
+#[utoipa::path(get, path = "/v1/why", params(WhyQuery), responses((status = 200, body = Why), (status = 404)))]
+pub async fn why(State(api): State<Api>, Query(query): Query<WhyQuery>) -> ApiResult<Json<Why>> {
+    let ctx = &api.ctx;
+    let (jobs, url) = match Uuid::parse_str(&query.of) {
+        Ok(id) => {
+            let job = explain::job(&ctx.db, TENANT_DEFAULT, id).await?.ok_or_else(|| not_found("such job"))?;
+            let url = job.url.as_deref().and_then(|url| canonical(url, None).ok());
+            (vec![job], url)
+        }
+        Err(_) => {
+            let url = canonical(&query.of, None).map_err(|error| bad_request(format!("{:?}: {error}", query.of)))?;
+            (explain::url(&ctx.db, TENANT_DEFAULT, url.hash).await?, Some(url))
+        }
+    };
+    let host = match &url {
+        Some(url) => explain::host(&ctx.db, &url.host).await?,
+        None => None,
+    };
+    let mut lines = Vec::new();
+    if let Some(url) = &url {
+        lines.push(format!("Its canonical form is {}.", url.url));
+        lines.extend(host_lines(url, host.as_ref()));
+    }
+    if jobs.is_empty() {
+        lines.push("No crawl has it in its seen-set: no fetched page in scope links to it.".to_owned());
+        if let Some(url) = &url {
+            lines.extend(scope_lines(ctx, &url.url).await?);
+        }
+    }
+    for job in jobs.iter().rev() {
+        lines.extend(job_lines(ctx, job).await?);
+    }
+    Ok(Json(Why { url: url.map(|url| url.url.to_string()), lines, jobs, host }))
+}
+
+fn host_lines(url: &Canonical, host: Option<&HostReport>) -> Vec<String> {
+    let Some(host) = host else {
+        return vec![format!(
+            "Its host {} has never been prepared: no address resolved, no robots.txt read.",
+            url.host
+        )];
+    };
+    let mut lines = vec![format!("Its host {} is {} at {}.", host.host, host.state, host.addresses.join(", "))];
+    if let Some(error) = &host.last_error {
+        lines.push(format!("The host's last trouble: {error}."));
+    }
+    if let Some(until) = host.hold_until.filter(|until| *until > chrono::Utc::now()) {
+        lines.push(format!("Nothing is sent to the host before {until}."));
+    }
+    if let Some(delay) = host.crawl_delay_ms {
+        lines.push(format!("Its robots.txt asks for {delay} ms between requests."));
+    }
+    let robots = Robots::parse(host.robots.as_deref().unwrap_or_default());
+    let path = url.url.query().map_or(url.url.path().to_owned(), |query| format!("{}?{query}", url.url.path()));
+    let verdict = robots.decide(AGENT, &path);
+    let word = if verdict.allowed { "allows" } else { "forbids" };
+    lines.push(match verdict.rule {
+        Some(rule) => format!("robots.txt {word} it by line {}: {}.", rule.line, rule.text),
+        None => format!("robots.txt {word} it: no rule matches."),
+    });
+    lines
+}
+
+async fn scope_lines(ctx: &Context, url: &Url) -> ApiResult<Vec<String>> {
+    let mut lines = Vec::new();
+    for crawl in dispatch::list(&ctx.db, TENANT_DEFAULT, CRAWLS_MAX).await? {
+        let Ok(spec) = serde_json::from_value::<CrawlSpec>(crawl.spec) else { continue };
+        let seeds = spec.seeds.iter().filter_map(|seed| Url::parse(seed).ok()).collect();
+        let decision = Scope::new(spec.scope, seeds).allows(url);
+        let word = if decision.allowed { "in" } else { "out of" };
+        lines.push(format!("It is {word} the scope of crawl {}: {}.", crawl.id, decision.reason));
+    }
+    Ok(lines)
+}
+
+async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>> {
+    let mut lines = Vec::new();
+    let origin = match job.found_on {
+        Some(page) => match explain::job(&ctx.db, TENANT_DEFAULT, page).await?.and_then(|page| page.url) {
+            Some(page) => format!("found on {page}"),
+            None => format!("found by job {page}"),
+        },
+        None => "given as a start".to_owned(),
+    };
+    lines.push(format!(
+        "Job {} of dispatch {}: {origin}, at depth {}, scheduled {}.",
+        job.id, job.dispatch, job.depth, job.created_at
+    ));
+    if let Some(before) = job.remake_of {
+        lines.push(format!("It makes the result of job {before} again, which Redis lost before it was archived."));
+    }
+    if job.state == "pending" {
+        let due = job.run_at.map_or(String::new(), |at| format!(", due at {at}"));
+        lines.push(format!("It is pending with {} tries behind it{due}.", job.attempt));
+        lines.extend(job.reason.as_ref().map(|why| format!("Its last try: {why}.")));
+        return Ok(lines);
+    }
+    let mut end = format!("It ended {}", job.state);
+    if let Some(status) = job.status {
+        end.push_str(&format!(" with status {status}"));
+    }
+    if let Some(ms) = job.fetch_ms {
+        end.push_str(&format!(" in {ms} ms"));
+    }
+    if let Some(address) = &job.address {
+        end.push_str(&format!(" from {address}"));
+    }
+    end.push_str(&format!(" at try {}.", job.attempt + 1));
+    lines.push(end);
+    lines.extend(job.reason.as_ref().map(|why| format!("Reason: {why}.")));
+    lines.extend(job.location.as_ref().map(|to| format!("It redirects to {to}.")));
+    if let (Some(stream), Some(generation), Some(id)) = (&job.raw_stream, job.raw_generation, &job.raw_id)
+        && let Ok(entry) = id.parse()
+    {
+        lines.push(match segment::holding(&ctx.db, TENANT_DEFAULT, stream, generation, entry).await? {
+            Some((key, Some(at))) => format!("Its result {id} is archived in {key}, verified {at}."),
+            Some((key, None)) => format!("Its result {id} is on its way to {key}."),
+            None => format!("Its result is entry {id} of {stream}, not archived yet."),
+        });
+    }
+    Ok(lines)
+}

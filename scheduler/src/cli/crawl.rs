@@ -1,0 +1,108 @@
+//! `dodo crawl`: submit, and wait if asked to.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use dodo_common::db::dispatch::Dispatch;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::api::crawl::{Accepted, CrawlRequest};
+use crate::cli::client::Client;
+use crate::cli::{Remote, say};
+
+const POLL: Duration = Duration::from_millis(300);
+
+/// What to crawl and how, for `dodo crawl` and `dodo up`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct CrawlFlags {
+    /// Links to follow from a start page [default: 100]
+    #[arg(long)]
+    pub depth: Option<i16>,
+    /// Pages to fetch before the rest is skipped [default: no limit]
+    #[arg(long)]
+    pub max_pages: Option<i64>,
+    /// How far links are followed: host, domain, prefix or any [default: host]
+    #[arg(long)]
+    pub scope: Option<String>,
+    /// Milliseconds between two requests to one host [default: 1000]
+    #[arg(long)]
+    pub delay: Option<i64>,
+    /// Requests to one host at a time [default: 1]
+    #[arg(long)]
+    pub host_concurrency: Option<i32>,
+    /// A name for this crawl: asking again with the same one starts nothing new
+    #[arg(long)]
+    pub key: Option<String>,
+}
+
+impl CrawlFlags {
+    pub fn request(&self, urls: Vec<String>) -> CrawlRequest {
+        CrawlRequest {
+            urls,
+            depth: self.depth,
+            max_pages: self.max_pages,
+            scope: self.scope.clone(),
+            delay_ms: self.delay,
+            host_concurrency: self.host_concurrency,
+            key: self.key.clone(),
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct Crawl {
+    /// Where to start: http or https URLs
+    #[arg(required = true)]
+    urls: Vec<String>,
+    #[command(flatten)]
+    flags: CrawlFlags,
+    /// Wait until every page is fetched and archived
+    #[arg(long)]
+    wait: bool,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+pub async fn run(crawl: Crawl) -> anyhow::Result<ExitCode> {
+    let client = Client::new(&crawl.remote)?;
+    let accepted: Accepted = client.post("/v1/crawls", &crawl.flags.request(crawl.urls)).await?;
+    if !crawl.wait {
+        say(if crawl.remote.json { serde_json::to_string(&accepted)? } else { accepted.dispatch.to_string() })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let bar = bar(crawl.remote.json);
+    loop {
+        let dispatch: Dispatch = client.get(&format!("/v1/dispatches/{}", accepted.dispatch), &[]).await?;
+        show(&bar, std::slice::from_ref(&dispatch));
+        if dispatch.state == "done" {
+            bar.finish_and_clear();
+            let p = &dispatch.progress;
+            say(if crawl.remote.json {
+                serde_json::to_string(&dispatch)?
+            } else {
+                format!(
+                    "{} done: {} pages, {} links, {} duplicates skipped, {} failed, {} not allowed",
+                    dispatch.id, p.pages, p.links, p.duplicates, p.failed, p.skipped
+                )
+            })?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// A progress bar on standard error; hidden where nobody looks.
+pub fn bar(hidden: bool) -> ProgressBar {
+    let bar = if hidden { ProgressBar::hidden() } else { ProgressBar::new(0) };
+    let style = ProgressStyle::with_template("{elapsed_precise} [{bar:30}] {pos}/{len} jobs, {per_sec} {msg}");
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "))
+}
+
+pub fn show(bar: &ProgressBar, dispatches: &[Dispatch]) {
+    let sum = |of: fn(&Dispatch) -> i64| dispatches.iter().map(of).sum::<i64>().max(0) as u64;
+    bar.set_length(sum(|d| d.progress.scheduled));
+    bar.set_position(sum(|d| d.progress.finished));
+    let raw = sum(|d| d.progress.raw);
+    bar.set_message(format!("pages {}, to archive {raw}", sum(|d| d.progress.pages)));
+}

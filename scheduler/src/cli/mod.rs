@@ -1,0 +1,100 @@
+//! The command line, a file for each group of verbs.
+
+pub mod archive;
+pub mod client;
+pub mod crawl;
+pub mod export;
+pub mod rules;
+pub mod serve;
+pub mod show;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::local::up;
+
+/// Crawl and scrape as dependable infrastructure: loses nothing, counts nothing twice, explains every decision.
+#[derive(Parser, Debug)]
+#[command(name = "dodo", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run everything on this machine: private Redis and Postgres, an S3 endpoint, scheduler and workers
+    Up(Box<up::Up>),
+    /// Run a scheduler: HTTP API, and the dispatcher while it leads
+    Serve(Box<serve::Serve>),
+    /// Bring the database's schema up to date
+    Migrate(serve::Migrate),
+    /// Submit a crawl to a running cluster
+    Crawl(crawl::Crawl),
+    /// Show the cluster at a glance
+    Status(show::Status),
+    /// List workers
+    Workers(show::Plain),
+    /// List jobs, finished or pending
+    Jobs(show::Jobs),
+    /// Explain every decision about a URL or a job
+    Why(show::Why),
+    /// List, read and check the archive, from S3 alone
+    Archive(archive::Archive),
+    /// Write the pages or links of a crawl to standard output
+    Export(export::Export),
+    /// Say whether a robots.txt allows URLs, and by which line
+    Robots(rules::Robots),
+    /// Show the canonical form of a URL, step by step
+    Url(rules::CanonicalUrl),
+}
+
+/// Where the scheduler's API is.
+#[derive(Args, Clone, Debug)]
+pub struct Remote {
+    /// Address of the scheduler's API
+    #[arg(long, env = "DODO_API_URL", default_value = "http://127.0.0.1:7070")]
+    pub api: String,
+    /// Admin token of the API, where it asks for one
+    #[arg(long, env = "DODO_ADMIN_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// Print JSON for scripts
+    #[arg(long)]
+    pub json: bool,
+}
+
+pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Up(up) => up::run(*up).await,
+        Command::Serve(serve) => serve::serve(*serve).await,
+        Command::Migrate(migrate) => serve::migrate(migrate).await,
+        Command::Crawl(crawl) => crawl::run(crawl).await,
+        Command::Status(status) => show::status(status).await,
+        Command::Workers(plain) => show::workers(plain).await,
+        Command::Jobs(jobs) => show::jobs(jobs).await,
+        Command::Why(why) => show::why(why).await,
+        Command::Archive(archive) => archive::run(archive).await,
+        Command::Export(export) => export::run(export).await,
+        Command::Robots(robots) => rules::robots(robots).await,
+        Command::Url(url) => rules::url(&url),
+    }
+}
+
+/// Writes one line to standard output; unlike `println!` it reports a closed pipe instead of panicking.
+pub fn say(text: impl AsRef<str>) -> anyhow::Result<()> {
+    writeln!(std::io::stdout().lock(), "{}", text.as_ref())?;
+    Ok(())
+}
+
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// Bytes as a person reads them.
+pub fn bytes(count: u64) -> String {
+    indicatif::HumanBytes(count).to_string()
+}

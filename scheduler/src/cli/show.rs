@@ -1,0 +1,153 @@
+//! `dodo status|workers|jobs|why`: reading a running cluster.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use dodo_common::db::explain::JobReport;
+use dodo_common::stream::status::StreamStatus;
+use uuid::Uuid;
+
+use crate::api::status::{Status as Glance, WorkerView};
+use crate::cli::client::Client;
+use crate::cli::{Remote, bytes, say};
+
+#[derive(Args, Debug)]
+pub struct Plain {
+    #[command(flatten)]
+    remote: Remote,
+}
+
+#[derive(Args, Debug)]
+pub struct Status {
+    /// Show it again every second until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+#[derive(Args, Debug)]
+pub struct Jobs {
+    /// pending, or an outcome: ok, redirect, http_error, robots, refused, budget, dead, failed
+    #[arg(long)]
+    state: Option<String>,
+    /// Only those of this dispatch
+    #[arg(long)]
+    dispatch: Option<Uuid>,
+    /// How many at most
+    #[arg(long, default_value_t = 50)]
+    limit: i64,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+#[derive(Args, Debug)]
+pub struct Why {
+    /// A URL, or the id of a job
+    of: String,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+pub async fn status(args: Status) -> anyhow::Result<ExitCode> {
+    let client = Client::new(&args.remote)?;
+    loop {
+        let glance: Glance = client.get("/v1/status", &[]).await?;
+        let streams: Vec<StreamStatus> = client.get("/v1/streams", &[]).await.unwrap_or_default();
+        if args.remote.json {
+            let mut value = serde_json::to_value(&glance)?;
+            value["streams"] = serde_json::to_value(&streams)?;
+            say(value.to_string())?;
+        } else {
+            say(glance_text(&glance, &streams))?;
+        }
+        if !args.watch {
+            return Ok(ExitCode::SUCCESS);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn glance_text(glance: &Glance, streams: &[StreamStatus]) -> String {
+    let leader = glance.leader.map_or("none".to_owned(), |id| id.to_string());
+    let mut workers: Vec<String> = glance.workers.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    workers.sort();
+    let workers = if workers.is_empty() { "none".to_owned() } else { workers.join(", ") };
+    let mut text = format!(
+        "leader      {leader} (epoch {})\ngeneration  {}{}\njobs        {} pending, the oldest due for {:.1} s\nworkers     {workers}\n\
+         archive     {} objects, {}\nredis       {}",
+        glance.epoch.unwrap_or_default(),
+        glance.generation,
+        if glance.dispatching { "" } else { " (not dispatching)" },
+        glance.jobs_pending,
+        glance.oldest_due_ms as f64 / 1000.0,
+        glance.archive_objects,
+        bytes(glance.archive_bytes.max(0) as u64),
+        bytes(glance.redis_bytes),
+    );
+    for stream in streams {
+        let lag = stream.lag.map_or(String::new(), |lag| format!(", {lag} undelivered"));
+        text.push_str(&format!(
+            "\nstream      {}: {} entries, {} pending{lag}",
+            stream.name, stream.length, stream.pending
+        ));
+    }
+    text
+}
+
+pub async fn workers(args: Plain) -> anyhow::Result<ExitCode> {
+    let workers: Vec<WorkerView> = Client::new(&args.remote)?.get("/v1/workers", &[]).await?;
+    if args.remote.json {
+        say(serde_json::to_string(&workers)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    say(format!(
+        "{:<5} {:<9} {:<16} {:<10} {:>8} {:>9} {:>10}  REASON",
+        "SLOT", "STATE", "ADDRESS", "REGION", "PID", "HOLDS", "SETTLED"
+    ))?;
+    for w in workers {
+        say(format!(
+            "{:<5} {:<9} {:<16} {:<10} {:>8} {:>9} {:>10}  {}",
+            w.slot,
+            w.state,
+            w.address,
+            w.region.unwrap_or_default(),
+            w.pid,
+            w.in_flight,
+            w.settled,
+            w.reason.unwrap_or_default()
+        ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn jobs(args: Jobs) -> anyhow::Result<ExitCode> {
+    let mut query = vec![("limit", args.limit.to_string())];
+    query.extend(args.state.map(|state| ("state", state)));
+    query.extend(args.dispatch.map(|id| ("dispatch", id.to_string())));
+    let jobs: Vec<JobReport> = Client::new(&args.remote)?.get("/v1/jobs", &query).await?;
+    for job in jobs {
+        if args.remote.json {
+            say(serde_json::to_string(&job)?)?;
+            continue;
+        }
+        let status = job.status.map_or("-".to_owned(), |status| status.to_string());
+        let what = job.url.unwrap_or(job.kind);
+        let reason = job.reason.map_or(String::new(), |reason| format!("  ({reason})"));
+        say(format!("{}  {:<10} {status:>3}  {what}{reason}", job.id, job.state))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn why(args: Why) -> anyhow::Result<ExitCode> {
+    let answer: serde_json::Value = Client::new(&args.remote)?.get("/v1/why", &[("of", args.of)]).await?;
+    if args.remote.json {
+        say(answer.to_string())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for line in answer["lines"].as_array().into_iter().flatten().filter_map(|line| line.as_str()) {
+        say(line)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

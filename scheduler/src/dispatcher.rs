@@ -1,0 +1,385 @@
+//! The dispatcher: the only place that ever issues a job (invariant 7).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use dodo_common::db::dispatch::{self, Dispatch};
+use dodo_common::db::generation::{self, Generation};
+use dodo_common::db::{host, schedule};
+use dodo_common::model::job::{JobKey, Outcome};
+use dodo_common::model::spec::CrawlSpec;
+use dodo_common::model::stream_id::StreamId;
+use dodo_common::stream::connection::{Redis, StreamError};
+use dodo_common::stream::queue::{self, Authority};
+use dodo_common::stream::report::{Report, Verdict};
+use dodo_common::stream::status;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::context::{Context, Term};
+use crate::frontier::{FlowKey, Frontier, Pick, Rules, SettledJob};
+use crate::reaper;
+use crate::window::{self, WindowError};
+
+/// Entries in the window at least, and at most; between them twice what live workers hold at once.
+const WINDOW_MIN: usize = 64;
+const WINDOW_MAX: usize = 4096;
+/// Flows refilled, and hosts looked up, in one statement.
+const REFILL_FLOWS: usize = 200;
+const VIEW_HOSTS: usize = 500;
+/// The loop turns at least this often.
+const TURN: Duration = Duration::from_millis(20);
+/// The reaper and the check of the window.
+const WATCH: Duration = Duration::from_millis(200);
+/// Roll-up of progress, and the states of dispatches.
+const PROGRESS: Duration = Duration::from_millis(250);
+const TRIM: Duration = Duration::from_secs(1);
+/// A whole scan over the hosts with work; slices of it run at every watch.
+const SCAN: Duration = Duration::from_secs(60);
+const SCAN_SLICE: i64 = 500;
+/// Entries older than this are compared with what Redis holds.
+const AUDIT_MS: i64 = 15_000;
+/// Hosts idle for this long are forgotten.
+const FORGET_MS: i64 = 3_600_000;
+
+/// Runs for one term of leadership.
+pub async fn run(ctx: Arc<Context>, term: Term) {
+    while !term.over.is_cancelled() {
+        let mut dispatcher = match Dispatcher::open(&ctx, &term).await {
+            Ok(dispatcher) => dispatcher,
+            Err(error) => {
+                if ended(&error, &term) {
+                    return;
+                }
+                tracing::warn!(%error, "the window cannot be opened yet");
+                pause(&term).await;
+                continue;
+            }
+        };
+        if let Err(error) = dispatcher.work().await {
+            ctx.window_ready.store(false, Ordering::Relaxed);
+            if ended(&error, &term) {
+                return;
+            }
+            // Whatever it was, what we believe of the window may be wrong: read it again.
+            tracing::warn!(%error, "the window is read again");
+            pause(&term).await;
+        }
+    }
+}
+
+fn ended(error: &WindowError, term: &Term) -> bool {
+    if error.ends_term() {
+        tracing::warn!(%error, "another scheduler leads");
+        term.over.cancel();
+    }
+    term.over.is_cancelled()
+}
+
+async fn pause(term: &Term) {
+    tokio::select! { () = term.over.cancelled() => {}, () = tokio::time::sleep(WATCH) => {} }
+}
+
+struct Dispatcher<'a> {
+    ctx: &'a Arc<Context>,
+    term: &'a Term,
+    generation: Generation,
+    frontier: Frontier,
+    reports: mpsc::Receiver<(StreamId, Report)>,
+    last_report: StreamId,
+    watch: reaper::Watch,
+    /// The rest of a scan: where it is, or nothing between two scans.
+    scan: Option<Option<FlowKey>>,
+    scanned: Instant,
+    room: usize,
+    /// Stops the reader of reports with the dispatcher.
+    _reader: tokio_util::sync::DropGuard,
+}
+
+impl<'a> Dispatcher<'a> {
+    /// Makes the window whole, waits until every worker follows, and takes over what is in it.
+    async fn open(ctx: &'a Arc<Context>, term: &'a Term) -> Result<Self, WindowError> {
+        dodo_common::stream::control::take_epoch(&ctx.redis, term.epoch).await?;
+        let mut generation = generation::current(&ctx.db).await?;
+        if let Some(why) = window::fault(ctx, term, &generation).await? {
+            generation = window::renew(ctx, term, &why).await?;
+        }
+        ctx.generation.store(generation.number, Ordering::Relaxed);
+        let mut watch = reaper::Watch::default();
+        while !window::workers_follow(ctx, generation.number).await? {
+            reaper::tick(ctx, term, &mut watch).await?;
+            tokio::select! {
+                () = term.over.cancelled() => return Err(StreamError::Epoch("the term is over".to_owned()).into()),
+                () = tokio::time::sleep(Duration::from_millis(25)) => {}
+            }
+        }
+        let mut frontier = Frontier::default();
+        read_rules(ctx, term, &mut frontier).await?;
+        let last_report = window::adopt(ctx, &mut frontier).await?;
+        let stop = tokio_util::sync::CancellationToken::new();
+        let reports = read_reports(ctx, last_report, stop.clone())?;
+        let mut dispatcher = Self {
+            ctx,
+            term,
+            generation,
+            frontier,
+            reports,
+            last_report,
+            watch,
+            scan: Some(None),
+            scanned: Instant::now(),
+            room: WINDOW_MIN,
+            _reader: stop.drop_guard(),
+        };
+        // The addresses of adopted entries must be known before anything else is issued.
+        dispatcher.look_up_hosts().await?;
+        dispatcher.scan_all().await?;
+        ctx.window_ready.store(true, Ordering::Relaxed);
+        tracing::info!(
+            epoch = term.epoch,
+            generation = dispatcher.generation.number,
+            adopted = dispatcher.frontier.in_flight(),
+            "dispatching"
+        );
+        Ok(dispatcher)
+    }
+
+    async fn work(&mut self) -> Result<(), WindowError> {
+        let now = Instant::now();
+        let (mut watched, mut progressed, mut trimmed) = (now - WATCH, now, now);
+        while !self.term.over.is_cancelled() {
+            self.wait().await?;
+            if watched.elapsed() >= WATCH {
+                watched = Instant::now();
+                self.watch().await?;
+            }
+            if progressed.elapsed() >= PROGRESS {
+                progressed = Instant::now();
+                self.progress().await?;
+            }
+            if trimmed.elapsed() >= TRIM {
+                trimmed = Instant::now();
+                status::trim_window(&self.ctx.redis, self.term.epoch, self.last_report).await?;
+                self.audit().await?;
+                self.frontier.forget_idle(self.ctx.clock.now_ms(), FORGET_MS);
+            }
+            self.look_up_hosts().await?;
+            self.refill().await?;
+            self.issue().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for reports or for the next timer, and applies what has come.
+    async fn wait(&mut self) -> Result<(), WindowError> {
+        let now = self.ctx.clock.now_ms();
+        let until =
+            self.frontier.next_due_ms().map_or(TURN, |at| Duration::from_millis((at - now).max(0) as u64).min(TURN));
+        let mut batch = Vec::new();
+        tokio::select! {
+            count = self.reports.recv_many(&mut batch, 1000) => if count == 0 {
+                return Err(StreamError::Generation("the reports cannot be read".to_owned()).into());
+            },
+            () = tokio::time::sleep(until) => {}
+            () = self.term.over.cancelled() => {}
+        }
+        for (id, report) in batch {
+            self.last_report = id;
+            self.apply(report);
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, report: Report) {
+        let now = self.ctx.clock.now_ms();
+        for settled in report.settled {
+            let job = match settled.verdict {
+                Verdict::Finished { page } => SettledJob { page, ..SettledJob::default() },
+                Verdict::Retried { in_ms } => SettledJob { due_in_ms: Some(in_ms.max(1)), ..SettledJob::default() },
+                Verdict::Prepared => SettledJob { reload_host: true, due_in_ms: Some(0), ..SettledJob::default() },
+                Verdict::Gone | Verdict::Returned => SettledJob { due_in_ms: Some(0), ..SettledJob::default() },
+            };
+            let job = SettledJob { requested: settled.requested, hold_ms: settled.hold_ms, ..job };
+            self.frontier.settled(now, settled.entry, &job);
+        }
+        for (tenant, host) in report.gained {
+            self.frontier.gained(&tenant, &host);
+        }
+    }
+
+    /// The reaper and the check of the window.
+    async fn watch(&mut self) -> Result<(), WindowError> {
+        if let Some(why) = window::fault(self.ctx, self.term, &self.generation).await? {
+            return Err(StreamError::Generation(why).into());
+        }
+        let summary = reaper::tick(self.ctx, self.term, &mut self.watch).await?;
+        let now = self.ctx.clock.now_ms();
+        for entry in summary.returned {
+            // A request may have been under way: the host counts as completed at the loss.
+            let job = SettledJob { requested: true, due_in_ms: Some(0), ..SettledJob::default() };
+            self.frontier.settled(now, entry, &job);
+        }
+        self.room = (summary.permits * 2).clamp(WINDOW_MIN, WINDOW_MAX);
+        if self.scan.is_none() && self.scanned.elapsed() >= SCAN {
+            self.scan = Some(None);
+        }
+        self.scan_slice().await
+    }
+
+    /// Rolls progress up and moves dispatches to the state it says.
+    async fn progress(&mut self) -> Result<(), WindowError> {
+        dispatch::roll_up(&self.ctx.db, self.term.epoch).await?;
+        read_rules(self.ctx, self.term, &mut self.frontier).await
+    }
+
+    /// Issued entries that Redis does not hold any more, and that no report settled, are settled here.
+    async fn audit(&mut self) -> Result<(), WindowError> {
+        let now = self.ctx.clock.now_ms();
+        let old = self.frontier.issued_before(now - AUDIT_MS);
+        if old.is_empty() {
+            return Ok(());
+        }
+        let outstanding: std::collections::HashSet<StreamId> =
+            queue::outstanding(&self.ctx.redis).await?.into_iter().map(|(entry, _)| entry.entry).collect();
+        for entry in old.into_iter().filter(|entry| !outstanding.contains(entry)) {
+            tracing::debug!(%entry, "an issued entry was settled without a report");
+            let job = SettledJob { requested: true, due_in_ms: Some(0), ..SettledJob::default() };
+            self.frontier.settled(now, entry, &job);
+        }
+        Ok(())
+    }
+
+    async fn scan_all(&mut self) -> Result<(), WindowError> {
+        while self.scan.is_some() {
+            self.scan_slice().await?;
+        }
+        Ok(())
+    }
+
+    async fn scan_slice(&mut self) -> Result<(), WindowError> {
+        let Some(after) = &self.scan else { return Ok(()) };
+        let flows = schedule::scan_hosts(&self.ctx.db, after.as_ref(), SCAN_SLICE).await?;
+        for (tenant, host) in &flows {
+            self.frontier.gained(tenant, host);
+        }
+        self.scan = if (flows.len() as i64) < SCAN_SLICE { None } else { flows.last().cloned().map(Some) };
+        self.scanned = Instant::now();
+        Ok(())
+    }
+
+    async fn look_up_hosts(&mut self) -> Result<(), WindowError> {
+        loop {
+            let hosts = self.frontier.wants_view(VIEW_HOSTS);
+            if hosts.is_empty() {
+                return Ok(());
+            }
+            let views = host::view(&self.ctx.db, &hosts).await?;
+            self.frontier.viewed(self.ctx.clock.now_ms(), &hosts, views);
+        }
+    }
+
+    async fn refill(&mut self) -> Result<(), WindowError> {
+        let wanted = self.frontier.wants_refill(self.ctx.clock.now_ms(), REFILL_FLOWS);
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let (flows, limits): (Vec<FlowKey>, Vec<i64>) = wanted.into_iter().unzip();
+        let refills = schedule::refill(&self.ctx.db, &flows, &limits).await?;
+        let now = self.ctx.clock.now_ms();
+        for (refill, limit) in refills.into_iter().zip(limits) {
+            self.frontier.refilled(now, refill, limit);
+        }
+        if self.frontier.unknown_dispatches() {
+            read_rules(self.ctx, self.term, &mut self.frontier).await?;
+        }
+        self.look_up_hosts().await
+    }
+
+    /// Picks what the window has room for and pushes it.
+    async fn issue(&mut self) -> Result<(), WindowError> {
+        let room = self.room.saturating_sub(self.frontier.in_flight());
+        let picks = self.frontier.pick(self.ctx.clock.now_ms(), room);
+        let authority = Authority { epoch: self.term.epoch, generation: self.generation.number };
+        for batch in picks.chunks(queue::BATCH_MAX) {
+            let keys: Vec<JobKey> = batch.iter().map(|pick| pick.key.clone()).collect();
+            let entries = queue::push(&self.ctx.redis, authority, &keys).await?;
+            let now = self.ctx.clock.now_ms();
+            for (entry, pick) in entries.into_iter().zip(batch) {
+                self.frontier.issued(now, entry, Pick::clone(pick));
+            }
+            metrics::counter!("dodo_jobs_issued_total").increment(batch.len() as u64);
+        }
+        metrics::gauge!("dodo_window_entries").set(self.frontier.in_flight() as f64);
+        self.skip().await
+    }
+
+    /// Ends jobs of dispatches that have reached their budget.
+    async fn skip(&mut self) -> Result<(), WindowError> {
+        let mut keys = self.frontier.take_over_budget();
+        keys.sort();
+        for batch in keys.chunk_by(|a, b| a.tenant == b.tenant) {
+            let ids: Vec<_> = batch.iter().map(|key| key.id).collect();
+            let reason = "its crawl has fetched as many pages as it was allowed";
+            schedule::skip(&self.ctx.db, self.term.epoch, &batch[0].tenant, &ids, Outcome::Budget, reason).await?;
+            for key in batch {
+                self.frontier.skipped(key);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads the open dispatches: their rules for the frontier, their state for the row.
+async fn read_rules(ctx: &Context, term: &Term, frontier: &mut Frontier) -> Result<(), WindowError> {
+    for open in dispatch::open(&ctx.db).await? {
+        if dispatch::settle_state(&ctx.db, term.epoch, &open).await? == Some("done") {
+            tracing::info!(dispatch = %open.id, tenant = %open.tenant, pages = open.progress.pages, "dispatch done");
+            frontier.forget_dispatch(open.id);
+            continue;
+        }
+        frontier.set_rules(open.id, rules_of(&open));
+    }
+    Ok(())
+}
+
+fn rules_of(open: &Dispatch) -> Rules {
+    let spec: Option<CrawlSpec> = serde_json::from_value(open.spec.clone()).ok().filter(|_| open.kind == "crawl");
+    Rules {
+        delay_ms: spec.as_ref().map_or(0, |spec| spec.delay_ms),
+        host_concurrency: spec.as_ref().map_or(u32::MAX, |spec| spec.host_concurrency.max(1) as u32),
+        max_pages: spec.and_then(|spec| spec.max_pages),
+        pages: open.progress.pages,
+        in_flight: 0,
+    }
+}
+
+/// Reads `done` on a connection of its own, in a task of its own, until `stop`.
+fn read_reports(
+    ctx: &Arc<Context>,
+    from: StreamId,
+    stop: tokio_util::sync::CancellationToken,
+) -> Result<mpsc::Receiver<(StreamId, Report)>, StreamError> {
+    let redis = Redis::blocking(&ctx.redis_url, &format!("scheduler:{}:reports", ctx.id))?;
+    let (sender, receiver) = mpsc::channel(4096);
+    tokio::spawn(async move {
+        let mut after = from;
+        while !stop.is_cancelled() {
+            let reports = match queue::reports(&redis, after).await {
+                Ok(reports) => reports,
+                Err(error) => {
+                    // The end of the channel tells the dispatcher to read the window again.
+                    tracing::debug!(%error, "cannot read reports");
+                    return;
+                }
+            };
+            for (id, report) in reports {
+                after = id;
+                if sender.send((id, report)).await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    Ok(receiver)
+}

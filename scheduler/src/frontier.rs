@@ -1,0 +1,724 @@
+//! The frontier: which due job may be issued now. Pure: it is told the time and does no I/O.
+//!
+//! Politeness is decided here and nowhere else (invariant 8): each host and each address has a clock
+//! with the requests in flight and the time of the last completion. A job is issued only when both
+//! clocks allow it. Tenants take turns, and within a tenant its hosts do.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+
+use dodo_common::clock::Millis;
+use dodo_common::db::host::{HostState, HostView};
+use dodo_common::db::schedule::{DueJob, Refill};
+use dodo_common::model::job::JobKey;
+use dodo_common::model::stream_id::StreamId;
+use uuid::Uuid;
+
+/// Due ids buffered for each (tenant, host).
+pub const BUFFER_MAX: usize = 256;
+/// A host's addresses and robots are renewed this long before they run out, milliseconds.
+const RENEW_MS: Millis = 5_000;
+const NEVER: Millis = Millis::MIN / 2;
+
+/// (tenant, host): the unit of turns.
+pub type FlowKey = (String, String);
+
+/// What the dispatch of a job asks for.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    pub delay_ms: Millis,
+    pub host_concurrency: u32,
+    /// Pages it may still fetch; none means no budget.
+    pub max_pages: Option<i64>,
+    /// Pages fetched.
+    pub pages: i64,
+    pub in_flight: i64,
+}
+
+/// A job to issue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pick {
+    pub key: JobKey,
+    pub host: String,
+    pub dispatch: Uuid,
+}
+
+/// An issued job: what it occupies until it is settled.
+#[derive(Clone, Debug)]
+struct Issued {
+    key: JobKey,
+    host: String,
+    address: Option<String>,
+    dispatch: Uuid,
+    issued_ms: Millis,
+}
+
+#[derive(Debug)]
+struct Clock {
+    in_flight: u32,
+    last_completion_ms: Millis,
+}
+
+impl Clock {
+    fn since(last_completion_ms: Millis) -> Self {
+        Self { in_flight: 0, last_completion_ms }
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::since(NEVER)
+    }
+}
+
+#[derive(Debug)]
+struct Host {
+    clock: Clock,
+    /// Nothing until its row has been read.
+    view: Option<View>,
+    /// It has adopted entries whose address is not known until its row has been read.
+    adopted: bool,
+}
+
+impl Host {
+    fn since(last_completion_ms: Millis) -> Self {
+        Self { clock: Clock::since(last_completion_ms), view: None, adopted: false }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct View {
+    state: HostState,
+    address: Option<String>,
+    crawl_delay_ms: Millis,
+    hold_until_ms: Millis,
+    valid_until_ms: Millis,
+}
+
+#[derive(Debug, Default)]
+struct Flow {
+    buffer: VecDeque<DueJob>,
+    /// Jobs of this flow that are buffered or issued: a refill must look past them.
+    busy: usize,
+    /// The schedule may hold more due jobs than the buffer took.
+    more: bool,
+    in_ring: bool,
+}
+
+/// Why a flow cannot issue its next job now.
+#[derive(Debug, PartialEq, Eq)]
+enum Wait {
+    Until(Millis),
+    /// For a completion, a view of the host or a refill.
+    Event,
+}
+
+/// The limits of a decision about one host or address.
+struct Limit {
+    concurrency: u32,
+    delay_ms: Millis,
+}
+
+#[derive(Debug, Default)]
+pub struct Frontier {
+    hosts: HashMap<String, Host>,
+    addresses: HashMap<String, Clock>,
+    /// When this window began: a host or address not seen since counts as completed then.
+    began_ms: Option<Millis>,
+    /// The tenants that have a flow at a host.
+    tenants: HashMap<String, Vec<String>>,
+    /// Flows that wait for a completion at an address.
+    address_waiters: HashMap<String, HashSet<FlowKey>>,
+    flows: HashMap<FlowKey, Flow>,
+    rules: HashMap<Uuid, Rules>,
+    /// Flows that may have something to issue, by tenant; the tenants take turns.
+    rings: VecDeque<(String, VecDeque<String>)>,
+    timers: BTreeSet<(Millis, FlowKey)>,
+    hungry: HashSet<FlowKey>,
+    refill_timers: BTreeSet<(Millis, FlowKey)>,
+    unseen_hosts: HashSet<String>,
+    busy: HashSet<(String, Uuid)>,
+    issued: HashMap<StreamId, Issued>,
+    over_budget: Vec<JobKey>,
+}
+
+impl Frontier {
+    /// After a takeover or a new generation every host counts as completed now.
+    pub fn complete_all(&mut self, now: Millis) {
+        for clock in self.hosts.values_mut().map(|host| &mut host.clock).chain(self.addresses.values_mut()) {
+            *clock = Clock { in_flight: 0, last_completion_ms: now };
+        }
+        self.began_ms = Some(now);
+        self.issued.clear();
+        self.busy.clear();
+        self.over_budget.clear();
+        for rules in self.rules.values_mut() {
+            rules.in_flight = 0;
+        }
+        for (key, flow) in &mut self.flows {
+            *flow = Flow::default();
+            self.hungry.insert(key.clone());
+        }
+        self.rings.clear();
+        self.timers.clear();
+        self.refill_timers.clear();
+        self.address_waiters.clear();
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.issued.len()
+    }
+
+    pub fn known_dispatch(&self, id: Uuid) -> bool {
+        self.rules.contains_key(&id)
+    }
+
+    /// Sets what a dispatch asks for; what is in flight is kept.
+    pub fn set_rules(&mut self, id: Uuid, mut rules: Rules) {
+        if let Some(known) = self.rules.get(&id) {
+            rules.in_flight = known.in_flight;
+            // Reports count ahead of the roll-up; when nothing is in flight the roll-up is exact.
+            rules.pages = if known.in_flight > 0 { known.pages.max(rules.pages) } else { rules.pages };
+        }
+        self.rules.insert(id, rules);
+    }
+
+    pub fn forget_dispatch(&mut self, id: Uuid) {
+        self.rules.remove(&id);
+    }
+
+    /// The dispatches whose jobs are buffered or issued but whose rules are not known.
+    pub fn unknown_dispatches(&self) -> bool {
+        self.flows.values().flat_map(|flow| &flow.buffer).any(|job| !self.rules.contains_key(&job.dispatch))
+    }
+
+    /// A host gained work, or may have.
+    pub fn gained(&mut self, tenant: &str, host: &str) {
+        let key = (tenant.to_owned(), host.to_owned());
+        self.flow(&key);
+        self.hungry.insert(key);
+    }
+
+    /// Flows to refill now with how many rows to ask for, at most `count` of them.
+    pub fn wants_refill(&mut self, now: Millis, count: usize) -> Vec<(FlowKey, i64)> {
+        while let Some((at, _)) = self.refill_timers.first()
+            && *at <= now
+        {
+            if let Some((_, key)) = self.refill_timers.pop_first() {
+                self.hungry.insert(key);
+            }
+        }
+        let keys: Vec<FlowKey> = self.hungry.iter().take(count).cloned().collect();
+        keys.into_iter()
+            .map(|key| {
+                self.hungry.remove(&key);
+                let busy = self.flows.get(&key).map_or(0, |flow| flow.busy);
+                (key, (busy + BUFFER_MAX) as i64)
+            })
+            .collect()
+    }
+
+    /// Takes what a refill found; `limit` is what was asked for.
+    pub fn refilled(&mut self, now: Millis, refill: Refill, limit: i64) {
+        let key = (refill.tenant, refill.host);
+        self.flow(&key);
+        let Some(flow) = self.flows.get_mut(&key) else { return };
+        flow.more = refill.due.len() as i64 >= limit;
+        for job in refill.due {
+            if flow.buffer.len() >= BUFFER_MAX {
+                flow.more = true;
+                break;
+            }
+            if self.busy.insert((key.0.clone(), job.id)) {
+                flow.busy += 1;
+                flow.buffer.push_back(job);
+            }
+        }
+        if let Some(next) = refill.next_in_ms {
+            self.refill_timers.insert((now + next + 1, key.clone()));
+        }
+        if flow.buffer.is_empty() && flow.busy == 0 && !flow.more {
+            // Nothing waits here: it comes back with a hint, a timer or the scan.
+            self.forget_flow(&key);
+            return;
+        }
+        if !key.1.is_empty() && self.hosts.get(&key.1).is_none_or(|host| host.view.is_none()) {
+            self.unseen_hosts.insert(key.1.clone());
+        }
+        self.enqueue(&key);
+    }
+
+    /// Hosts whose row must be read before anything is issued to them, at most `count`.
+    pub fn wants_view(&mut self, count: usize) -> Vec<String> {
+        let hosts: Vec<String> = self.unseen_hosts.iter().take(count).cloned().collect();
+        for host in &hosts {
+            self.unseen_hosts.remove(host);
+        }
+        hosts
+    }
+
+    /// Takes the rows of `asked`; a host without a row has never been prepared.
+    pub fn viewed(&mut self, now: Millis, asked: &[String], views: Vec<HostView>) {
+        let mut views: HashMap<String, HostView> = views.into_iter().map(|view| (view.host.clone(), view)).collect();
+        for name in asked {
+            let view = match views.remove(name) {
+                None => View {
+                    state: HostState::New,
+                    address: None,
+                    crawl_delay_ms: 0,
+                    hold_until_ms: NEVER,
+                    valid_until_ms: NEVER,
+                },
+                Some(view) => View {
+                    state: view.state,
+                    address: view.addresses.into_iter().next(),
+                    crawl_delay_ms: view.crawl_delay_ms.unwrap_or(0),
+                    hold_until_ms: view.hold_in_ms.map_or(NEVER, |ms| now + ms),
+                    valid_until_ms: now + view.valid_in_ms,
+                },
+            };
+            let began_ms = self.began_ms.unwrap_or(NEVER);
+            let host = self.hosts.entry(name.clone()).or_insert_with(|| Host::since(began_ms));
+            if std::mem::take(&mut host.adopted)
+                && let Some(address) = &view.address
+            {
+                for issued in self.issued.values_mut().filter(|i| i.host == *name && i.address.is_none()) {
+                    issued.address = Some(address.clone());
+                    self.addresses.entry(address.clone()).or_insert_with(|| Clock::since(began_ms)).in_flight += 1;
+                }
+            }
+            host.view = Some(view);
+            self.wake_host(name);
+        }
+    }
+
+    /// Picks at most `count` jobs that may be issued now. Each is in flight from here on; tell
+    /// [`Frontier::issued`] its entry, or [`Frontier::complete_all`] if the push failed.
+    pub fn pick(&mut self, now: Millis, count: usize) -> Vec<Pick> {
+        while let Some((at, _)) = self.timers.first()
+            && *at <= now
+        {
+            if let Some((_, key)) = self.timers.pop_first() {
+                self.enqueue(&key);
+            }
+        }
+        let mut picks = Vec::new();
+        while picks.len() < count {
+            let Some((tenant, mut hosts)) = self.rings.pop_front() else { break };
+            let Some(host) = hosts.pop_front() else { continue };
+            if !hosts.is_empty() {
+                self.rings.push_back((tenant.clone(), hosts));
+            }
+            let key = (tenant, host);
+            if let Some(flow) = self.flows.get_mut(&key) {
+                flow.in_ring = false;
+            }
+            match self.pick_one(now, &key) {
+                Ok(Some(pick)) => {
+                    picks.push(pick);
+                    self.enqueue(&key);
+                }
+                Ok(None) => {}
+                Err(Wait::Until(at)) => {
+                    self.timers.insert((at, key));
+                }
+                Err(Wait::Event) => {}
+            }
+        }
+        picks
+    }
+
+    /// When a timer is due next.
+    pub fn next_due_ms(&self) -> Option<Millis> {
+        let issue = self.timers.first().map(|(at, _)| *at);
+        let refill = self.refill_timers.first().map(|(at, _)| *at);
+        issue.into_iter().chain(refill).min()
+    }
+
+    /// Records the stream entry of a picked job.
+    pub fn issued(&mut self, now: Millis, entry: StreamId, pick: Pick) {
+        let address = self.hosts.get(&pick.host).and_then(|host| host.view.as_ref()?.address.clone());
+        self.issued
+            .insert(entry, Issued { key: pick.key, host: pick.host, address, dispatch: pick.dispatch, issued_ms: now });
+    }
+
+    /// Takes over an entry that an earlier leader has issued.
+    pub fn adopt(&mut self, now: Millis, entry: StreamId, key: JobKey, host: String, dispatch: Uuid) {
+        if self.busy.insert((key.tenant.clone(), key.id)) {
+            self.flow(&(key.tenant.clone(), host.clone())).busy += 1;
+        }
+        if !host.is_empty() {
+            let known = self.hosts.entry(host.clone()).or_insert_with(|| Host::since(now));
+            known.clock.in_flight += 1;
+            known.adopted = true;
+            known.view = None;
+            self.unseen_hosts.insert(host.clone());
+        }
+        if let Some(rules) = self.rules.get_mut(&dispatch) {
+            rules.in_flight += 1;
+        }
+        // Its address is known when the row of its host has been read.
+        self.issued.insert(entry, Issued { key, host, address: None, dispatch, issued_ms: now });
+    }
+
+    /// An entry was settled or taken back. Idempotent: a second report of it does nothing.
+    pub fn settled(&mut self, now: Millis, entry: StreamId, settled: &SettledJob) {
+        let Some(issued) = self.issued.remove(&entry) else { return };
+        let flow_key = (issued.key.tenant.clone(), issued.host.clone());
+        self.busy.remove(&(issued.key.tenant.clone(), issued.key.id));
+        if let Some(flow) = self.flows.get_mut(&flow_key) {
+            flow.busy = flow.busy.saturating_sub(1);
+        }
+        if let Some(rules) = self.rules.get_mut(&issued.dispatch) {
+            rules.in_flight -= 1;
+            rules.pages += i64::from(settled.page);
+        }
+        if let Some(host) = self.hosts.get_mut(&issued.host) {
+            host.clock.in_flight = host.clock.in_flight.saturating_sub(1);
+            if settled.requested {
+                host.clock.last_completion_ms = now;
+            }
+            if settled.reload_host {
+                host.view = None;
+                self.unseen_hosts.insert(issued.host.clone());
+            } else if let Some(view) = &mut host.view
+                && let Some(hold) = settled.hold_ms
+            {
+                view.hold_until_ms = view.hold_until_ms.max(now + hold);
+            }
+        }
+        if let Some(address) = &issued.address {
+            let clock = self.addresses.entry(address.clone()).or_default();
+            clock.in_flight = clock.in_flight.saturating_sub(1);
+            if settled.requested {
+                clock.last_completion_ms = now;
+            }
+            for waiter in self.address_waiters.remove(address).unwrap_or_default() {
+                self.enqueue(&waiter);
+            }
+        }
+        match settled.due_in_ms {
+            Some(in_ms) if in_ms <= 0 => {
+                self.flow(&flow_key);
+                self.hungry.insert(flow_key.clone());
+            }
+            Some(in_ms) => {
+                self.refill_timers.insert((now + in_ms + 1, flow_key.clone()));
+            }
+            None => {}
+        }
+        self.wake_host(&issued.host);
+        self.enqueue(&flow_key);
+    }
+
+    /// Entries issued before `before`, for the audit.
+    pub fn issued_before(&self, before: Millis) -> Vec<StreamId> {
+        self.issued.iter().filter(|(_, issued)| issued.issued_ms < before).map(|(entry, _)| *entry).collect()
+    }
+
+    /// Jobs whose dispatch has reached its budget; they end without being issued.
+    pub fn take_over_budget(&mut self) -> Vec<JobKey> {
+        std::mem::take(&mut self.over_budget)
+    }
+
+    /// A skipped job is gone from the schedule.
+    pub fn skipped(&mut self, key: &JobKey) {
+        self.busy.remove(&(key.tenant.clone(), key.id));
+    }
+
+    /// Forgets hosts with nothing in flight, nothing buffered and no clock that still counts.
+    pub fn forget_idle(&mut self, now: Millis, idle_ms: Millis) {
+        let with_flow = &self.tenants;
+        self.hosts.retain(|name, host| {
+            host.clock.in_flight > 0 || host.clock.last_completion_ms > now - idle_ms || with_flow.contains_key(name)
+        });
+        self.addresses.retain(|_, clock| clock.in_flight > 0 || clock.last_completion_ms > now - idle_ms);
+    }
+
+    fn pick_one(&mut self, now: Millis, key: &FlowKey) -> Result<Option<Pick>, Wait> {
+        loop {
+            let Some(flow) = self.flows.get_mut(key) else { return Ok(None) };
+            let Some(job) = flow.buffer.front() else {
+                if flow.more {
+                    self.hungry.insert(key.clone());
+                }
+                return Ok(None);
+            };
+            let Some(rules) = self.rules.get(&job.dispatch) else {
+                // The dispatcher reads unknown dispatches and enqueues again.
+                return Err(Wait::Until(now + 5));
+            };
+            if let Some(max) = rules.max_pages {
+                if rules.pages >= max {
+                    let job = flow.buffer.pop_front().expect("it was just seen");
+                    flow.busy = flow.busy.saturating_sub(1);
+                    self.over_budget.push(JobKey { tenant: key.0.clone(), id: job.id, attempt: job.attempt });
+                    continue;
+                }
+                if rules.pages + rules.in_flight >= max {
+                    return Err(Wait::Until(now + 10));
+                }
+            }
+            let limit = Limit { concurrency: rules.host_concurrency, delay_ms: rules.delay_ms };
+            let dispatch = job.dispatch;
+            if !key.1.is_empty() {
+                self.occupy(now, key, &limit)?;
+            }
+            let flow = self.flows.get_mut(key).expect("it was just seen");
+            let job = flow.buffer.pop_front().expect("it was just seen");
+            if flow.buffer.len() < BUFFER_MAX / 2 && flow.more {
+                self.hungry.insert(key.clone());
+            }
+            if let Some(rules) = self.rules.get_mut(&dispatch) {
+                rules.in_flight += 1;
+            }
+            let key_of_job = JobKey { tenant: key.0.clone(), id: job.id, attempt: job.attempt };
+            return Ok(Some(Pick { key: key_of_job, host: key.1.clone(), dispatch }));
+        }
+    }
+
+    /// Takes a place at the host and at its address, or says what it waits for.
+    fn occupy(&mut self, now: Millis, key: &FlowKey, limit: &Limit) -> Result<(), Wait> {
+        let Some(host) = self.hosts.get_mut(&key.1) else {
+            self.unseen_hosts.insert(key.1.clone());
+            return Err(Wait::Event);
+        };
+        let Some(view) = &host.view else {
+            self.unseen_hosts.insert(key.1.clone());
+            return Err(Wait::Event);
+        };
+        let valid = view.valid_until_ms > now + RENEW_MS;
+        let ends_without_request = valid && matches!(view.state, HostState::Dead | HostState::Refused);
+        if ends_without_request {
+            host.clock.in_flight += 1;
+            if let Some(address) = &view.address {
+                self.addresses.entry(address.clone()).or_default().in_flight += 1;
+            }
+            return Ok(());
+        }
+        if view.hold_until_ms > now {
+            return Err(Wait::Until(view.hold_until_ms));
+        }
+        // Until a host is prepared one job at a time goes there; the others wait for what it finds.
+        let prepared = valid && view.state == HostState::Ready;
+        let limit = Limit {
+            concurrency: if prepared { limit.concurrency } else { 1 },
+            delay_ms: limit.delay_ms.max(view.crawl_delay_ms),
+        };
+        allows(&host.clock, &limit, now)?;
+        if let Some(address) = &view.address {
+            let began_ms = self.began_ms.unwrap_or(NEVER);
+            let clock = self.addresses.entry(address.clone()).or_insert_with(|| Clock::since(began_ms));
+            if let Err(wait) = allows(clock, &limit, now) {
+                if wait == Wait::Event {
+                    self.address_waiters.entry(address.clone()).or_default().insert(key.clone());
+                }
+                return Err(wait);
+            }
+            clock.in_flight += 1;
+        }
+        host.clock.in_flight += 1;
+        Ok(())
+    }
+
+    fn wake_host(&mut self, host: &str) {
+        for tenant in self.tenants.get(host).cloned().unwrap_or_default() {
+            self.enqueue(&(tenant, host.to_owned()));
+        }
+    }
+
+    fn flow(&mut self, key: &FlowKey) -> &mut Flow {
+        if !self.flows.contains_key(key) {
+            self.tenants.entry(key.1.clone()).or_default().push(key.0.clone());
+        }
+        self.flows.entry(key.clone()).or_default()
+    }
+
+    fn forget_flow(&mut self, key: &FlowKey) {
+        self.flows.remove(key);
+        if let Some(tenants) = self.tenants.get_mut(&key.1) {
+            tenants.retain(|tenant| *tenant != key.0);
+            if tenants.is_empty() {
+                self.tenants.remove(&key.1);
+            }
+        }
+    }
+
+    fn enqueue(&mut self, key: &FlowKey) {
+        let Some(flow) = self.flows.get_mut(key) else { return };
+        if flow.in_ring {
+            return;
+        }
+        if flow.buffer.is_empty() {
+            if flow.more {
+                self.hungry.insert(key.clone());
+            } else if flow.busy == 0 {
+                self.forget_flow(key);
+            }
+            return;
+        }
+        flow.in_ring = true;
+        match self.rings.iter_mut().find(|(tenant, _)| *tenant == key.0) {
+            Some((_, hosts)) => hosts.push_back(key.1.clone()),
+            None => self.rings.push_back((key.0.clone(), VecDeque::from([key.1.clone()]))),
+        }
+    }
+}
+
+/// What became of an issued job, as far as the frontier cares.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SettledJob {
+    pub page: bool,
+    /// A request was sent, or may have been.
+    pub requested: bool,
+    /// Its host's row has changed.
+    pub reload_host: bool,
+    pub hold_ms: Option<Millis>,
+    /// Its row is still there, due in so many milliseconds.
+    pub due_in_ms: Option<Millis>,
+}
+
+fn allows(clock: &Clock, limit: &Limit, now: Millis) -> Result<(), Wait> {
+    if clock.in_flight >= limit.concurrency {
+        return Err(Wait::Event);
+    }
+    let next = clock.last_completion_ms.saturating_add(limit.delay_ms);
+    if limit.delay_ms > 0 && next > now {
+        return Err(Wait::Until(next));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TENANT: &str = "default";
+
+    struct Bench {
+        frontier: Frontier,
+        dispatch: Uuid,
+        serial: u64,
+        open: Vec<StreamId>,
+    }
+
+    impl Bench {
+        fn new(delay_ms: Millis, host_concurrency: u32) -> Self {
+            let mut frontier = Frontier::default();
+            let dispatch = Uuid::now_v7();
+            frontier.set_rules(dispatch, Rules { delay_ms, host_concurrency, max_pages: None, pages: 0, in_flight: 0 });
+            Self { frontier, dispatch, serial: 0, open: Vec::new() }
+        }
+
+        fn add(&mut self, host: &str, address: &str, count: usize) {
+            let due = (0..count).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: self.dispatch }).collect();
+            let refill = Refill { tenant: TENANT.to_owned(), host: host.to_owned(), due, next_in_ms: None };
+            self.frontier.refilled(0, refill, 10_000);
+            let asked = self.frontier.wants_view(10);
+            let views = asked
+                .iter()
+                .map(|host| HostView {
+                    host: host.clone(),
+                    addresses: vec![address.to_owned()],
+                    state: HostState::Ready,
+                    crawl_delay_ms: None,
+                    hold_in_ms: None,
+                    valid_in_ms: 3_600_000,
+                })
+                .collect();
+            self.frontier.viewed(0, &asked, views);
+        }
+
+        fn pick(&mut self, now: Millis) -> Vec<String> {
+            let picks = self.frontier.pick(now, 100);
+            let hosts = picks.iter().map(|pick| pick.host.clone()).collect();
+            for pick in picks {
+                self.serial += 1;
+                let entry = StreamId { ms: self.serial, seq: 0 };
+                self.open.push(entry);
+                self.frontier.issued(now, entry, pick);
+            }
+            hosts
+        }
+
+        fn settle(&mut self, now: Millis) {
+            let entry = self.open.remove(0);
+            let settled = SettledJob { requested: true, page: true, ..SettledJob::default() };
+            self.frontier.settled(now, entry, &settled);
+        }
+    }
+
+    #[test]
+    fn a_host_waits_its_delay_after_each_completion() {
+        let mut bench = Bench::new(1000, 1);
+        bench.add("http://a", "10.0.0.1", 3);
+        assert_eq!(bench.pick(0), ["http://a"]);
+        assert!(bench.pick(5000).is_empty(), "one in flight");
+        bench.settle(5000);
+        assert!(bench.pick(5999).is_empty(), "the delay counts from the completion");
+        assert_eq!(bench.pick(6000), ["http://a"]);
+    }
+
+    #[test]
+    fn hosts_of_one_address_share_its_clock() {
+        let mut bench = Bench::new(1000, 1);
+        bench.add("http://a", "10.0.0.1", 2);
+        bench.add("http://b", "10.0.0.1", 2);
+        bench.add("http://c", "10.0.0.2", 2);
+        assert_eq!(bench.pick(0).len(), 2, "one of a and b, and c");
+        bench.settle(100);
+        bench.settle(100);
+        assert!(bench.pick(1099).is_empty());
+        assert_eq!(bench.pick(1100).len(), 2);
+    }
+
+    #[test]
+    fn a_new_host_gets_one_job_until_it_is_prepared() {
+        let mut bench = Bench::new(0, 8);
+        bench.frontier.gained(TENANT, "http://a");
+        let due = (0..5).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch }).collect();
+        let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due, next_in_ms: None };
+        bench.frontier.refilled(0, refill, 100);
+        let asked = bench.frontier.wants_view(10);
+        bench.frontier.viewed(0, &asked, Vec::new());
+        assert_eq!(bench.pick(0).len(), 1);
+        assert!(bench.pick(10).is_empty());
+    }
+
+    #[test]
+    fn a_second_report_of_an_entry_does_nothing() {
+        let mut bench = Bench::new(0, 1);
+        bench.add("http://a", "10.0.0.1", 3);
+        assert_eq!(bench.pick(0).len(), 1);
+        let entry = bench.open[0];
+        bench.settle(1);
+        assert_eq!(bench.pick(1).len(), 1);
+        bench.frontier.settled(1, entry, &SettledJob::default());
+        assert!(bench.pick(1).is_empty(), "the place of the second job is not given away");
+    }
+
+    #[test]
+    fn a_budget_is_never_exceeded_and_the_rest_is_skipped() {
+        let mut bench = Bench::new(0, 8);
+        let rules = Rules { delay_ms: 0, host_concurrency: 8, max_pages: Some(3), pages: 0, in_flight: 0 };
+        bench.frontier.set_rules(bench.dispatch, rules);
+        bench.add("http://a", "10.0.0.1", 10);
+        assert_eq!(bench.pick(0).len(), 3);
+        assert!(bench.pick(50).is_empty());
+        for _ in 0..3 {
+            bench.settle(60);
+        }
+        assert!(bench.pick(100).is_empty());
+        assert_eq!(bench.frontier.take_over_budget().len(), 7);
+    }
+
+    #[test]
+    fn tenants_take_turns() {
+        let mut bench = Bench::new(0, 100);
+        bench.add("http://a", "10.0.0.1", 50);
+        let due = (0..50).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch }).collect();
+        let refill = Refill { tenant: "other".to_owned(), host: "http://a".to_owned(), due, next_in_ms: None };
+        bench.frontier.refilled(0, refill, 1000);
+        let picks = bench.frontier.pick(0, 10);
+        assert_eq!(picks.iter().filter(|pick| pick.key.tenant == "other").count(), 5);
+    }
+}

@@ -1,0 +1,12 @@
+//! The control plane: a few periodic ticks and an HTTP router.
+
+pub mod api;
+pub mod cli;
+pub mod context;
+pub mod dispatcher;
+pub mod frontier;
+pub mod housekeeping;
+pub mod leader;
+pub mod local;
+pub mod reaper;
+pub mod window;

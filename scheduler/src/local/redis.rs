@@ -1,0 +1,132 @@
+//! A private redis-server on 127.0.0.1 with its data, password and log in one directory.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+
+use crate::local::{Daemon, Ending, find_program, kept_token, make_dir, on_free_port, stop_stale, write_private};
+
+/// SIGTERM saves: with an append-only file, Redis writes and syncs what is buffered, then exits.
+const ENDING: Ending = &[(Signal::SIGTERM, Duration::from_secs(10))];
+
+/// Redis answers at once, but after a crash it first loads the append-only file.
+const READY_WAIT: Duration = Duration::from_secs(120);
+
+/// One answer to the readiness probe; loopback needs no more.
+const PROBE_WAIT: Duration = Duration::from_secs(1);
+
+/// A running Redis. Dropping it stops the server; the data stays.
+#[derive(Debug)]
+pub struct RedisServer {
+    dir: PathBuf,
+    password: String,
+    port: u16,
+    daemon: Daemon,
+}
+
+impl RedisServer {
+    /// Starts a server on the data of `dir` (created if missing), on a free port. One that a
+    /// killed run left on this directory is stopped first. Blocks until it answers.
+    pub fn start(dir: &Path) -> Result<Self> {
+        let dir = make_dir(dir)?;
+        make_dir(&dir.join("data"))?;
+        let password = kept_token(&dir.join("password"))?;
+        stop_stale(&dir.join("redis.pid"), &dir.join("redis.conf"), ENDING)?;
+        let (port, daemon) = on_free_port(|port| launch(&dir, &password, port))?;
+        Ok(Self { dir, password, port, daemon })
+    }
+
+    /// Where clients connect, with the password.
+    pub fn url(&self) -> String {
+        format!("redis://:{}@127.0.0.1:{}/0", self.password, self.port)
+    }
+
+    /// Stops the server, the append-only file synced. Idempotent.
+    pub fn stop(&mut self) {
+        self.daemon.stop();
+    }
+
+    /// SIGKILL: at most the last second of writes is lost (appendfsync everysec).
+    pub fn kill(&mut self) {
+        self.daemon.kill();
+    }
+
+    /// Stops the server if it still runs and starts it on the same port and data.
+    pub fn restart(&mut self) -> Result<()> {
+        self.daemon.stop();
+        self.daemon = launch(&self.dir, &self.password, self.port)?;
+        Ok(())
+    }
+}
+
+/// One start on one port, until it answers.
+fn launch(dir: &Path, password: &str, port: u16) -> Result<Daemon> {
+    let program = find_program(&["redis-server", "valkey-server"])
+        .context("redis-server is not installed: apt-get install redis-server")?;
+    let conf = dir.join("redis.conf");
+    write_private(&conf, &configuration(dir, password, port))?;
+    let mut command = Command::new(program);
+    command.arg(&conf).current_dir(dir);
+    let mut daemon = Daemon::spawn("Redis", command, &dir.join("redis.log"), ENDING)?;
+    daemon.await_ready(port, READY_WAIT, || answers(port, password))?;
+    Ok(daemon)
+}
+
+/// The configuration file; directives as in the redis.conf that Redis 7.0 ships.
+fn configuration(dir: &Path, password: &str, port: u16) -> String {
+    let data = quoted(&dir.join("data"));
+    let pid_file = quoted(&dir.join("redis.pid"));
+    // proc-title: a rewritten command line would no longer name this file, by which a later start
+    // knows a server left behind. noeviction: an evicted stream is lost work.
+    format!(
+        "# Written at every start of dodo up.\n\
+         bind 127.0.0.1\n\
+         port {port}\n\
+         requirepass {password}\n\
+         daemonize no\n\
+         pidfile {pid_file}\n\
+         set-proc-title no\n\
+         dir {data}\n\
+         appendonly yes\n\
+         appendfsync everysec\n\
+         save \"\"\n\
+         maxmemory-policy noeviction\n"
+    )
+}
+
+/// A path as one double-quoted word of a Redis configuration file.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// Whether the server on `port` knows our password and serves: while it loads its data it answers
+/// `-LOADING`.
+fn answers(port: u16, password: &str) -> bool {
+    let ask = || -> std::io::Result<bool> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut socket = TcpStream::connect_timeout(&address, PROBE_WAIT)?;
+        socket.set_read_timeout(Some(PROBE_WAIT))?;
+        socket.write_all(format!("AUTH {password}\r\nPING\r\nQUIT\r\n").as_bytes())?;
+        let mut answer = String::new();
+        socket.take(1024).read_to_string(&mut answer)?;
+        Ok(answer.starts_with("+OK\r\n+PONG"))
+    };
+    ask().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_one_word() {
+        let path = Path::new("/a b/c\"d");
+        assert_eq!(quoted(path), "\"/a b/c\\\"d\"");
+    }
+}

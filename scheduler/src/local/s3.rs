@@ -1,0 +1,261 @@
+//! An S3 endpoint in this process: the protocol by s3s, the objects as files of a directory.
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener as StdTcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use s3s::Body;
+use s3s::auth::SimpleAuth;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s_fs::FileSystem;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use url::Url;
+
+use crate::local::{kept_token, make_dir};
+
+/// What a request in flight is given at the end before its connection is cut.
+const DRAIN_WAIT: Duration = Duration::from_secs(5);
+
+/// Pause after a failed accept: it fails for want of file descriptors, which pass.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What the endpoint does to requests instead of serving them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    None,
+    /// Every request is answered 503 SlowDown, as S3 does under load.
+    Refuse503,
+    /// Every request is served this many milliseconds late.
+    Slow(u32),
+}
+
+/// A running endpoint. Dropping it ends it without waiting for requests in flight.
+#[derive(Debug)]
+pub struct S3Endpoint {
+    access_key: String,
+    secret_key: String,
+    bucket: String,
+    port: u16,
+    fault: Arc<AtomicU64>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl S3Endpoint {
+    /// Serves the objects under `dir` on a free port, with an existing or new `bucket`.
+    /// To be called inside a tokio runtime, which must have I/O and time.
+    pub fn start(dir: &Path, bucket: &str) -> Result<Self> {
+        Self::start_on(dir, bucket, None)
+    }
+
+    /// The same on a given port: a restart that clients do not notice.
+    pub fn start_on(dir: &Path, bucket: &str, port: Option<u16>) -> Result<Self> {
+        let dir = make_dir(dir)?;
+        let access_key = kept_token(&dir.join("access_key"))?;
+        let secret_key = kept_token(&dir.join("secret_key"))?;
+        let objects = make_dir(&dir.join("objects"))?;
+        make_dir(&objects.join(bucket))?;
+        let files =
+            FileSystem::new(&objects).map_err(|err| anyhow::anyhow!("cannot serve {}: {err:?}", objects.display()))?;
+        let mut builder = S3ServiceBuilder::new(files);
+        builder.set_auth(SimpleAuth::from_single(access_key.clone(), secret_key.clone()));
+
+        let listener = StdTcpListener::bind((Ipv4Addr::LOCALHOST, port.unwrap_or(0)))
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .and_then(TcpListener::from_std)
+            .with_context(|| format!("cannot listen on 127.0.0.1:{}", port.unwrap_or(0)))?;
+        let port = listener.local_addr().context("cannot read a port")?.port();
+        let fault = Arc::new(AtomicU64::new(encode(Fault::None)));
+        let door = Door { service: builder.build(), objects, fault: fault.clone() };
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        tasks.spawn(accept(listener, door, stop.clone(), tasks.clone()));
+        Ok(Self { access_key, secret_key, bucket: bucket.to_owned(), port, fault, stop, tasks })
+    }
+
+    /// Base url; buckets are addressed by path.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn access_key(&self) -> &str {
+        &self.access_key
+    }
+
+    pub fn secret_key(&self) -> &str {
+        &self.secret_key
+    }
+
+    pub fn bucket(&self) -> &str {
+        &self.bucket
+    }
+
+    /// From the next request on.
+    pub fn set_fault(&self, fault: Fault) {
+        self.fault.store(encode(fault), Ordering::Relaxed);
+    }
+
+    /// Takes no more requests and ends those in flight; afterwards the port is free. Idempotent.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl Drop for S3Endpoint {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// What stands between a connection and the S3 service: the fault switch before, the disk after.
+#[derive(Clone)]
+struct Door {
+    service: S3Service,
+    objects: PathBuf,
+    fault: Arc<AtomicU64>,
+}
+
+impl Door {
+    async fn serve(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        match decode(self.fault.load(Ordering::Relaxed)) {
+            Fault::None => {}
+            Fault::Refuse503 => {
+                return Ok(failure(StatusCode::SERVICE_UNAVAILABLE, "SlowDown"));
+            }
+            Fault::Slow(ms) => tokio::time::sleep(Duration::from_millis(ms.into())).await,
+        }
+        let written = matches!(*request.method(), Method::PUT | Method::POST).then(|| request.uri().clone());
+        let Ok(response) = self.service.call(request.map(Body::from)).await else {
+            return Ok(failure(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"));
+        };
+        if let Some(uri) = written
+            && response.status().is_success()
+        {
+            let objects = self.objects.clone();
+            let synced = tokio::task::spawn_blocking(move || sync(&objects, &uri)).await;
+            if !matches!(synced, Ok(Ok(()))) {
+                return Ok(failure(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"));
+            }
+        }
+        Ok(response)
+    }
+}
+
+/// Puts an object on disk before it is acknowledged: the acknowledgement is what allows its source
+/// to be trimmed, so it must survive a power cut, and s3s-fs renames files into place unsynced.
+/// Beside the object at BUCKET/KEY it keeps two side files named after both (s3s-fs 0.14 fs.rs).
+fn sync(objects: &Path, uri: &Uri) -> io::Result<()> {
+    // A file url is a path with the same escapes.
+    let path = Url::parse(&format!("file://{}", uri.path())).ok().and_then(|url| url.to_file_path().ok());
+    let Some(name) = path.as_deref().and_then(|path| path.strip_prefix("/").ok()) else {
+        return Ok(());
+    };
+    let object = objects.join(name);
+    if !object.is_file() {
+        return Ok(()); // A new bucket, or a step of a multipart upload that is not its last.
+    }
+    File::open(&object)?.sync_all()?;
+    let mut parts = name.components();
+    let bucket = parts.next().map(|part| BASE64.encode(part.as_os_str().as_encoded_bytes()));
+    let key = BASE64.encode(parts.as_path().as_os_str().as_encoded_bytes());
+    for side in ["metadata", "internal"] {
+        let side = objects.join(format!(".bucket-{}.object-{key}.{side}.json", bucket.as_deref().unwrap_or_default()));
+        match File::open(side) {
+            Ok(file) => file.sync_all()?,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            Err(err) => return Err(err),
+        }
+    }
+    let dirs = object.ancestors().skip(1).take_while(|dir| dir.starts_with(objects));
+    for dir in dirs {
+        File::open(dir)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Serves connections until `stop`; the listener closes with this task.
+async fn accept(listener: TcpListener, door: Door, stop: CancellationToken, tasks: TaskTracker) {
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((socket, _)) => {
+                tasks.spawn(converse(socket, door.clone(), stop.clone()));
+            }
+            Err(err) => {
+                tracing::warn!(error = %err, "the S3 endpoint cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection; after `stop` it finishes the request in flight, within a bound.
+async fn converse(socket: TcpStream, door: Door, stop: CancellationToken) {
+    // Small answers must not wait for the client's delayed acknowledgement.
+    let _ = socket.set_nodelay(true);
+    let service = service_fn(move |request| door.clone().serve(request));
+    let mut connection =
+        std::pin::pin!(http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(socket), service));
+    // A connection's own failure is the client's to report: it was closed on it.
+    if stop.run_until_cancelled(connection.as_mut()).await.is_none() {
+        connection.as_mut().graceful_shutdown();
+        let _ = tokio::time::timeout(DRAIN_WAIT, connection).await;
+    }
+}
+
+/// An error in the form of the S3 API ("Error responses").
+fn failure(status: StatusCode, code: &str) -> Response<Body> {
+    let mut response = Response::new(Body::from(format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code></Error>"
+    )));
+    *response.status_mut() = status;
+    response
+}
+
+/// One word, so that the switch costs a request one relaxed load.
+fn encode(fault: Fault) -> u64 {
+    match fault {
+        Fault::None => 0,
+        Fault::Refuse503 => u64::MAX,
+        Fault::Slow(ms) => u64::from(ms),
+    }
+}
+
+fn decode(word: u64) -> Fault {
+    match u32::try_from(word) {
+        Ok(0) => Fault::None,
+        Ok(ms) => Fault::Slow(ms),
+        Err(_) => Fault::Refuse503,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_survive_their_word() {
+        for fault in [Fault::None, Fault::Refuse503, Fault::Slow(250)] {
+            assert_eq!(decode(encode(fault)), fault);
+        }
+    }
+}

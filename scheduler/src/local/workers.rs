@@ -1,0 +1,124 @@
+//! The worker processes of `dodo up`: started, and started again with a backoff when they die.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use dodo_common::config::{Logging, Servers};
+use dodo_common::lifecycle::Lifecycle;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+use tokio_util::task::TaskTracker;
+
+/// A worker that died is started again after this long, and twice as long each further time.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// One that lived this long starts over with the shortest backoff.
+const STEADY: Duration = Duration::from_secs(30);
+/// A worker has this long to drain.
+const DRAIN: Duration = Duration::from_secs(15);
+
+/// What each worker is told, through its environment: no secret stands on a command line.
+#[derive(Clone, Debug)]
+pub struct WorkerEnv {
+    pub servers: Servers,
+    pub logging: Logging,
+    pub contact: String,
+    /// Private host:port that may be fetched.
+    pub open: String,
+}
+
+pub struct Workers {
+    tasks: TaskTracker,
+}
+
+impl Workers {
+    /// Waits until every worker has drained; `lifecycle.soft` must be cancelled.
+    pub async fn stop(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// Starts `count` workers and keeps them running until `lifecycle.soft` is cancelled.
+pub fn start(env: &WorkerEnv, count: u16, lifecycle: &Lifecycle) -> anyhow::Result<Workers> {
+    let program = program()?;
+    let tasks = TaskTracker::new();
+    for _ in 0..count {
+        tasks.spawn(keep(program.clone(), env.clone(), lifecycle.clone()));
+    }
+    Ok(Workers { tasks })
+}
+
+/// `dodo-worker` beside this program.
+fn program() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot tell where this program is")?;
+    let program = own.with_file_name("dodo-worker");
+    if !program.is_file() {
+        bail!("{} is missing: build it with `cargo build --workspace`", program.display());
+    }
+    Ok(program)
+}
+
+async fn keep(program: PathBuf, env: WorkerEnv, lifecycle: Lifecycle) {
+    let mut backoff = BACKOFF_MIN;
+    while !lifecycle.soft.is_cancelled() {
+        let started = Instant::now();
+        match spawn(&program, &env) {
+            Ok(mut child) => {
+                let pid = child.id();
+                // Waiting for a child closes its standard input, unless it is held elsewhere.
+                let _lifeline = child.stdin.take();
+                tokio::select! {
+                    status = child.wait() => tracing::warn!(?status, pid, "a worker ended; it is started again"),
+                    () = lifecycle.soft.cancelled() => return drain(child, &lifecycle).await,
+                }
+            }
+            Err(error) => tracing::error!("cannot start a worker: {error:#}"),
+        }
+        backoff = if started.elapsed() > STEADY { BACKOFF_MIN } else { backoff };
+        tokio::select! { () = lifecycle.soft.cancelled() => {}, () = tokio::time::sleep(backoff) => {} }
+        backoff = (backoff * 2).min(BACKOFF_MAX);
+    }
+}
+
+fn spawn(program: &PathBuf, env: &WorkerEnv) -> anyhow::Result<Child> {
+    let s3 = &env.servers.s3;
+    // Its standard input is our end of a pipe: it closes when we die, however we die, and the worker drains.
+    // A group of its own: a Ctrl-C at the terminal reaches us only, and we drain them in order.
+    Command::new(program)
+        .arg("--exit-with-stdin")
+        .env("DODO_REDIS_URL", &env.servers.redis_url)
+        .env("DODO_DATABASE_URL", &env.servers.database_url)
+        .env("DODO_S3_ENDPOINT", &s3.s3_endpoint)
+        .env("DODO_S3_BUCKET", &s3.s3_bucket)
+        .env("DODO_S3_REGION", &s3.s3_region)
+        .env("AWS_ACCESS_KEY_ID", &s3.s3_access_key)
+        .env("AWS_SECRET_ACCESS_KEY", &s3.s3_secret_key)
+        .env("DODO_LOG_DIR", &env.logging.log_dir)
+        .env("DODO_LOG", &env.logging.log)
+        .env("DODO_CONTACT", &env.contact)
+        .env("DODO_OPEN", &env.open)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))
+}
+
+async fn drain(mut child: Child, lifecycle: &Lifecycle) {
+    if let Some(pid) = child.id() {
+        // It may have ended by itself meanwhile, which is what we want.
+        let _ = kill(Pid::from_raw(pid as i32), Signal::SIGTERM);
+    }
+    tokio::select! {
+        _ = child.wait() => {}
+        () = tokio::time::sleep(DRAIN) => tracing::warn!("a worker did not drain in time and is killed"),
+        () = lifecycle.hard.cancelled() => {}
+    }
+    let _ = child.kill().await;
+}

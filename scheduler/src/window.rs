@@ -1,0 +1,125 @@
+//! The window in Redis: checked, made anew as a generation, rebuilt after a takeover.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use dodo_common::db::generation::{self, Generation};
+use dodo_common::db::pool::{DbError, DbResult};
+use dodo_common::db::raw::{self as raw_result, RawKey};
+use dodo_common::db::{schedule, worker};
+use dodo_common::model::job::JobKey;
+use dodo_common::model::stream_id::StreamId;
+use dodo_common::stream::connection::StreamError;
+use dodo_common::stream::{control, queue, raw};
+
+use crate::context::{Context, Term};
+use crate::frontier::Frontier;
+
+/// Raw results reconciled in one round.
+const RECONCILE_BATCH: i64 = 1000;
+
+/// Why the window cannot be worked on.
+#[derive(Debug, thiserror::Error)]
+pub enum WindowError {
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+impl WindowError {
+    /// Another scheduler leads: stop.
+    pub fn ends_term(&self) -> bool {
+        matches!(self, WindowError::Stream(StreamError::Epoch(_)) | WindowError::Db(DbError::LeaderRefused(_)))
+    }
+}
+
+/// Says why the window of `generation` is not whole, or nothing.
+pub async fn fault(ctx: &Context, term: &Term, generation: &Generation) -> Result<Option<String>, StreamError> {
+    let sight = control::look(&ctx.redis).await?;
+    Ok(if sight.epoch.is_some_and(|epoch| epoch > term.epoch) {
+        return Err(StreamError::Epoch(format!("Redis shows epoch {}", sight.epoch.unwrap_or_default())));
+    } else if generation.number == 0 {
+        Some("this is the first start".to_owned())
+    } else if sight.run_id != generation.run_id {
+        Some("Redis was restarted".to_owned())
+    } else if sight.generation != Some(generation.number) {
+        Some("Redis does not show this generation".to_owned())
+    } else if !sight.whole {
+        Some("a stream or a group is missing".to_owned())
+    } else {
+        None
+    })
+}
+
+/// Starts a new generation (invariant 6): the row first, so that no commit of the old one can follow; then the
+/// streams; then the raw results whose entries are gone are made again.
+pub async fn renew(ctx: &Context, term: &Term, why: &str) -> Result<Generation, WindowError> {
+    ctx.window_ready.store(false, Ordering::Relaxed);
+    control::check_fit(&ctx.redis).await?;
+    control::take_epoch(&ctx.redis, term.epoch).await?;
+    let sight = control::look(&ctx.redis).await?;
+    let generation = generation::advance(&ctx.db, term.epoch, &sight.run_id).await?;
+    control::start_generation(&ctx.redis, term.epoch, generation.number).await?;
+    let remade = reconcile(ctx, term).await?;
+    metrics::counter!("dodo_generations_total").increment(1);
+    tracing::warn!(generation = generation.number, epoch = term.epoch, remade, "a new generation has started: {why}");
+    Ok(generation)
+}
+
+/// Finds raw results whose entry is gone and makes them again; returns how many.
+async fn reconcile(ctx: &Context, term: &Term) -> Result<u64, WindowError> {
+    let mut after: Option<RawKey> = None;
+    let mut remade = 0;
+    loop {
+        let page = raw_result::page(&ctx.db, after.as_ref(), RECONCILE_BATCH).await?;
+        let Some(last) = page.last().cloned() else { return Ok(remade) };
+        let mut by_stream: HashMap<String, Vec<RawKey>> = HashMap::new();
+        for key in page {
+            by_stream.entry(key.stream.clone()).or_default().push(key);
+        }
+        let mut lost = Vec::new();
+        for (stream, keys) in by_stream {
+            let ids: Vec<StreamId> = keys.iter().map(|key| key.id).collect();
+            let present = raw::present(&ctx.redis, &format!("dodo:{stream}"), &ids).await?;
+            lost.extend(
+                keys.into_iter().zip(present).filter(|(key, at)| *at != Some(key.generation)).map(|(key, _)| key),
+            );
+        }
+        if !lost.is_empty() {
+            remade += raw_result::remake(&ctx.db, raw_result::Authority::Leader(term.epoch), &lost).await?;
+        }
+        after = Some(last);
+    }
+}
+
+/// True once every live worker works in this generation: what the others held is dropped by them, or
+/// refused.
+pub async fn workers_follow(ctx: &Context, generation: i64) -> DbResult<bool> {
+    let rows = worker::unreleased(&ctx.db).await?;
+    Ok(rows
+        .iter()
+        .filter(|row| row.ended_at.is_none() && row.lost_at.is_none())
+        .all(|row| row.generation >= generation))
+}
+
+/// Fills the frontier with what an earlier leader has issued. Returns the last report read: those after it
+/// will settle entries, those before it have.
+pub async fn adopt(ctx: &Context, frontier: &mut Frontier) -> Result<StreamId, WindowError> {
+    let now = ctx.clock.now_ms();
+    let last_report = queue::last_report(&ctx.redis).await?;
+    let outstanding = queue::outstanding(&ctx.redis).await?;
+    frontier.complete_all(now);
+    for batch in outstanding.chunks(schedule::BATCH_MAX) {
+        let keys: Vec<JobKey> = batch.iter().map(|(entry, _)| entry.key.clone()).collect();
+        let rows: HashMap<JobKey, _> =
+            schedule::load(&ctx.db, &keys).await?.into_iter().map(|row| (row.job.key.clone(), row.job)).collect();
+        for (entry, _) in batch {
+            // Without its row it only waits to be acknowledged: it occupies no host.
+            if let Some(job) = rows.get(&entry.key) {
+                frontier.adopt(now, entry.entry, entry.key.clone(), job.host.clone(), job.dispatch);
+            }
+        }
+    }
+    Ok(last_report)
+}

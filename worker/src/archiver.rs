@@ -1,0 +1,324 @@
+//! The archiver: moves raw streams into the archive, and trims only what is verified there (invariant 9).
+//!
+//! Every step can be the last one of this process; a successor finds the plan and resumes it:
+//! plan (a row with the hash) -> put -> verify -> record (the row; raw results go) -> trim.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use dodo_common::db::dispatch;
+use dodo_common::db::pool::DbError;
+use dodo_common::db::raw::{self as raw_result, EntryKey, EntryState};
+use dodo_common::db::segment::{self, Segment};
+use dodo_common::model::stream_id::StreamId;
+use dodo_common::model::url::surt;
+use dodo_common::storage::cdxj::CdxFields;
+use dodo_common::storage::key::SegmentKey;
+use dodo_common::storage::segment::{self as encode, Encoded, PageEntry};
+use dodo_common::stream::names::{PAGES, RAW_STREAMS, archive_name};
+use dodo_common::stream::raw::{self, Stored};
+use url::Url;
+
+use crate::context::Context;
+
+const EVERY: Duration = Duration::from_millis(500);
+/// Bytes of one segment, before it is encoded.
+const BYTES_MAX: usize = 32 << 20;
+/// Entries read at once.
+const READ_MAX: usize = 200;
+/// One worker archives at a time; the others look again now and then.
+const LOCK: &str = "dodo-archiver";
+
+/// What one tick did to one stream.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    pub segments: usize,
+    pub entries: usize,
+    pub trimmed: u64,
+    pub remade: u64,
+}
+
+pub async fn run(ctx: Arc<Context>) {
+    let mut failing = false;
+    loop {
+        match tick(&ctx).await {
+            Ok(summary) => {
+                failing = false;
+                if summary != Summary::default() {
+                    tracing::info!(?summary, "archived");
+                    continue;
+                }
+            }
+            Err(error) => {
+                if let Some(DbError::WorkerRefused(why)) = error.downcast_ref::<DbError>() {
+                    ctx.refuse(why);
+                    return;
+                }
+                if !failing {
+                    tracing::warn!("archiving waits: {error:#}");
+                }
+                failing = true;
+            }
+        }
+        tokio::select! {
+            () = ctx.soft.cancelled() => return,
+            () = ctx.refused.cancelled() => return,
+            () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+}
+
+/// Resumes what is planned, then archives one more range of each stream.
+pub async fn tick(ctx: &Context) -> anyhow::Result<Summary> {
+    let mut total = Summary::default();
+    // A transaction-scoped lock: the server frees it with the connection, whatever becomes of us. It only
+    // saves work; what keeps two archivers apart is the exclusion constraint.
+    let mut client = ctx.db.client().await?;
+    let tx = client.transaction().await?;
+    let ours: bool = segment::try_lock(&tx, LOCK).await?;
+    if !ours {
+        return Ok(total);
+    }
+    for stream in RAW_STREAMS {
+        let (segments, remade) = resume(ctx, stream).await?;
+        total.segments += segments;
+        total.remade += remade;
+        let summary = advance(ctx, stream).await?;
+        total.segments += summary.segments;
+        total.entries += summary.entries;
+        total.trimmed += summary.trimmed;
+    }
+    Ok(total)
+}
+
+/// Finishes the plans of a predecessor. Returns (segments, results made again).
+async fn resume(ctx: &Context, stream: &str) -> anyhow::Result<(usize, u64)> {
+    let mut done = 0;
+    let mut remade = 0;
+    for plan in segment::planned(&ctx.db, archive_name(stream)).await? {
+        let entries = read_range(ctx, stream, &plan).await?;
+        let encoded = encode_segment(stream, &plan.tenant, plan.generation, &entries)?;
+        match encoded {
+            Some(encoded) if encoded.sidecar.sha256 == plan.sha256 => finish(ctx, &plan, Some(&encoded)).await?,
+            // Redis has lost entries of the plan. If the object was written, it has them all.
+            _ if is_written(ctx, &plan).await? => finish(ctx, &plan, None).await?,
+            _ => {
+                let present: HashSet<StreamId> = entries.iter().map(|stored| stored.id).collect();
+                remade += segment::abandon(&ctx.db, &ctx.incarnation, &plan, &present).await?;
+                tracing::warn!(key = plan.key, remade, "a planned segment was given up: its entries are gone");
+                continue;
+            }
+        }
+        done += 1;
+    }
+    Ok((done, remade))
+}
+
+/// The entries of a plan that are in the stream and count.
+async fn read_range(ctx: &Context, stream: &str, plan: &Segment) -> anyhow::Result<Vec<Stored>> {
+    let mut all = Vec::new();
+    let mut from = plan.first;
+    loop {
+        let batch = raw::range(&ctx.redis, stream, from, Some(plan.last), READ_MAX).await?;
+        let Some(last) = batch.last().map(|stored| stored.id) else { break };
+        let states = judge(ctx, stream, &batch).await?;
+        all.extend(
+            batch
+                .into_iter()
+                .zip(states)
+                .filter(|(stored, state)| {
+                    *state == EntryState::Counts
+                        && stored.entry.tenant == plan.tenant
+                        && stored.entry.generation == plan.generation
+                })
+                .map(|(stored, _)| stored),
+        );
+        from = last.next();
+    }
+    Ok(all)
+}
+
+async fn is_written(ctx: &Context, plan: &Segment) -> anyhow::Result<bool> {
+    let (key, _) = SegmentKey::parse(&plan.key).context("a planned key is not one of ours")?;
+    match encode::verify(&ctx.store, &key).await {
+        Ok(sidecar) => Ok(sidecar.sha256 == plan.sha256),
+        Err(encode::SegmentError::Store(error @ dodo_common::storage::object::StoreError::NotFound { .. })) => {
+            tracing::debug!(%error, "the object of a plan was not written");
+            Ok(false)
+        }
+        // Half written: the plan can only be given up if the store says so, not because it is away.
+        Err(encode::SegmentError::Mismatch { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// One more range, from the head of the stream to the first entry that is still open.
+async fn advance(ctx: &Context, stream: &str) -> anyhow::Result<Summary> {
+    let flush = dispatch::any_archiving(&ctx.db).await?;
+    let range = gather(ctx, stream).await?;
+    let Some(last) = range.last else { return Ok(Summary::default()) };
+    let old = range
+        .oldest_ms
+        .is_some_and(|ms| chrono::Utc::now().timestamp_millis() - ms as i64 >= ctx.settings.archive_age_ms);
+    if !(flush || old || range.full) {
+        return Ok(Summary::default());
+    }
+    let mut plans = Vec::new();
+    for (tenant, entries) in by_tenant(range.counting) {
+        let generation = entries.first().map_or(0, |stored| stored.entry.generation);
+        if let Some(encoded) = encode_segment(stream, &tenant, generation, &entries)? {
+            plans.push((plan_of(stream, &tenant, generation, &encoded), encoded));
+        }
+    }
+    let segments: Vec<Segment> = plans.iter().map(|(plan, _)| plan.clone()).collect();
+    if !segments.is_empty() {
+        segment::plan(&ctx.db, &ctx.incarnation, &segments).await?;
+        ctx.fail_point("archive-planned");
+    }
+    for (plan, encoded) in &plans {
+        finish(ctx, plan, Some(encoded)).await?;
+    }
+    ctx.fail_point("archive-recorded");
+    let trimmed = raw::trim_below(&ctx.redis, stream, ctx.incarnation.generation, last.next()).await?;
+    Ok(Summary {
+        segments: plans.len(),
+        entries: segments.iter().map(|s| s.entries as usize).sum(),
+        trimmed,
+        remade: 0,
+    })
+}
+
+/// A range that may be archived: everything up to `last` is decided.
+#[derive(Default)]
+struct Range {
+    counting: Vec<Stored>,
+    last: Option<StreamId>,
+    oldest_ms: Option<u64>,
+    full: bool,
+}
+
+/// Reads from the head until an open entry, another generation or a bound.
+async fn gather(ctx: &Context, stream: &str) -> anyhow::Result<Range> {
+    let mut range = Range::default();
+    let mut bytes = 0;
+    let mut from = StreamId { ms: 0, seq: 0 };
+    loop {
+        let batch = raw::range(&ctx.redis, stream, from, None, READ_MAX).await?;
+        let Some(end) = batch.last().map(|stored| stored.id) else { return Ok(range) };
+        let states = judge(ctx, stream, &batch).await?;
+        for (stored, state) in batch.into_iter().zip(states) {
+            let other = range.counting.first().is_some_and(|first| first.entry.generation != stored.entry.generation);
+            match state {
+                EntryState::Open => return Ok(range),
+                EntryState::Counts if other => {
+                    range.full = true;
+                    return Ok(range);
+                }
+                EntryState::Counts => {
+                    bytes += stored.entry.body.len() + stored.entry.about.len();
+                    range.last = Some(stored.id);
+                    range.oldest_ms = range.oldest_ms.or(Some(stored.id.ms));
+                    range.counting.push(stored);
+                }
+                EntryState::Void => {
+                    range.last = Some(stored.id);
+                    range.oldest_ms = range.oldest_ms.or(Some(stored.id.ms));
+                }
+            }
+            if bytes >= BYTES_MAX || range.counting.len() >= ctx.settings.archive_entries_max as usize {
+                range.full = true;
+                return Ok(range);
+            }
+        }
+        from = end.next();
+    }
+}
+
+async fn judge(ctx: &Context, stream: &str, batch: &[Stored]) -> anyhow::Result<Vec<EntryState>> {
+    let keys: Vec<EntryKey> = batch
+        .iter()
+        .map(|stored| EntryKey {
+            tenant: stored.entry.tenant.clone(),
+            id: stored.id,
+            generation: stored.entry.generation,
+            job: stored.entry.job,
+            attempt: stored.entry.attempt,
+            writer: stored.entry.writer,
+        })
+        .collect();
+    Ok(raw_result::judge(&ctx.db, archive_name(stream), &keys).await?)
+}
+
+fn by_tenant(entries: Vec<Stored>) -> std::collections::BTreeMap<String, Vec<Stored>> {
+    let mut tenants = std::collections::BTreeMap::<String, Vec<Stored>>::new();
+    for stored in entries {
+        tenants.entry(stored.entry.tenant.clone()).or_default().push(stored);
+    }
+    tenants
+}
+
+/// Deterministic: the same entries give the same bytes. Nothing for no entries.
+fn encode_segment(stream: &str, tenant: &str, generation: i64, entries: &[Stored]) -> anyhow::Result<Option<Encoded>> {
+    if entries.is_empty() {
+        return Ok(None);
+    }
+    let (name, generation) = (archive_name(stream), generation as u64);
+    let encoded = if stream == PAGES {
+        let pages = entries.iter().map(page_of).collect::<anyhow::Result<Vec<_>>>()?;
+        encode::encode_warc(tenant, name, generation, &pages)?
+    } else {
+        let items = entries
+            .iter()
+            .map(|stored| Ok((stored.id, serde_json::from_slice(&stored.entry.about)?)))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        encode::encode_ndjson(tenant, name, generation, &items)?
+    };
+    Ok(Some(encoded))
+}
+
+fn page_of(stored: &Stored) -> anyhow::Result<PageEntry> {
+    let about: serde_json::Value = serde_json::from_slice(&stored.entry.about)?;
+    let text = |name: &str| about[name].as_str().map(str::to_owned);
+    let Some(url) = text("url") else { bail!("entry {} of pages has no URL", stored.id) };
+    let cdx = CdxFields {
+        surt: surt(&Url::parse(&url)?),
+        url,
+        date_ms: about["date_ms"].as_i64().unwrap_or_default(),
+        mime: text("mime"),
+        status: about["status"].as_u64().unwrap_or_default() as u16,
+        digest: text("digest").unwrap_or_default(),
+    };
+    Ok(PageEntry { id: stored.id, member: stored.entry.body.clone().into(), cdx })
+}
+
+fn plan_of(stream: &str, tenant: &str, generation: i64, encoded: &Encoded) -> Segment {
+    Segment {
+        tenant: tenant.to_owned(),
+        generation,
+        stream: archive_name(stream).to_owned(),
+        first: encoded.sidecar.first,
+        last: encoded.sidecar.last,
+        key: encoded.key.data(),
+        entries: encoded.sidecar.count as i32,
+        bytes: encoded.sidecar.bytes as i64,
+        sha256: encoded.sidecar.sha256.clone(),
+    }
+}
+
+/// Puts (unless it is there already), verifies and records one segment.
+async fn finish(ctx: &Context, plan: &Segment, encoded: Option<&Encoded>) -> anyhow::Result<()> {
+    if let Some(encoded) = encoded {
+        encode::put_segment(&ctx.store, encoded).await?;
+        ctx.fail_point("archive-uploaded");
+        let sidecar = encode::verify(&ctx.store, &encoded.key).await?;
+        if sidecar != encoded.sidecar {
+            bail!("{} in the archive is not what was written", plan.key);
+        }
+    }
+    segment::record(&ctx.db, &ctx.incarnation, plan).await?;
+    metrics::counter!("dodo_archived_entries_total").increment(plan.entries as u64);
+    metrics::counter!("dodo_archived_bytes_total").increment(plan.bytes as u64);
+    Ok(())
+}

@@ -1,0 +1,227 @@
+//! The committer: appends raw results, commits many jobs at once, then acknowledges and reports.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use dodo_common::db::commit::{self, Batch, Committed, Finished, Retry};
+use dodo_common::db::host::HostUpdate;
+use dodo_common::db::pool::DbError;
+use dodo_common::model::job::Outcome;
+use dodo_common::model::stream_id::StreamId;
+use dodo_common::model::url::UrlHash;
+use dodo_common::stream::queue;
+use dodo_common::stream::raw::{self, RawEntry};
+use dodo_common::stream::report::{Report, Settled, Verdict};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc};
+use uuid::Uuid;
+
+use crate::consumer::is_generation;
+use crate::context::Context;
+
+/// Committers of one worker: while one waits for the disk, the other gathers.
+pub const COMMITTERS: usize = 2;
+/// Jobs in one transaction.
+const BATCH_MAX: usize = 256;
+/// A server that does not answer is asked again this often.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What came of a job, before it is committed.
+#[derive(Debug)]
+pub enum Effect {
+    /// It ended; its raw result, if any, goes to the named stream first.
+    Finished { job: Box<Finished>, raw: Option<(&'static str, RawEntry)>, dispatch: Uuid },
+    /// Its row stays with its next attempt.
+    Retry(Retry),
+    /// Its host was prepared; the row is unchanged.
+    Prepared,
+    /// Its row was gone.
+    Gone,
+    /// It has not been started.
+    Returned,
+}
+
+/// One settled entry of the jobs stream.
+#[derive(Debug)]
+pub struct Done {
+    pub entry: StreamId,
+    pub effect: Effect,
+    /// What was learned of the host.
+    pub host: Option<HostUpdate>,
+    /// (host, milliseconds, reason): it asked to wait.
+    pub hold: Option<(String, i64, String)>,
+    pub requested: bool,
+}
+
+impl Done {
+    pub fn new(entry: StreamId, effect: Effect) -> Self {
+        Self { entry, effect, host: None, hold: None, requested: false }
+    }
+}
+
+type Item = (Done, OwnedSemaphorePermit);
+pub type Results = mpsc::Sender<Item>;
+
+/// The receiving end, shared by the committers: who holds the lock gathers the next batch.
+#[derive(Clone)]
+pub struct Queue(Arc<Mutex<mpsc::Receiver<Item>>>);
+
+pub fn channel() -> (Results, Queue) {
+    let (sender, receiver) = mpsc::channel(BATCH_MAX * COMMITTERS);
+    (sender, Queue(Arc::new(Mutex::new(receiver))))
+}
+
+/// Commits batches until the consumer is gone or the incarnation is refused.
+pub async fn run(ctx: Arc<Context>, queue: Queue) {
+    loop {
+        let mut items = Vec::with_capacity(BATCH_MAX);
+        let count = tokio::select! {
+            count = async { queue.0.lock().await.recv_many(&mut items, BATCH_MAX).await } => count,
+            () = ctx.refused.cancelled() => return,
+        };
+        if count == 0 {
+            return;
+        }
+        let (done, permits): (Vec<Done>, Vec<OwnedSemaphorePermit>) = items.into_iter().unzip();
+        tokio::select! {
+            () = settle(&ctx, done) => {}
+            () = ctx.refused.cancelled() => return,
+        }
+        ctx.in_flight.fetch_sub(permits.len() as u64, Ordering::Relaxed);
+        ctx.add_settled(permits.len() as u64);
+        drop(permits);
+    }
+}
+
+/// Takes a batch through its three steps. Each is tried until it succeeds or the incarnation ends:
+/// a server that is away fails nothing, and nothing is acknowledged that was not committed.
+async fn settle(ctx: &Context, mut done: Vec<Done>) {
+    append(ctx, &mut done).await;
+    let (batch, seen) = batch_of(&done);
+    let committed = commit_batch(ctx, batch).await;
+    // Only what this commit wrote is certain: the links of a job that another had ended were not stored.
+    for (job, dispatch, hashes) in seen {
+        if committed.won.contains(&job) {
+            ctx.seen.remember(dispatch, hashes.into_iter());
+        }
+    }
+    report(ctx, &done, committed).await;
+}
+
+/// Appends raw results; each finished job then knows its entry.
+async fn append(ctx: &Context, done: &mut [Done]) {
+    for stream in dodo_common::stream::names::RAW_STREAMS {
+        let entries: Vec<&RawEntry> = done
+            .iter()
+            .filter_map(|d| match &d.effect {
+                Effect::Finished { raw: Some((name, entry)), .. } if name == stream => Some(entry),
+                _ => None,
+            })
+            .collect();
+        if entries.is_empty() {
+            continue;
+        }
+        let ids = loop {
+            match raw::append(&ctx.redis, stream, &entries).await {
+                Ok(ids) => break ids,
+                Err(error) => {
+                    if is_generation(&error) {
+                        ctx.check_current().await;
+                    }
+                    tracing::warn!(%error, stream, "cannot append raw results; trying again");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        };
+        let mut ids = ids.into_iter();
+        for d in done.iter_mut() {
+            if let Effect::Finished { raw: raw @ Some(_), job, .. } = &mut d.effect
+                && raw.as_ref().is_some_and(|(name, _)| name == stream)
+            {
+                job.raw = ids.next().map(|id| (dodo_common::stream::names::archive_name(stream), id));
+                // The bytes lie in the stream; nothing needs them here any more.
+                *raw = None;
+            }
+        }
+    }
+}
+
+/// (job, dispatch, the links it found).
+type SeenBatch = Vec<(Uuid, Uuid, Vec<UrlHash>)>;
+
+fn batch_of(done: &[Done]) -> (Batch, SeenBatch) {
+    let mut batch = Batch::default();
+    let mut seen = Vec::new();
+    for d in done {
+        match &d.effect {
+            Effect::Finished { job, dispatch, .. } => {
+                seen.push((job.key.id, *dispatch, job.found.iter().map(|f| UrlHash::from_uuid(f.hash)).collect()));
+                batch.finished.push((**job).clone());
+            }
+            Effect::Retry(retry) => batch.retried.push(retry.clone()),
+            Effect::Prepared | Effect::Gone | Effect::Returned => {}
+        }
+        batch.hosts.extend(d.host.clone());
+        batch.holds.extend(d.hold.clone());
+    }
+    // One write a host: of several, the last one.
+    let mut names = std::collections::HashSet::new();
+    batch.hosts.reverse();
+    batch.hosts.retain(|update| names.insert(update.host.clone()));
+    batch.holds.sort();
+    (batch, seen)
+}
+
+async fn commit_batch(ctx: &Context, batch: Batch) -> Committed {
+    let empty =
+        batch.finished.is_empty() && batch.retried.is_empty() && batch.hosts.is_empty() && batch.holds.is_empty();
+    if empty {
+        return Committed::default();
+    }
+    loop {
+        match commit::commit(&ctx.db, &ctx.incarnation, batch.clone()).await {
+            Ok(committed) => return committed,
+            Err(DbError::WorkerRefused(why)) => {
+                ctx.refuse(&why);
+                std::future::pending::<()>().await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, jobs = batch.finished.len(), "cannot commit; trying again");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn report(ctx: &Context, done: &[Done], committed: Committed) {
+    let settled = done
+        .iter()
+        .map(|d| Settled {
+            entry: d.entry,
+            verdict: match &d.effect {
+                // Not won: the row had ended already (or our own first try at this commit did it).
+                Effect::Finished { job, .. } if !committed.won.contains(&job.key.id) => Verdict::Gone,
+                Effect::Finished { job, .. } => Verdict::Finished { page: job.outcome == Outcome::Ok },
+                Effect::Retry(retry) => Verdict::Retried { in_ms: retry.delay_ms },
+                Effect::Prepared => Verdict::Prepared,
+                Effect::Gone => Verdict::Gone,
+                Effect::Returned => Verdict::Returned,
+            },
+            requested: d.requested,
+            hold_ms: d.hold.as_ref().map(|hold| hold.1),
+        })
+        .collect();
+    let report = Report { worker: ctx.incarnation.id, settled, gained: committed.gained };
+    loop {
+        match queue::settle(&ctx.redis, ctx.incarnation.generation, &report).await {
+            Ok(()) => return,
+            Err(error) => {
+                if is_generation(&error) {
+                    ctx.check_current().await;
+                }
+                tracing::debug!(%error, "cannot settle; trying again");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The consumer loop: reads as many entries as there are free permits, loads their rows, runs them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use dodo_common::db::schedule::{self, Loaded};
+use dodo_common::model::job::JobKey;
+use dodo_common::stream::connection::{Redis, StreamError, StreamResult};
+use dodo_common::stream::queue::{self, JobEntry};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::task::TaskTracker;
+
+use crate::committer::{Done, Effect, Results};
+use crate::context::Context;
+use crate::jobs;
+
+/// A server that does not answer is asked again this often.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Runs until the incarnation drains or is refused; then hands back what has not started.
+pub async fn run(ctx: Arc<Context>, reader: Redis, results: Results) {
+    let permits = Arc::new(Semaphore::new(usize::from(ctx.settings.permits)));
+    let tasks = TaskTracker::new();
+    let consumer = dodo_common::db::worker::consumer_name(ctx.incarnation.slot);
+    // Entries may lie in our own pending list: at the start, and after any read whose answer was lost.
+    let mut from_history = true;
+    while !ctx.soft.is_cancelled() && !ctx.refused.is_cancelled() {
+        let first = tokio::select! {
+            permit = Arc::clone(&permits).acquire_owned() => permit.expect("the semaphore is never closed"),
+            () = ctx.soft.cancelled() => break,
+            () = ctx.refused.cancelled() => break,
+        };
+        let count = 1 + permits.available_permits();
+        match read(&reader, &consumer, count, from_history).await {
+            Ok(entries) => {
+                from_history = from_history && entries.len() == count;
+                if !entries.is_empty() {
+                    take(&ctx, entries, first, &permits, &tasks, &results).await;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot read jobs");
+                from_history = true;
+                reader.close().await;
+                // Another generation, a lost group or a restarted server: Postgres knows whether we may go on.
+                ctx.check_current().await;
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+    tasks.close();
+    drain(&ctx, &tasks).await;
+}
+
+async fn read(reader: &Redis, consumer: &str, count: usize, from_history: bool) -> StreamResult<Vec<JobEntry>> {
+    if from_history {
+        queue::history(reader, consumer, count).await
+    } else {
+        queue::next(reader, consumer, count).await
+    }
+}
+
+/// Loads the rows of a batch and starts its jobs; what is gone is only acknowledged.
+async fn take(
+    ctx: &Arc<Context>,
+    entries: Vec<JobEntry>,
+    first: OwnedSemaphorePermit,
+    permits: &Arc<Semaphore>,
+    tasks: &TaskTracker,
+    results: &Results,
+) {
+    let keys: Vec<JobKey> = entries.iter().map(|entry| entry.key.clone()).collect();
+    let Some(mut rows) = load(ctx, &keys).await else { return };
+    let mut spare = Some(first);
+    for JobEntry { entry, key } in entries {
+        let permit = match spare.take() {
+            Some(permit) => permit,
+            None => Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed"),
+        };
+        ctx.in_flight.fetch_add(1, Ordering::Relaxed);
+        let row = rows.remove(&key);
+        let (ctx, results) = (Arc::clone(ctx), results.clone());
+        tasks.spawn(async move {
+            let done = match row {
+                None => Done::new(entry, Effect::Gone),
+                Some(_) if ctx.soft.is_cancelled() => Done::new(entry, Effect::Returned),
+                Some(row) => tokio::select! {
+                    done = jobs::run(&ctx, entry, row) => done,
+                    () = ctx.refused.cancelled() => return,
+                },
+            };
+            // Nobody listens any more only when the incarnation was refused.
+            let _ = results.send((done, permit)).await;
+        });
+    }
+}
+
+/// Loads rows, waiting for Postgres as long as it takes; nothing when the incarnation ends meanwhile.
+async fn load(ctx: &Context, keys: &[JobKey]) -> Option<HashMap<JobKey, Loaded>> {
+    loop {
+        match schedule::load(&ctx.db, keys).await {
+            Ok(rows) => return Some(rows.into_iter().map(|row| (row.job.key.clone(), row)).collect()),
+            Err(error) => tracing::warn!(%error, "cannot load jobs; asking again"),
+        }
+        tokio::select! {
+            () = ctx.refused.cancelled() => return None,
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
+/// Waits for running jobs within the grace. What is left stays in this consumer's pending list, from
+/// where the reaper returns it: nothing is lost, nothing counts as tried.
+async fn drain(ctx: &Context, tasks: &TaskTracker) {
+    tokio::select! {
+        () = tasks.wait() => {}
+        () = ctx.refused.cancelled() => {}
+        () = tokio::time::sleep(Duration::from_millis(ctx.settings.drain_ms)) => {
+            tracing::warn!(jobs = tasks.len(), "the grace is over; running jobs are handed back");
+            ctx.refuse("the grace to drain is over");
+        }
+    }
+}
+
+/// True for errors that a new generation explains.
+pub fn is_generation(error: &StreamError) -> bool {
+    matches!(error, StreamError::Generation(_))
+}

@@ -1,0 +1,150 @@
+//! What the parts of one incarnation share.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use dodo_common::db::pool::{Db, DbError, DbResult};
+use dodo_common::db::worker::{self, Incarnation};
+use dodo_common::db::{dispatch, host};
+use dodo_common::model::robots::Robots;
+use dodo_common::model::spec::CrawlSpec;
+use dodo_common::model::url::Scope;
+use dodo_common::storage::object::Store;
+use dodo_common::stream::connection::Redis;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+use uuid::Uuid;
+
+use crate::fetch::Fetcher;
+use crate::seen::Seen;
+use crate::settings::Settings;
+
+/// Crawls whose spec is kept at hand.
+const CRAWLS_MAX: usize = 1000;
+/// Hosts whose robots.txt is kept at hand.
+const ROBOTS_MAX: usize = 20_000;
+
+/// A crawl as its jobs need it: parsed once.
+#[derive(Debug)]
+pub struct Crawl {
+    pub spec: CrawlSpec,
+    pub scope: Scope,
+}
+
+/// One incarnation: its identity, its connections, its caches and its end.
+pub struct Context {
+    pub settings: Settings,
+    pub incarnation: Incarnation,
+    pub db: Db,
+    /// For short commands; the reader has a connection of its own.
+    pub redis: Redis,
+    pub store: Store,
+    pub fetcher: Fetcher,
+    pub seen: Seen,
+    /// Cancelled when this incarnation may not write any more.
+    pub refused: CancellationToken,
+    /// Cancelled when it takes no new work.
+    pub soft: CancellationToken,
+    pub draining: AtomicBool,
+    pub in_flight: AtomicU64,
+    pub settled: AtomicU64,
+    crawls: Mutex<HashMap<Uuid, Arc<Crawl>>>,
+    robots: Mutex<HashMap<String, (i64, Arc<Robots>)>>,
+}
+
+impl Context {
+    pub fn new(
+        settings: Settings,
+        incarnation: Incarnation,
+        db: Db,
+        redis: Redis,
+        store: Store,
+        fetcher: Fetcher,
+        soft: CancellationToken,
+    ) -> Self {
+        Self {
+            settings,
+            incarnation,
+            db,
+            redis,
+            store,
+            fetcher,
+            seen: Seen::default(),
+            refused: CancellationToken::new(),
+            soft,
+            draining: AtomicBool::new(false),
+            in_flight: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
+            crawls: Mutex::default(),
+            robots: Mutex::default(),
+        }
+    }
+
+    /// The end of this incarnation: nothing it holds is written any more.
+    pub fn refuse(&self, why: &str) {
+        if !self.refused.is_cancelled() {
+            tracing::warn!(worker = %self.incarnation.id, generation = self.incarnation.generation, "this incarnation ends: {why}");
+            self.refused.cancel();
+        }
+    }
+
+    /// Asks Postgres after an error of the streams; an answer of "no" ends the incarnation.
+    pub async fn check_current(&self) {
+        match worker::is_current(&self.db, &self.incarnation).await {
+            Ok(true) => {}
+            Ok(false) => self.refuse("it was declared lost, or its generation is over"),
+            Err(error) => tracing::debug!(%error, "cannot tell whether this incarnation is current"),
+        }
+    }
+
+    /// The crawl of a job, from Postgres at first.
+    pub async fn crawl(&self, tenant: &str, id: Uuid) -> DbResult<Arc<Crawl>> {
+        if let Some(crawl) = self.crawls.lock().expect("no panic under this lock").get(&id) {
+            return Ok(Arc::clone(crawl));
+        }
+        let spec = dispatch::crawl_spec(&self.db, tenant, id).await?;
+        let seeds = spec
+            .seeds
+            .iter()
+            .map(|seed| Url::parse(seed))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| DbError::Input(format!("dispatch {id} has a seed that is no URL: {error}")))?;
+        let crawl = Arc::new(Crawl { scope: Scope::new(spec.scope, seeds), spec });
+        let mut crawls = self.crawls.lock().expect("no panic under this lock");
+        if crawls.len() >= CRAWLS_MAX {
+            crawls.clear();
+        }
+        crawls.insert(id, Arc::clone(&crawl));
+        Ok(crawl)
+    }
+
+    /// A host's robots.txt, parsed; `version` is its row's.
+    pub async fn robots(&self, name: &str, version: i64) -> DbResult<Arc<Robots>> {
+        if let Some((known, robots)) = self.robots.lock().expect("no panic under this lock").get(name)
+            && *known == version
+        {
+            return Ok(Arc::clone(robots));
+        }
+        let body = host::robots(&self.db, name).await?.and_then(|(body, _)| body).unwrap_or_default();
+        let robots = Arc::new(Robots::parse(&body));
+        let mut cache = self.robots.lock().expect("no panic under this lock");
+        if cache.len() >= ROBOTS_MAX {
+            cache.clear();
+        }
+        cache.insert(name.to_owned(), (version, Arc::clone(&robots)));
+        Ok(robots)
+    }
+
+    /// Stops the process dead at a named step, when a test asked for it.
+    pub fn fail_point(&self, step: &str) {
+        if self.settings.fail_point == step {
+            tracing::error!(step, "stopping at the fail point");
+            std::process::abort();
+        }
+    }
+
+    pub fn add_settled(&self, count: u64) {
+        self.settled.fetch_add(count, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,444 @@
+//! What an HTML page says about itself, and its links.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
+
+use dodo_common::model::url::{Canonical, URL_BYTES_MAX, canonical};
+use lol_html::html_content::{Element, TextChunk};
+use lol_html::{ElementContentHandlers, HandlerResult, HtmlRewriter, Selector, Settings};
+use url::{Position, Url};
+use whichlang::Lang;
+
+use crate::extract::text;
+
+/// Distinct links kept of one page.
+pub const LINKS_MAX: usize = 10_000;
+/// Characters kept of a title.
+pub const TITLE_CHARS_MAX: usize = 512;
+/// References resolved of one page; that many may repeat before distinct links are lost.
+const REFERENCES_MAX: usize = 4 * LINKS_MAX;
+/// Links that a thread remembers, and the longest such reference, bytes: at most some 5 MB, and
+/// about 1 MB on the web as it is.
+const CACHED_LINKS_MAX: usize = 4096;
+const CACHED_BYTES_MAX: usize = 256;
+/// What is read of a title before its entities are decoded, bytes.
+const TITLE_BYTES_MAX: usize = 16 * TITLE_CHARS_MAX;
+/// What a language is told from, bytes.
+const LANGUAGE_BYTES_MAX: usize = 1024;
+/// Below this a guess is wrong more often than it helps, bytes.
+const LANGUAGE_BYTES_MIN: usize = 64;
+/// `link rel` values that lead to a page. A stylesheet, even an alternate one, does not.
+const PAGE_RELATIONS: [&str; 4] = ["alternate", "canonical", "next", "prev"];
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Entities decoded, white space collapsed, without control characters.
+    pub title: Option<String>,
+    /// The shortest ISO 639 code: what `<html lang>` says, else what the words look like, `und`
+    /// where they are too few. None: there are no words.
+    pub language: Option<String>,
+    /// `<meta name=robots>`; the header `X-Robots-Tag` is not looked at here.
+    pub noindex: bool,
+    /// Of the same element. The links are listed all the same.
+    pub nofollow: bool,
+    /// Distinct, in document order.
+    pub links: Vec<Canonical>,
+    /// References met, before those that repeat or are no http URL were dropped.
+    pub link_count_seen: usize,
+    /// There were more distinct links, or so many references that there may have been.
+    pub links_truncated: bool,
+}
+
+/// Reads `body`, which came from `page`. Never fails: of a broken page it tells what it could read.
+pub fn html(body: &[u8], content_type: Option<&str>, page: &Url) -> Page {
+    let text = text::decode(body, content_type);
+    let found = RefCell::new(Found::default());
+    read(&text, &found);
+    let found = found.into_inner();
+
+    // The first <base> holds for all links, even for those before it (WHATWG HTML 4.2.3).
+    let base = found.base.as_deref().and_then(|href| canonical(href, Some(page)).ok());
+    let base = base.as_ref().map_or(page, |base| &base.url);
+    let (links, more) = resolve(&found.references, base);
+    Page {
+        title: found.title.as_deref().and_then(title),
+        language: found.language.or_else(|| language(&text)),
+        noindex: found.noindex,
+        nofollow: found.nofollow,
+        links,
+        link_count_seen: found.reference_count,
+        links_truncated: more || found.references.len() == REFERENCES_MAX && found.reference_count > REFERENCES_MAX,
+    }
+}
+
+/// What one pass over the tags collects, as it is written.
+#[derive(Default)]
+struct Found {
+    title: Option<String>,
+    /// Within the first `<title>` of the page, not that of a drawing.
+    in_title: bool,
+    language: Option<String>,
+    noindex: bool,
+    nofollow: bool,
+    base: Option<String>,
+    references: Vec<String>,
+    reference_count: usize,
+}
+
+impl Found {
+    fn refer(&mut self, reference: Option<String>) {
+        // Inside the page; and with an empty one, the page itself.
+        let Some(reference) = reference.filter(|reference| !reference.is_empty() && !reference.starts_with('#')) else {
+            return;
+        };
+        self.reference_count += 1;
+        // Far longer than a URL may be: data, or a mistake. Entities may make it shorter.
+        if self.references.len() < REFERENCES_MAX && reference.len() <= 4 * URL_BYTES_MAX {
+            self.references.push(decoded(reference));
+        }
+    }
+
+    fn link(&mut self, element: &Element) {
+        let relations = element.get_attribute("rel").unwrap_or_default();
+        let has = |name: &str| relations.split_ascii_whitespace().any(|relation| relation.eq_ignore_ascii_case(name));
+        if PAGE_RELATIONS.iter().any(|name| has(name)) && !has("stylesheet") {
+            self.refer(element.get_attribute("href"));
+        }
+    }
+
+    fn meta(&mut self, element: &Element) {
+        let is = |attribute: &str, value: &str| {
+            element.get_attribute(attribute).is_some_and(|given| given.trim().eq_ignore_ascii_case(value))
+        };
+        let content = || element.get_attribute("content").unwrap_or_default();
+        if is("name", "robots") {
+            for directive in content().to_ascii_lowercase().split(',').map(str::trim) {
+                self.noindex |= matches!(directive, "noindex" | "none");
+                self.nofollow |= matches!(directive, "nofollow" | "none");
+            }
+        } else if is("http-equiv", "refresh") {
+            self.refer(refresh(&content()));
+        }
+    }
+
+    fn title_text(&mut self, chunk: &TextChunk) {
+        if self.in_title {
+            let title = self.title.get_or_insert_default();
+            if title.len() < TITLE_BYTES_MAX {
+                title.push_str(chunk.as_str());
+            }
+            self.in_title = !chunk.last_in_text_node();
+        }
+    }
+}
+
+// By name only: a selector that asks for an attribute as well costs more than to look at it here.
+static ANCHOR: LazyLock<Selector> = LazyLock::new(|| selector("a, area"));
+static FRAME: LazyLock<Selector> = LazyLock::new(|| selector("iframe, frame"));
+static LINK: LazyLock<Selector> = LazyLock::new(|| selector("link"));
+static META: LazyLock<Selector> = LazyLock::new(|| selector("meta"));
+static BASE: LazyLock<Selector> = LazyLock::new(|| selector("base"));
+static ROOT: LazyLock<Selector> = LazyLock::new(|| selector("html"));
+static TITLE: LazyLock<Selector> = LazyLock::new(|| selector("title"));
+static DRAWING_TITLE: LazyLock<Selector> = LazyLock::new(|| selector("svg title"));
+
+fn selector(text: &str) -> Selector {
+    text.parse().expect("the selectors are constants that the tests parse")
+}
+
+fn read(text: &str, found: &RefCell<Found>) {
+    let on = |selector: &'static LazyLock<Selector>, change: fn(&mut Found, &Element)| {
+        let handler = move |element: &mut Element| -> HandlerResult {
+            change(&mut found.borrow_mut(), element);
+            Ok(())
+        };
+        (Cow::Borrowed(&**selector), ElementContentHandlers::default().element(handler))
+    };
+    let title_text = move |chunk: &mut TextChunk| -> HandlerResult {
+        found.borrow_mut().title_text(chunk);
+        Ok(())
+    };
+    let settings = Settings::new()
+        .with_strict(false)
+        .append_element_content_handler(on(&ANCHOR, |found, element| found.refer(element.get_attribute("href"))))
+        .append_element_content_handler(on(&FRAME, |found, element| found.refer(element.get_attribute("src"))))
+        .append_element_content_handler(on(&LINK, Found::link))
+        .append_element_content_handler(on(&META, Found::meta))
+        .append_element_content_handler(on(&BASE, |found, element| {
+            found.base = found.base.take().or_else(|| element.get_attribute("href").map(decoded));
+        }))
+        .append_element_content_handler(on(&ROOT, |found, element| {
+            let given = || element.get_attribute("lang").or_else(|| element.get_attribute("xml:lang"));
+            found.language = found.language.take().or_else(|| language_code(&given()?));
+        }))
+        .append_element_content_handler(on(&TITLE, |found, _| {
+            found.in_title = found.title.is_none();
+        }))
+        // Behind the one above, which it takes back: handlers run in the order of their registration.
+        .append_element_content_handler(on(&DRAWING_TITLE, |found, _| found.in_title = false))
+        .append_element_content_handler((Cow::Borrowed(&*TITLE), ElementContentHandlers::default().text(title_text)));
+
+    let mut rewriter = HtmlRewriter::new(settings, |_: &[u8]| {});
+    // An error ends the reading; what was found before it stands.
+    if rewriter.write(text.as_bytes()).is_ok() {
+        let _ = rewriter.end();
+    }
+}
+
+/// The distinct links, and whether there were more.
+fn resolve(references: &[String], base: &Url) -> (Vec<Canonical>, bool) {
+    let mut seen = HashSet::with_capacity(references.len().min(LINKS_MAX));
+    let mut links = Vec::with_capacity(references.len().min(LINKS_MAX));
+    CACHE.with_borrow_mut(|cache| {
+        for link in references.iter().filter_map(|reference| cache.canonical(reference, base)) {
+            if !seen.insert(link.hash) {
+                continue;
+            }
+            if links.len() == LINKS_MAX {
+                return (links, true);
+            }
+            links.push(link);
+        }
+        (links, false)
+    })
+}
+
+/// The links of the pages read last: those of one site repeat its navigation.
+#[derive(Default)]
+struct LinkCache {
+    /// By what they depend on: the origin of the base for `/path`, nothing for a full URL; then a
+    /// NUL, which no URL holds, and the reference.
+    links: HashMap<String, Canonical>,
+    /// Kept for its allocation.
+    key: String,
+}
+
+thread_local! {
+    static CACHE: RefCell<LinkCache> = RefCell::default();
+}
+
+impl LinkCache {
+    fn canonical(&mut self, reference: &str, base: &Url) -> Option<Canonical> {
+        let full = reference.starts_with("http://") || reference.starts_with("https://");
+        if reference.len() > CACHED_BYTES_MAX || !(full || reference.starts_with('/')) {
+            return canonical(reference, Some(base)).ok();
+        }
+        self.key.clear();
+        self.key.push_str(if full { "" } else { &base[..Position::BeforePath] });
+        self.key.push('\0');
+        self.key.push_str(reference);
+        if let Some(link) = self.links.get(&self.key) {
+            return Some(link.clone());
+        }
+        let link = canonical(reference, Some(base)).ok()?;
+        if self.links.len() >= CACHED_LINKS_MAX {
+            self.links.clear();
+        }
+        self.links.insert(self.key.clone(), link.clone());
+        Some(link)
+    }
+}
+
+fn decoded(text: String) -> String {
+    if text.contains('&') { html_escape::decode_html_entities(&text).into_owned() } else { text }
+}
+
+/// The URL of `5; url='next.html'` (WHATWG HTML, "shared declarative refresh steps").
+fn refresh(content: &str) -> Option<String> {
+    let rest = content.trim_start().trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let rest = rest.trim_start_matches(|c: char| c.is_ascii_whitespace() || matches!(c, ';' | ','));
+    let named = rest
+        .get(..3)
+        .filter(|name| name.eq_ignore_ascii_case("url"))
+        .and_then(|_| rest[3..].trim_start().strip_prefix('='));
+    let url = named.unwrap_or(rest).trim_start();
+    let url = match url.chars().next() {
+        Some(quote @ ('"' | '\'')) => url[1..].split(quote).next().unwrap_or_default(),
+        _ => url,
+    };
+    (!url.is_empty()).then(|| url.to_owned())
+}
+
+fn title(raw: &str) -> Option<String> {
+    let text = html_escape::decode_html_entities(raw);
+    let mut title = String::new();
+    for word in text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
+        if !title.is_empty() {
+            title.push(' ');
+        }
+        title.push_str(word);
+    }
+    let end = title.char_indices().nth(TITLE_CHARS_MAX).map_or(title.len(), |(at, _)| at);
+    title.truncate(end);
+    (!title.is_empty()).then_some(title)
+}
+
+/// The language of a BCP 47 tag; some write `_` for `-`.
+fn language_code(tag: &str) -> Option<String> {
+    let code = tag.trim().split(['-', '_']).next().unwrap_or_default();
+    let sound = (2..=3).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_alphabetic());
+    sound.then(|| code.to_ascii_lowercase())
+}
+
+fn language(text: &str) -> Option<String> {
+    let words = decoded(text::sample(text, LANGUAGE_BYTES_MAX));
+    let code = match words.len() {
+        0 => return None,
+        1..LANGUAGE_BYTES_MIN => "und",
+        _ => match whichlang::detect_language(&words) {
+            Lang::Ara => "ar",
+            Lang::Cmn => "zh",
+            Lang::Deu => "de",
+            Lang::Eng => "en",
+            Lang::Fra => "fr",
+            Lang::Hin => "hi",
+            Lang::Ita => "it",
+            Lang::Jpn => "ja",
+            Lang::Kor => "ko",
+            Lang::Nld => "nl",
+            Lang::Por => "pt",
+            Lang::Rus => "ru",
+            Lang::Spa => "es",
+            Lang::Swe => "sv",
+            Lang::Tur => "tr",
+            Lang::Vie => "vi",
+        },
+    };
+    Some(code.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(body: &str) -> Page {
+        html(body.as_bytes(), Some("text/html; charset=utf-8"), &Url::parse("https://a.example/dir/page").unwrap())
+    }
+
+    fn links(body: &str) -> Vec<String> {
+        page(body).links.iter().map(|link| link.url.to_string()).collect()
+    }
+
+    #[test]
+    fn links_of_every_kind_in_order() {
+        let body = "<html><head><link rel=stylesheet href=/s.css><link rel='alternate stylesheet' href=/t.css>
+            <link rel='Next' href=/next><link rel=icon href=/i.png><meta http-equiv=Refresh content='5; URL=\"/moved\"'></head>
+            <a href='one'>1</a><A HREF=/two>2</A><a href='one#x'>1</a><area href=//b.example/three>
+            <iframe src=/four></iframe><a>no</a><a href='#top'>no</a><a href=mailto:x@y.z>no</a><a href='javascript:x()'>no</a>
+            <!-- <a href=/comment> --><script>'<a href=/script>'</script>
+            <a rel=nofollow href='/five?a=1&amp;b=2&copy=3'>5</a>";
+        assert_eq!(
+            links(body),
+            [
+                "https://a.example/next",
+                "https://a.example/moved",
+                "https://a.example/dir/one",
+                "https://a.example/two",
+                "https://b.example/three",
+                "https://a.example/four",
+                "https://a.example/five?a=1&b=2&copy=3",
+            ]
+        );
+        assert_eq!(page(body).link_count_seen, 10);
+        assert_eq!(links("<frameset><frame src=f></frameset>"), ["https://a.example/dir/f"]);
+    }
+
+    #[test]
+    fn the_first_base_holds_for_all() {
+        assert_eq!(
+            links("<a href=x></a><base href='/b/?'><base href=/c/><a href=y></a>"),
+            ["https://a.example/b/x", "https://a.example/b/y"]
+        );
+        assert_eq!(links("<base href='data:x'><a href=x></a>"), ["https://a.example/dir/x"]);
+    }
+
+    #[test]
+    fn a_cached_link_is_that_of_its_own_base() {
+        let link = |page: &str, href: &str| {
+            let body = format!("<a href='{href}'>");
+            html(body.as_bytes(), None, &Url::parse(page).unwrap()).links[0].url.to_string()
+        };
+        for _ in 0..2 {
+            assert_eq!(link("https://a.example/", "/x"), "https://a.example/x");
+            assert_eq!(link("http://b.example/y/", "/x"), "http://b.example/x");
+            assert_eq!(link("http://b.example/", "//c.example/x"), "http://c.example/x");
+            assert_eq!(link("https://b.example/", "//c.example/x"), "https://c.example/x");
+            assert_eq!(link("https://b.example/", "http://b.example//c.example/x"), "http://b.example//c.example/x");
+            assert_eq!(link("https://b.example/1/", "x"), "https://b.example/1/x");
+            assert_eq!(link("https://b.example/2/", "x"), "https://b.example/2/x");
+        }
+    }
+
+    #[test]
+    fn refresh_in_all_spellings() {
+        for (content, expected) in [
+            ("0;url=/x", Some("/x")),
+            ("0.5 , URL = '/x' y", Some("/x")),
+            ("0; /x", Some("/x")),
+            (";url=\"/x", Some("/x")),
+            ("5", None),
+            ("5; url=", None),
+            ("", None),
+        ] {
+            assert_eq!(refresh(content).as_deref(), expected, "{content}");
+        }
+    }
+
+    #[test]
+    fn titles() {
+        assert_eq!(page("<title>\n A &amp;\0 B\t</title>").title.as_deref(), Some("A & B"));
+        assert_eq!(
+            page("<svg><title>no</title></svg><title>yes</title><title>no</title>").title.as_deref(),
+            Some("yes")
+        );
+        assert_eq!(page("<title> </title>").title, None);
+        assert_eq!(page("<title>\0\x07</title>").title, None);
+        assert_eq!(
+            page(&format!("<title>{}", "é".repeat(100_000))).title.map(|title| title.chars().count()),
+            Some(TITLE_CHARS_MAX)
+        );
+    }
+
+    #[test]
+    fn languages() {
+        let german = "<p>Die Katze sitzt auf dem Dach und schaut den Vögeln zu, die über die Felder fliegen.";
+        assert_eq!(page("<html lang='en-US'><p>x").language.as_deref(), Some("en"));
+        assert_eq!(page("<html xml:lang=gsw_CH>").language.as_deref(), Some("gsw"));
+        assert_eq!(page(&format!("<html lang=german>{german}")).language.as_deref(), Some("de"));
+        assert_eq!(page("<p>The cat").language.as_deref(), Some("und"));
+        assert_eq!(page("<p><img>").language, None);
+    }
+
+    #[test]
+    fn robots_directives() {
+        let flags = |body: &str| (page(body).noindex, page(body).nofollow);
+        assert_eq!(flags("<META NAME=Robots CONTENT='NoIndex , nofollow'>"), (true, true));
+        assert_eq!(flags("<meta name=robots content=none>"), (true, true));
+        assert_eq!(
+            flags("<meta name=robots content='index,follow'><meta name=robots content=nofollow>"),
+            (false, true)
+        );
+        assert_eq!(flags("<meta name=other content=noindex>"), (false, false));
+    }
+
+    #[test]
+    fn too_many_links_are_said_to_be() {
+        let many = |count: usize| (0..count).map(|number| format!("<a href=/{number}>")).collect::<String>();
+        let all = page(&many(LINKS_MAX));
+        assert_eq!((all.links.len(), all.links_truncated), (LINKS_MAX, false));
+        let more = page(&many(LINKS_MAX + 1));
+        assert_eq!((more.links.len(), more.links_truncated, more.link_count_seen), (LINKS_MAX, true, LINKS_MAX + 1));
+        let same = page(&"<a href=/>".repeat(REFERENCES_MAX + 1));
+        assert_eq!((same.links.len(), same.links_truncated), (1, true));
+    }
+
+    #[test]
+    fn broken_pages_are_read_as_far_as_they_go() {
+        assert_eq!(links("<a href=/x><a href='/y"), ["https://a.example/x"]);
+        let bytes: Vec<u8> = (0..=255).cycle().take(5000).collect();
+        html(&bytes, None, &Url::parse("http://a.example/").unwrap());
+        html(b"", None, &Url::parse("http://a.example/").unwrap());
+    }
+}

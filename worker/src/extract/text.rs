@@ -1,0 +1,179 @@
+//! From bytes to text: the encoding of a body, and the words of a page.
+
+use std::borrow::Cow;
+
+use chardetng::EncodingDetector;
+use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE};
+
+/// How far a `<meta charset>` is looked for, bytes (WHATWG HTML, "prescan a byte stream").
+const PRESCAN_BYTES_MAX: usize = 1024;
+/// What a guess is made from, bytes, starting at the first that is not ASCII.
+const GUESS_BYTES_MAX: usize = 16 * 1024;
+
+/// Elements whose content is not read as part of a page.
+const RAW: [(&str, &str); 4] =
+    [("<script", "</script"), ("<style", "</style"), ("<title", "</title"), ("<noscript", "</noscript")];
+
+/// The text of `body`, in order of trust: a byte order mark, the charset of the header, that of a
+/// `<meta>`, valid UTF-8, a guess. Broken bytes become U+FFFD; sound UTF-8 is not copied.
+pub fn decode<'b>(body: &'b [u8], content_type: Option<&str>) -> Cow<'b, str> {
+    if let Some((encoding, mark_bytes)) = Encoding::for_bom(body) {
+        return encoding.decode_without_bom_handling(&body[mark_bytes..]).0;
+    }
+    let encoding = content_type
+        .and_then(|value| charset(value.as_bytes()))
+        .or_else(|| prescan(&body[..body.len().min(PRESCAN_BYTES_MAX)]))
+        .unwrap_or_else(|| guess(body));
+    encoding.decode_without_bom_handling(body).0
+}
+
+/// Words of an HTML text outside of tags, scripts and styles, about `bytes_max` bytes of them:
+/// enough to tell its language, and much cheaper than to parse it.
+pub fn sample(html: &str, bytes_max: usize) -> String {
+    let mut words = String::with_capacity(bytes_max);
+    let mut rest = html;
+    while words.len() < bytes_max {
+        let (text, tag) = rest.split_at(rest.find('<').unwrap_or(rest.len()));
+        for word in text.split_ascii_whitespace() {
+            if words.len() >= bytes_max {
+                break;
+            }
+            words.extend(word.chars().take(bytes_max - words.len()));
+            words.push(' ');
+        }
+        if tag.is_empty() {
+            break;
+        }
+        let raw = RAW.iter().find(|(open, _)| starts_with_ignore_case(tag, open));
+        let end = match raw {
+            Some((_, close)) => close,
+            None if tag.starts_with("<!--") => "-->",
+            None => ">",
+        };
+        let Some(at) = find_ignore_case(tag, end) else { break };
+        rest = &tag[at + end.len()..];
+        if raw.is_some() {
+            rest = rest.split_once('>').map_or("", |(_, rest)| rest);
+        }
+    }
+    words
+}
+
+fn prescan(head: &[u8]) -> Option<&'static Encoding> {
+    let mut rest = head;
+    while let Some(at) = rest.iter().position(|&byte| byte == b'<') {
+        rest = &rest[at + 1..];
+        if let Some(comment) = rest.strip_prefix(b"!--") {
+            rest = &comment[comment.windows(3).position(|end| end == b"-->")?..];
+        } else if rest.len() > 4 && rest[..4].eq_ignore_ascii_case(b"meta") && !rest[4].is_ascii_alphanumeric() {
+            let end = rest.iter().position(|&byte| byte == b'>').unwrap_or(rest.len());
+            if let Some(encoding) = charset(&rest[4..end]) {
+                // A text in which this could be read is not UTF-16, whatever it says.
+                return Some(if encoding == UTF_16LE || encoding == UTF_16BE { UTF_8 } else { encoding });
+            }
+        }
+    }
+    None
+}
+
+/// The encoding behind `charset=`, quoted or not, in a header's value or a tag.
+fn charset(text: &[u8]) -> Option<&'static Encoding> {
+    const NAME: &[u8] = b"charset";
+    let mut rest = text;
+    loop {
+        let at = rest.windows(NAME.len()).position(|window| window.eq_ignore_ascii_case(NAME))?;
+        rest = rest[at + NAME.len()..].trim_ascii_start();
+        let Some(value) = rest.strip_prefix(b"=") else { continue };
+        let value = value.trim_ascii_start();
+        let value = value.strip_prefix(b"\"").or_else(|| value.strip_prefix(b"'")).unwrap_or(value);
+        let end = value.iter().position(|byte| b"\"'; \t\r\n\x0c/>".contains(byte)).unwrap_or(value.len());
+        return Encoding::for_label_no_replacement(&value[..end]);
+    }
+}
+
+fn guess(body: &[u8]) -> &'static Encoding {
+    match std::str::from_utf8(body) {
+        Ok(_) => UTF_8,
+        // A body cut within a character is UTF-8 as well.
+        Err(error) if error.error_len().is_none() => UTF_8,
+        Err(_) => {
+            let from = Encoding::ascii_valid_up_to(body);
+            let mut detector = EncodingDetector::new();
+            detector.feed(&body[from..body.len().min(from + GUESS_BYTES_MAX)], true);
+            detector.guess(None, true)
+        }
+    }
+}
+
+fn starts_with_ignore_case(text: &str, start: &str) -> bool {
+    text.as_bytes().get(..start.len()).is_some_and(|head| head.eq_ignore_ascii_case(start.as_bytes()))
+}
+
+/// `needle` starts with an ASCII character that has no case.
+fn find_ignore_case(text: &str, needle: &str) -> Option<usize> {
+    let first = needle.chars().next()?;
+    text.match_indices(first).map(|(at, _)| at).find(|&at| starts_with_ignore_case(&text[at..], needle))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_of_trust() {
+        for (body, content_type, expected) in [
+            (&b"\xef\xbb\xbfa\xc3\xa9"[..], Some("text/html; charset=latin1"), "a\u{e9}"),
+            (b"\xff\xfea\x00", None, "a"),
+            (b"\xe9", Some("text/html; charset=ISO-8859-1"), "\u{e9}"),
+            (b"\xe9", Some("text/html;CHARSET = \"windows-1252\";x=y"), "\u{e9}"),
+            (b"<meta charset=windows-1251>\xcf", Some("text/html"), "<meta charset=windows-1251>\u{41f}"),
+            (
+                b"<!--<meta charset=utf-8>--><META http-equiv=x content='text/html; charset=koi8-r'>\xf0",
+                None,
+                "<!--<meta charset=utf-8>--><META http-equiv=x content='text/html; charset=koi8-r'>\u{41f}",
+            ),
+            (b"<meta charset=utf-16>\xc3\xa9", None, "<meta charset=utf-16>\u{e9}"),
+            (b"\xc3\xa9", Some("text/html; charset=nonsense"), "\u{e9}"),
+            (b"a\xc3\xa9\xe2\x82", None, "a\u{e9}\u{fffd}"),
+            (b"\xff", Some("text/html; charset=utf-8"), "\u{fffd}"),
+            (b"", None, ""),
+        ] {
+            assert_eq!(decode(body, content_type), expected);
+        }
+    }
+
+    #[test]
+    fn a_guess() {
+        let (bytes, ..) = encoding_rs::SHIFT_JIS.encode("これは日本語の文章です。文字コードを判定します。");
+        assert_eq!(decode(&bytes, None), "これは日本語の文章です。文字コードを判定します。");
+    }
+
+    #[test]
+    fn sound_utf8_is_borrowed() {
+        for content_type in [None, Some("text/html; charset=utf-8")] {
+            assert!(matches!(decode("a é".as_bytes(), content_type), Cow::Borrowed(_)));
+        }
+    }
+
+    #[test]
+    fn never_panics() {
+        let mut state = 1_u32;
+        for length in 0..2000 {
+            let body: Vec<u8> = (0..length % 97)
+                .map(|_| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    const BYTES: &[u8] = b"<!-meta charset='\xff\xfe\x00\xc3\xa9>scriptSCRIPT/";
+                    BYTES[(state >> 16) as usize % BYTES.len()]
+                })
+                .collect();
+            sample(&decode(&body, None), 20);
+        }
+    }
+
+    #[test]
+    fn sample_is_what_is_read() {
+        let html = "<html><TITLE>t</title><script>if (a<b) {}</SCRIPT ><!-- <p>no --><p>One <b>two</b>&amp; three</p><style>x</style>four<";
+        assert_eq!(sample(html, 100), "One two &amp; three four ");
+        assert_eq!(sample("aaaa bbbb cccc", 6).trim(), "aaaa b");
+    }
+}

@@ -1,0 +1,233 @@
+//! Undoes the `Content-Encoding` of a response (RFC 9110 8.4), within a bound.
+
+use std::borrow::Cow;
+use std::io::{self, Read};
+
+/// Encodings on top of each other; nobody honest uses more than one.
+pub const ENCODINGS_MAX: usize = 3;
+/// The largest window that zstd may ask for, as a power of two: 8 MiB, what RFC 9659 allows.
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+/// What is decoded at a time, bytes.
+const BUFFER_BYTES: usize = 16 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    #[error("the decoded body is larger than {bytes_max} bytes")]
+    TooLarge { bytes_max: usize },
+    #[error("the content encoding {0:?} is not supported")]
+    Unsupported(String),
+    #[error("more than {ENCODINGS_MAX} content encodings")]
+    TooMany,
+    #[error("the body is not sound {encoding}: {source}")]
+    Corrupt { encoding: &'static str, source: io::Error },
+}
+
+/// `encoding` is the header's value; several are undone from the last to the first. At most
+/// `bytes_max` bytes and a buffer are held of each layer, so a bomb costs no more than a page.
+pub fn decode<'b>(encoding: Option<&str>, body: &'b [u8], bytes_max: usize) -> Result<Cow<'b, [u8]>, DecodeError> {
+    let codings = encoding
+        .unwrap_or_default()
+        .split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty() && !name.eq_ignore_ascii_case("identity"))
+        .map(Coding::named)
+        .collect::<Result<Vec<Coding>, DecodeError>>()?;
+    if codings.len() > ENCODINGS_MAX {
+        return Err(DecodeError::TooMany);
+    }
+    let mut body = Cow::Borrowed(body);
+    for coding in codings.iter().rev() {
+        // An answer without a body may still name an encoding: nothing to undo.
+        if !body.is_empty() {
+            body = Cow::Owned(coding.undo(&body, bytes_max)?);
+        }
+    }
+    if body.len() > bytes_max { Err(DecodeError::TooLarge { bytes_max }) } else { Ok(body) }
+}
+
+#[derive(Clone, Copy)]
+enum Coding {
+    Gzip,
+    Deflate,
+    Brotli,
+    Zstd,
+}
+
+impl Coding {
+    fn named(name: &str) -> Result<Coding, DecodeError> {
+        match name.to_ascii_lowercase().as_str() {
+            "gzip" | "x-gzip" => Ok(Coding::Gzip),
+            "deflate" => Ok(Coding::Deflate),
+            "br" => Ok(Coding::Brotli),
+            "zstd" => Ok(Coding::Zstd),
+            other => Err(DecodeError::Unsupported(other.to_owned())),
+        }
+    }
+
+    fn undo(self, body: &[u8], bytes_max: usize) -> Result<Vec<u8>, DecodeError> {
+        let mut out = Vec::new();
+        match self {
+            Coding::Gzip => gunzip(body, &mut out, bytes_max)?,
+            // "deflate" means zlib (RFC 9110 8.4.1.2), and some servers send it bare.
+            Coding::Deflate if is_zlib(body) => {
+                pour("deflate", flate2::bufread::ZlibDecoder::new(body), &mut out, bytes_max)?
+            }
+            Coding::Deflate => pour("deflate", flate2::bufread::DeflateDecoder::new(body), &mut out, bytes_max)?,
+            Coding::Brotli => pour("br", brotli::Decompressor::new(body, BUFFER_BYTES), &mut out, bytes_max)?,
+            Coding::Zstd => {
+                let corrupt = |source| DecodeError::Corrupt { encoding: "zstd", source };
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(body).map_err(corrupt)?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(corrupt)?;
+                pour("zstd", decoder, &mut out, bytes_max)?;
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// A gzip file is one or more members (RFC 1952 2.2). What follows them and is none is ignored,
+/// as browsers do: servers pad.
+fn gunzip(mut body: &[u8], out: &mut Vec<u8>, bytes_max: usize) -> Result<(), DecodeError> {
+    loop {
+        let mut member = flate2::bufread::GzDecoder::new(body);
+        pour("gzip", &mut member, out, bytes_max)?;
+        body = member.into_inner();
+        if !body.starts_with(&[0x1f, 0x8b]) {
+            return Ok(());
+        }
+    }
+}
+
+/// RFC 1950 2.2: method 8, and a checksum of the first two bytes.
+fn is_zlib(body: &[u8]) -> bool {
+    matches!(body, [method, flags, ..] if method & 0x0f == 8 && (u16::from(*method) << 8 | u16::from(*flags)) % 31 == 0)
+}
+
+/// Reads all of `from` onto `out`, and stops with an error at the first byte too many.
+fn pour(encoding: &'static str, mut from: impl Read, out: &mut Vec<u8>, bytes_max: usize) -> Result<(), DecodeError> {
+    let mut buffer = [0; BUFFER_BYTES];
+    loop {
+        let bytes = match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(source) => return Err(DecodeError::Corrupt { encoding, source }),
+        };
+        if bytes > bytes_max.saturating_sub(out.len()) {
+            return Err(DecodeError::TooLarge { bytes_max });
+        }
+        if out.capacity() - out.len() < bytes {
+            // Doubling, but never past the bound, which a plain Vec would pass by up to twice.
+            out.reserve_exact(out.len().max(bytes).min(bytes_max - out.len()));
+        }
+        out.extend_from_slice(&buffer[..bytes]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
+
+    use super::*;
+
+    const PAGE: &[u8] = b"<p>one page, one page, one page</p>";
+
+    fn gzip(body: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(body).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zlib(body: &[u8]) -> Vec<u8> {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(body).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn raw(body: &[u8]) -> Vec<u8> {
+        let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(body).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn brotli(body: &[u8]) -> Vec<u8> {
+        let mut encoder = brotli::CompressorWriter::new(Vec::new(), 4096, 5, 22);
+        encoder.write_all(body).unwrap();
+        encoder.into_inner()
+    }
+
+    fn zstd(body: &[u8]) -> Vec<u8> {
+        zstd::encode_all(body, 3).unwrap()
+    }
+
+    #[test]
+    fn each_encoding_is_undone() {
+        for (name, body) in [
+            ("gzip", gzip(PAGE)),
+            ("X-GZIP", gzip(PAGE)),
+            ("deflate", zlib(PAGE)),
+            ("deflate", raw(PAGE)),
+            ("br", brotli(PAGE)),
+            ("zstd", zstd(PAGE)),
+            ("gzip, identity, br", brotli(&gzip(PAGE))),
+            ("gzip,br,zstd", zstd(&brotli(&gzip(PAGE)))),
+        ] {
+            assert_eq!(decode(Some(name), &body, 100).expect(name), PAGE, "{name}");
+        }
+    }
+
+    #[test]
+    fn identity_is_not_copied() {
+        for encoding in [None, Some(""), Some("identity")] {
+            assert!(matches!(decode(encoding, PAGE, 100).unwrap(), Cow::Borrowed(_)));
+        }
+        assert_eq!(decode(Some("gzip"), b"", 100).unwrap(), b"".as_slice());
+    }
+
+    #[test]
+    fn gzip_members_are_joined_and_padding_is_ignored() {
+        let mut body = gzip(b"one ");
+        body.extend(gzip(b"two"));
+        body.extend(b"\0\0\0");
+        assert_eq!(decode(Some("gzip"), &body, 100).unwrap(), b"one two".as_slice());
+    }
+
+    #[test]
+    fn a_bomb_stops_at_the_bound() {
+        let zeros = vec![0; 20_000_000];
+        for (name, body) in [
+            ("gzip", gzip(&zeros)),
+            ("deflate", zlib(&zeros)),
+            ("br", brotli(&zeros)),
+            ("zstd", zstd(&zeros)),
+            ("", zeros.clone()),
+        ] {
+            let error = decode(Some(name), &body, 1_000_000).unwrap_err();
+            assert_eq!(error.to_string(), "the decoded body is larger than 1000000 bytes", "{name}");
+        }
+        // The inner layer of two is bounded as well.
+        let error = decode(Some("gzip, gzip"), &gzip(&gzip(&zeros)), 1000).unwrap_err();
+        assert!(matches!(error, DecodeError::TooLarge { .. }));
+    }
+
+    #[test]
+    fn what_is_broken_is_an_error() {
+        for (name, body) in [("gzip", gzip(PAGE)), ("deflate", zlib(PAGE)), ("br", brotli(PAGE)), ("zstd", zstd(PAGE))]
+        {
+            let cut = &body[..body.len() - 6];
+            assert!(matches!(decode(Some(name), cut, 1000), Err(DecodeError::Corrupt { .. })), "{name}");
+            assert!(
+                matches!(decode(Some(name), b"\xff\xfe plain text", 1000), Err(DecodeError::Corrupt { .. })),
+                "{name}"
+            );
+        }
+        assert_eq!(
+            decode(Some("utf-8"), PAGE, 9).unwrap_err().to_string(),
+            "the content encoding \"utf-8\" is not supported"
+        );
+        assert!(matches!(decode(Some("gzip,gzip,gzip,gzip"), PAGE, 9), Err(DecodeError::TooMany)));
+    }
+}

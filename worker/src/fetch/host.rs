@@ -1,0 +1,153 @@
+//! The preparation of a host by its first job: addresses resolved and pinned, robots.txt read.
+//!
+//! A preparation goes in steps, and the job that takes one is not charged and comes back for the next:
+//! first the name is resolved, so that the dispatcher knows the address and its clock; then, under both
+//! clocks, robots.txt is read; a redirect of it is one more step.
+
+use std::net::IpAddr;
+
+use dodo_common::db::host::{DEAD_MS, FAILURES_MAX, HostState, HostUpdate, VALID_MS};
+use dodo_common::db::schedule::LoadedHost;
+use dodo_common::model::robots::Robots;
+use url::Url;
+
+use crate::fetch::resolve::Resolved;
+use crate::fetch::{AGENT, Fetcher};
+
+/// What is read of a robots.txt (RFC 9309 2.5: at least 500 KiB).
+const ROBOTS_BYTES_MAX: usize = 500 * 1024;
+/// Redirects of a robots.txt that are followed (RFC 9309 2.3.1.2: at least five).
+const ROBOTS_HOPS_MAX: i16 = 5;
+
+/// A preparation: what to write of the host, and whether a request was sent.
+#[derive(Debug)]
+pub struct Preparation {
+    pub update: HostUpdate,
+    pub requested: bool,
+}
+
+/// Prepares the host of `url`; `name` is its `scheme://authority`.
+pub async fn prepare(fetcher: &Fetcher, name: &str, known: Option<&LoadedHost>, backoff_ms: i64) -> Preparation {
+    let known = known.filter(|host| host.state != HostState::Dead);
+    let failures = known.map_or(0, |host| host.failures);
+    // A URL kept here is the target of an earlier preparation's redirect.
+    let pending = known.filter(|host| host.robots_hops > 0).and_then(|host| host.robots_url.clone());
+    let hops = if pending.is_some() { known.map_or(0, |host| host.robots_hops) } else { 0 };
+    let robots_url = pending.unwrap_or_else(|| format!("{name}/robots.txt"));
+    let mut update = HostUpdate {
+        host: name.to_owned(),
+        addresses: Vec::new(),
+        state: HostState::Ready,
+        robots: None,
+        robots_status: None,
+        robots_url: None,
+        robots_hops: 0,
+        crawl_delay_ms: None,
+        failures: 0,
+        hold_ms: None,
+        valid_ms: VALID_MS,
+        last_error: None,
+    };
+    let resolved: Vec<IpAddr> = known
+        .filter(|host| host.state == HostState::New)
+        .map(|host| host.addresses.iter().filter_map(|address| address.parse().ok()).collect())
+        .unwrap_or_default();
+    if resolved.is_empty() {
+        resolve(fetcher, name, failures, backoff_ms, &mut update).await;
+        return Preparation { update, requested: false };
+    }
+    let addresses = resolved;
+    update.addresses = addresses.iter().map(ToString::to_string).collect();
+    let answer = match target(fetcher, name, &robots_url, &addresses).await {
+        Ok((url, at)) => fetcher.get(&url, &at, Some(ROBOTS_BYTES_MAX)).await.map(|answer| (url, answer)),
+        Err(why) => {
+            // A redirect to where we may not go is a robots.txt that is not there (RFC 9309 2.3.1.3).
+            update.last_error = Some(why);
+            return Preparation { update, requested: false };
+        }
+    };
+    match answer {
+        Err(why) => fail(&mut update, failures, backoff_ms, why),
+        Ok((url, answer)) => {
+            update.robots_status = Some(answer.status as i16);
+            match answer.status {
+                200..=299 => {
+                    let body = crate::fetch::decode::decode(answer.content_encoding(), &answer.body, ROBOTS_BYTES_MAX);
+                    let body = body.map_or_else(|_| answer.body.clone(), |body| body.into_owned());
+                    update.crawl_delay_ms = Robots::parse(&body).crawl_delay_ms(AGENT).map(|ms| ms as i64);
+                    update.robots = Some(body);
+                    update.robots_url = Some(url.to_string());
+                }
+                300..=399 => match answer.location().and_then(|to| url.join(to).ok()) {
+                    Some(to) if hops < ROBOTS_HOPS_MAX => {
+                        update.state = HostState::New;
+                        update.valid_ms = 0;
+                        update.robots_hops = hops + 1;
+                        update.robots_url = Some(to.to_string());
+                    }
+                    // Too many redirects, or none to follow: unavailable, so nothing is forbidden.
+                    _ => {}
+                },
+                429 | 500..=599 => {
+                    let wait = answer.retry_after_ms().unwrap_or(backoff_ms).max(backoff_ms);
+                    fail(&mut update, failures, wait, format!("robots.txt answered {}", answer.status));
+                }
+                // Unavailable (RFC 9309 2.3.1.3): nothing is forbidden.
+                _ => {}
+            }
+        }
+    }
+    Preparation { update, requested: true }
+}
+
+/// A preparation that failed: the host waits, and is dead after the last one (RFC 9309 2.3.1.4: while
+/// robots.txt cannot be reached, everything is forbidden).
+fn fail(update: &mut HostUpdate, failures: i32, wait_ms: i64, why: String) {
+    update.failures = failures + 1;
+    update.last_error = Some(why);
+    if update.failures >= FAILURES_MAX {
+        update.state = HostState::Dead;
+        update.valid_ms = DEAD_MS;
+    } else {
+        update.state = HostState::Held;
+        update.hold_ms = Some(wait_ms);
+        update.valid_ms = 0;
+    }
+}
+
+/// The first step: the addresses, and nothing sent.
+async fn resolve(fetcher: &Fetcher, name: &str, failures: i32, backoff_ms: i64, update: &mut HostUpdate) {
+    let resolved = match Url::parse(name) {
+        Ok(url) => fetcher.resolver.resolve(&url).await,
+        Err(error) => Resolved::Refused(format!("{name} is no host: {error}")),
+    };
+    match resolved {
+        Resolved::Addresses(addresses) => {
+            update.addresses = addresses.iter().map(ToString::to_string).collect();
+            update.state = HostState::New;
+            update.failures = failures;
+            update.valid_ms = 0;
+        }
+        Resolved::Refused(why) => {
+            update.state = HostState::Refused;
+            update.valid_ms = DEAD_MS;
+            update.last_error = Some(why);
+        }
+        Resolved::Failed(why) => fail(update, failures, backoff_ms, why),
+    }
+}
+
+/// Where robots.txt is asked for, with the addresses of that place: a redirect may lead to another host.
+async fn target(fetcher: &Fetcher, name: &str, robots_url: &str, own: &[IpAddr]) -> Result<(Url, Vec<IpAddr>), String> {
+    let url = Url::parse(robots_url).map_err(|error| format!("robots.txt redirects to no URL: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!("robots.txt redirects to {}", url.scheme()));
+    }
+    if robots_url.starts_with(&format!("{name}/")) {
+        return Ok((url, own.to_vec()));
+    }
+    match fetcher.resolver.resolve(&url).await {
+        Resolved::Addresses(addresses) => Ok((url, addresses)),
+        Resolved::Refused(why) | Resolved::Failed(why) => Err(why),
+    }
+}

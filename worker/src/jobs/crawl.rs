@@ -1,0 +1,269 @@
+//! Fetches a page, keeps it as a WARC record, stores its links and schedules the new ones.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use dodo_common::db::commit::{Finished, Found, Retry};
+use dodo_common::db::host::HostState;
+use dodo_common::db::schedule::{Loaded, LoadedHost};
+use dodo_common::model::job::{ATTEMPTS_MAX, HOPS_MAX, Job, Outcome};
+use dodo_common::model::stream_id::StreamId;
+use dodo_common::model::url::{Canonical, canonical};
+use dodo_common::storage::warc;
+use dodo_common::stream::names::PAGES;
+use dodo_common::stream::raw::RawEntry;
+use url::Url;
+use uuid::Uuid;
+
+use crate::committer::{Done, Effect};
+use crate::context::{Context, Crawl};
+use crate::extract::html::{self, Page};
+use crate::fetch::{AGENT, Fetched, decode, host};
+
+/// A retry waits this long at most, milliseconds.
+const BACKOFF_MS_MAX: i64 = 60_000;
+/// A body may grow to this many times the bound of a transferred one when it is decoded.
+const EXPANSION_MAX: usize = 4;
+
+pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
+    let Loaded { job, host } = row;
+    let Some(url) = job.url.as_deref().and_then(|url| Url::parse(url).ok()) else {
+        return finish(entry, &job, Outcome::Failed, "the job has no URL");
+    };
+    let ready = match host {
+        Some(host) if host.fresh => host,
+        stale => return prepare(ctx, entry, &job, stale.as_ref()).await,
+    };
+    let why = || ready.last_error.clone().unwrap_or_default();
+    match ready.state {
+        HostState::Ready => {}
+        HostState::Refused => return finish(entry, &job, Outcome::Refused, &why()),
+        HostState::Dead => {
+            return finish(entry, &job, Outcome::Dead, &format!("its host cannot be reached: {}", why()));
+        }
+        HostState::New | HostState::Held => return prepare(ctx, entry, &job, Some(&ready)).await,
+    }
+    let robots = match ctx.robots(&job.host, ready.version).await {
+        Ok(robots) => robots,
+        Err(error) => return retry(ctx, entry, &job, &format!("cannot read robots.txt of its host: {error}")),
+    };
+    let verdict = robots.decide(AGENT, &path_of(&url));
+    if !verdict.allowed {
+        let rule = verdict.rule.map_or(String::new(), |rule| format!("robots.txt line {}: {}", rule.line, rule.text));
+        return finish(entry, &job, Outcome::Robots, &rule);
+    }
+    let crawl = match ctx.crawl(&job.key.tenant, job.dispatch).await {
+        Ok(crawl) => crawl,
+        Err(error) => return retry(ctx, entry, &job, &format!("cannot read its crawl: {error}")),
+    };
+    let started_ms = chrono::Utc::now().timestamp_millis();
+    let addresses: Vec<IpAddr> = ready.addresses.iter().filter_map(|address| address.parse().ok()).collect();
+    let mut done = match ctx.fetcher.get(&url, &addresses, None).await {
+        Ok(fetched) => judge(ctx, entry, &job, &crawl, &url, fetched, started_ms),
+        Err(why) => retry(ctx, entry, &job, &why),
+    };
+    done.requested = true;
+    done
+}
+
+async fn prepare(ctx: &Context, entry: StreamId, job: &Job, known: Option<&LoadedHost>) -> Done {
+    let backoff_ms = ctx.settings.retry_base_ms << known.map_or(0, |host| host.failures.clamp(0, 6));
+    let preparation = host::prepare(&ctx.fetcher, &job.host, known, backoff_ms.min(BACKOFF_MS_MAX)).await;
+    tracing::debug!(host = %job.host, job = %job.key.id, state = preparation.update.state.as_str(), "host prepared");
+    let mut done = Done::new(entry, Effect::Prepared);
+    done.requested = preparation.requested;
+    done.host = Some(preparation.update);
+    done
+}
+
+/// Decides what an answer means.
+fn judge(
+    ctx: &Context,
+    entry: StreamId,
+    job: &Job,
+    crawl: &Crawl,
+    url: &Url,
+    fetched: Fetched,
+    started_ms: i64,
+) -> Done {
+    if matches!(fetched.status, 429 | 500..=599) {
+        let asked = fetched.retry_after_ms();
+        let mut done = retry(ctx, entry, job, &format!("the server answered {}", fetched.status));
+        if let Effect::Finished { job, .. } = &mut done.effect {
+            job.status = Some(fetched.status as i16);
+        }
+        if matches!(fetched.status, 429 | 503) {
+            let hold_ms = asked.unwrap_or(ctx.settings.retry_base_ms);
+            done.hold = Some((job.host.clone(), hold_ms, format!("the server answered {}", fetched.status)));
+        }
+        return done;
+    }
+    let outcome = match fetched.status {
+        200..=299 => Outcome::Ok,
+        300..=399 if fetched.location().is_some() => Outcome::Redirect,
+        300..=399 => Outcome::Ok,
+        _ => Outcome::HttpError,
+    };
+    let mut finished = Finished::new(job.key.clone(), outcome, None);
+    finished.status = Some(fetched.status as i16);
+    finished.content_type = fetched.content_type().map(clean);
+    finished.body_bytes = fetched.body.len() as i64;
+    finished.truncated = fetched.truncated.map(str::to_owned);
+    finished.address = fetched.address.map(|address| address.to_string());
+    finished.started_ms = Some(started_ms);
+    finished.fetch_ms = Some(fetched.fetch_ms);
+    let mut found = Vec::new();
+    if outcome == Outcome::Redirect {
+        redirect(job, crawl, url, &fetched, &mut finished, &mut found);
+    } else if outcome == Outcome::Ok && is_html(fetched.content_type()) {
+        match body_of(ctx, &fetched) {
+            Ok(body) => read_page(job, crawl, url, &body, fetched.content_type(), &mut finished, &mut found),
+            Err(why) => finished.reason = Some(why),
+        }
+    }
+    keep_unknown(ctx, job, found, &mut finished);
+    let raw = record(ctx, job, url, &fetched, started_ms, &mut finished);
+    Done::new(entry, Effect::Finished { job: Box::new(finished), raw: Some((PAGES, raw)), dispatch: job.dispatch })
+}
+
+fn redirect(job: &Job, crawl: &Crawl, url: &Url, fetched: &Fetched, finished: &mut Finished, found: &mut Vec<Target>) {
+    let location = fetched.location().unwrap_or_default();
+    finished.location = Some(clean(location));
+    match canonical(location, Some(url)) {
+        Err(error) => finished.reason = Some(format!("it redirects to no page: {error}")),
+        Ok(_) if job.hops >= HOPS_MAX => finished.reason = Some(format!("more than {HOPS_MAX} redirects in a row")),
+        Ok(to) => {
+            let decision = crawl.scope.allows(&to.url);
+            if decision.allowed {
+                found.push(Target { to, depth: job.depth, hops: job.hops + 1 });
+            } else {
+                finished.reason = Some(format!("it redirects out of scope: {}", decision.reason));
+            }
+        }
+    }
+}
+
+fn read_page(
+    job: &Job,
+    crawl: &Crawl,
+    url: &Url,
+    body: &[u8],
+    content_type: Option<&str>,
+    finished: &mut Finished,
+    found: &mut Vec<Target>,
+) {
+    let Page { title, language, nofollow, links, .. } = html::html(body, content_type, url);
+    finished.title = title;
+    finished.language = language;
+    finished.links = Some(links.iter().map(|link| link.url.to_string()).collect());
+    if nofollow || job.depth >= crawl.spec.depth {
+        return;
+    }
+    let depth = job.depth + 1;
+    found.extend(links.into_iter().filter(|link| crawl.scope.allows(&link.url).allowed).map(|to| Target {
+        to,
+        depth,
+        hops: 0,
+    }));
+}
+
+/// A link in scope.
+struct Target {
+    to: Canonical,
+    depth: i16,
+    hops: i16,
+}
+
+/// What this worker knows to be seen is only counted; the rest goes to the exact seen-set.
+fn keep_unknown(ctx: &Context, job: &Job, found: Vec<Target>, finished: &mut Finished) {
+    let unknown = ctx.seen.unknown(job.dispatch, found.iter().map(|target| target.to.hash));
+    for (target, unknown) in found.into_iter().zip(unknown) {
+        if !unknown {
+            finished.known_count += 1;
+            continue;
+        }
+        finished.found.push(Found {
+            id: Uuid::now_v7(),
+            hash: target.to.hash.to_uuid(),
+            url: target.to.url.to_string(),
+            host: target.to.host,
+            depth: target.depth,
+            hops: target.hops,
+        });
+    }
+}
+
+/// The page as one gzip member of a WARC record, with what the index says of it.
+fn record(
+    ctx: &Context,
+    job: &Job,
+    url: &Url,
+    fetched: &Fetched,
+    started_ms: i64,
+    finished: &mut Finished,
+) -> RawEntry {
+    let member = warc::response_member(&warc::Response {
+        record_id: job.key.id,
+        url: url.as_str(),
+        date_ms: started_ms,
+        http_head: &fetched.head,
+        body: &fetched.body,
+        truncated: fetched.truncated,
+        ip: fetched.address,
+    });
+    let mime = fetched.content_type().and_then(|kind| kind.split(';').next()).map_or("unk", str::trim);
+    let about = serde_json::json!({
+        "url": url.as_str(), "date_ms": started_ms, "status": fetched.status, "mime": clean(mime), "digest": member.payload_digest,
+    });
+    finished.digest = Some(member.payload_digest);
+    RawEntry {
+        tenant: job.key.tenant.clone(),
+        generation: ctx.incarnation.generation,
+        job: job.key.id,
+        attempt: job.key.attempt,
+        writer: ctx.incarnation.id,
+        about: about.to_string().into_bytes(),
+        body: member.bytes,
+    }
+}
+
+fn body_of<'a>(ctx: &Context, fetched: &'a Fetched) -> Result<Cow<'a, [u8]>, String> {
+    let limit = ctx.settings.body_bytes_max.saturating_mul(EXPANSION_MAX);
+    decode::decode(fetched.content_encoding(), &fetched.body, limit).map_err(|error| error.to_string())
+}
+
+fn is_html(content_type: Option<&str>) -> bool {
+    content_type.is_some_and(|kind| {
+        let kind = kind.split(';').next().unwrap_or_default().trim();
+        kind.eq_ignore_ascii_case("text/html") || kind.eq_ignore_ascii_case("application/xhtml+xml")
+    })
+}
+
+fn finish(entry: StreamId, job: &Job, outcome: Outcome, reason: &str) -> Done {
+    let finished = Finished::new(job.key.clone(), outcome, Some(clean(reason)));
+    Done::new(entry, Effect::Finished { job: Box::new(finished), raw: None, dispatch: job.dispatch })
+}
+
+/// Another try later: exponential backoff with full jitter; out of tries the job is dead.
+fn retry(ctx: &Context, entry: StreamId, job: &Job, why: &str) -> Done {
+    if job.key.attempt + 1 >= ATTEMPTS_MAX {
+        return finish(entry, job, Outcome::Dead, why);
+    }
+    let ceiling = (ctx.settings.retry_base_ms << job.key.attempt.clamp(0, 10)).clamp(1, BACKOFF_MS_MAX);
+    // The job's id and attempt are as good a die as any, and the same for a replay.
+    let die = (job.key.id.as_u128() as u64).rotate_left(job.key.attempt as u32 * 7).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let delay_ms = (die % ceiling as u64) as i64;
+    Done::new(entry, Effect::Retry(Retry { key: job.key.clone(), delay_ms, error: clean(why) }))
+}
+
+fn path_of(url: &Url) -> Cow<'_, str> {
+    match url.query() {
+        None => Cow::Borrowed(url.path()),
+        Some(query) => Cow::Owned(format!("{}?{query}", url.path())),
+    }
+}
+
+/// Text from the network, fit for a column: no NUL, at most 1000 characters.
+fn clean(text: &str) -> String {
+    text.chars().filter(|c| *c != '\0').take(1000).collect()
+}

@@ -1,0 +1,13 @@
+//! The data plane: one consumer loop and a few ticks.
+
+pub mod archiver;
+pub mod committer;
+pub mod consumer;
+pub mod context;
+pub mod extract;
+pub mod fetch;
+pub mod heart;
+pub mod jobs;
+pub mod seen;
+pub mod settings;
+pub mod supervise;

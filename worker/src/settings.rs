@@ -1,0 +1,75 @@
+//! What a worker is told.
+
+use clap::{Parser, ValueEnum};
+use dodo_common::config::{Logging, Servers};
+use dodo_common::model::address::Openings;
+
+/// What a worker does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Run jobs.
+    Fetch,
+    /// Move raw streams into the archive.
+    Archive,
+}
+
+impl Role {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Fetch => "fetch",
+            Role::Archive => "archive",
+        }
+    }
+}
+
+/// Takes crawl jobs from Redis, fetches, stores and archives. Ends cleanly on SIGTERM.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "dodo-worker", version)]
+pub struct Settings {
+    #[command(flatten)]
+    pub servers: Servers,
+    #[command(flatten)]
+    pub logging: Logging,
+    /// What this worker does
+    #[arg(long, env = "DODO_ROLES", value_delimiter = ',', default_value = "fetch,archive")]
+    pub roles: Vec<Role>,
+    /// Jobs it holds at once
+    #[arg(long, env = "DODO_WORKER_PERMITS", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub permits: u16,
+    /// Region it works from; names its log file
+    #[arg(long, env = "DODO_REGION")]
+    pub region: Option<String>,
+    /// Who to write to about this crawler (an address or a URL); needed to fetch anything but loopback
+    #[arg(long, env = "DODO_CONTACT", default_value = "")]
+    pub contact: String,
+    /// Private or loopback host:port that may be fetched all the same, separated by commas
+    #[arg(long, env = "DODO_OPEN", default_value = "")]
+    pub open: Openings,
+    /// Names with given addresses, name=address separated by commas; *.name stands for every name below it
+    #[arg(long, env = "DODO_RESOLVE", default_value = "")]
+    pub resolve: String,
+    /// Bytes of a body that are kept; the rest is cut off and marked
+    #[arg(long, env = "DODO_BODY_BYTES_MAX", default_value_t = 10 << 20)]
+    pub body_bytes_max: usize,
+    /// A first retry waits about this long, milliseconds; each further one twice as long
+    #[arg(long, env = "DODO_RETRY_BASE_MS", default_value_t = 1000)]
+    pub retry_base_ms: i64,
+    /// A segment is archived when it has waited this long, milliseconds
+    #[arg(long, env = "DODO_ARCHIVE_AGE_MS", default_value_t = 30_000)]
+    pub archive_age_ms: i64,
+    /// Entries of one archive object
+    #[arg(long, env = "DODO_ARCHIVE_ENTRIES_MAX", default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
+    pub archive_entries_max: u32,
+    /// How long running jobs may take to finish on SIGTERM before they are handed back, milliseconds
+    #[arg(long, env = "DODO_DRAIN_MS", default_value_t = 10_000)]
+    pub drain_ms: u64,
+    /// Say on the console what the log file says
+    #[arg(long, env = "DODO_LOG_CONSOLE")]
+    pub log_console: bool,
+    /// End when standard input closes: a child's way to follow its parent
+    #[arg(long, hide = true)]
+    pub exit_with_stdin: bool,
+    /// Stop the archiver with SIGKILL at this step, for tests of what a successor does
+    #[arg(long, hide = true, env = "DODO_FAIL_POINT", default_value = "")]
+    pub fail_point: String,
+}

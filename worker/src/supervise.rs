@@ -1,0 +1,171 @@
+//! The life of a worker process: register, work, and register anew when it was refused.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use dodo_common::db::pool::{Db, DbError};
+use dodo_common::db::worker::{self, Registration};
+use dodo_common::db::{generation, migrate};
+use dodo_common::lifecycle::Lifecycle;
+use dodo_common::storage::object::{S3Settings, Store};
+use dodo_common::stream::connection::Redis;
+use dodo_common::telemetry::{logging, metric};
+use uuid::Uuid;
+
+use crate::context::Context;
+use crate::fetch::Fetcher;
+use crate::settings::{Role, Settings};
+use crate::{archiver, committer, consumer, heart};
+
+/// Connections to Postgres: commits, loads, the archiver and a spare.
+const DB_CONNECTIONS: usize = 6;
+/// A server that is not there yet is asked again this often at the start.
+const START_TRIES: u32 = 150;
+
+pub async fn run(settings: Settings, lifecycle: Lifecycle) -> anyhow::Result<()> {
+    metric::install().map_err(anyhow::Error::msg)?;
+    let mut before = None;
+    let mut log = None;
+    loop {
+        let id = Uuid::now_v7();
+        let db = Db::pipeline(&settings.servers.database_url, &worker::session_name(id), DB_CONNECTIONS)?;
+        let about = about(&settings);
+        let incarnation = match register(&db, id, before, &about, &lifecycle).await? {
+            Some(incarnation) => incarnation,
+            None => return Ok(()),
+        };
+        if log.is_none() {
+            let place = about.region.clone().map_or(String::new(), |region| format!("{region}-"));
+            let name = format!("worker-{place}{}-{}", about.address, incarnation.slot);
+            log = Some(logging::start(&settings.logging, &name, settings.log_console).map_err(anyhow::Error::msg)?);
+        }
+        tracing::info!(worker = %id, slot = incarnation.slot, generation = incarnation.generation, "registered");
+        let redis = Redis::new(&settings.servers.redis_url, &format!("{id}:write"))?;
+        let reader = Redis::blocking(&settings.servers.redis_url, &format!("{id}:read"))?;
+        let ctx = Arc::new(Context::new(
+            settings.clone(),
+            incarnation,
+            db,
+            redis,
+            store(&settings)?,
+            Fetcher::new(&settings).context("cannot make the HTTP client")?,
+            lifecycle.soft.clone(),
+        ));
+        heart::start(&ctx)?;
+        work(&ctx, reader, &lifecycle).await;
+        before = Some(id);
+        if !ctx.refused.is_cancelled() {
+            worker::end(&ctx.db, id).await.unwrap_or_else(|error| tracing::warn!(%error, "cannot say that it ended"));
+            // The heart must stop: an ended incarnation has no heartbeat.
+            ctx.refused.cancel();
+            tracing::info!(worker = %id, settled = ctx.settled.load(Ordering::Relaxed), "drained");
+            return Ok(());
+        }
+    }
+}
+
+/// Runs every part until the incarnation is refused or has drained.
+async fn work(ctx: &Arc<Context>, reader: Redis, lifecycle: &Lifecycle) {
+    let tasks = tokio_util::task::TaskTracker::new();
+    if ctx.settings.roles.contains(&Role::Fetch) {
+        let (results, queue) = committer::channel();
+        for _ in 0..committer::COMMITTERS {
+            tasks.spawn(committer::run(Arc::clone(ctx), queue.clone()));
+        }
+        tasks.spawn(consumer::run(Arc::clone(ctx), reader, results));
+    }
+    if ctx.settings.roles.contains(&Role::Archive) {
+        tasks.spawn(archiver::run(Arc::clone(ctx)));
+    }
+    tasks.close();
+    let soft = lifecycle.soft.clone();
+    let announced = async {
+        soft.cancelled().await;
+        ctx.draining.store(true, Ordering::Relaxed);
+        if let Err(error) = worker::drain(&ctx.db, ctx.incarnation.id).await {
+            tracing::warn!(%error, "cannot say that it drains");
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = tasks.wait() => {}
+        () = announced => {}
+        () = lifecycle.hard.cancelled() => ctx.refuse("a second signal"),
+    }
+    // Refused: whatever still runs is dropped with its results.
+    let _ = tokio::time::timeout(Duration::from_secs(2), tasks.wait()).await;
+}
+
+/// Registers, waiting for a database that is starting; nothing when told to stop meanwhile.
+async fn register(
+    db: &Db,
+    id: Uuid,
+    before: Option<Uuid>,
+    about: &Registration,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<Option<worker::Incarnation>> {
+    let mut tries = 0;
+    loop {
+        let attempt = async {
+            migrate::check(db).await?;
+            // Before the first generation there is no stream to read: a leader makes them.
+            if generation::current(db).await?.number == 0 {
+                return Err(DbError::Pool("no scheduler has started a generation yet".to_owned()));
+            }
+            worker::register(db, id, before, about).await
+        };
+        match attempt.await {
+            Ok(incarnation) => return Ok(Some(incarnation)),
+            Err(error @ (DbError::Schema(_) | DbError::Url(_) | DbError::Input(_))) => return Err(error.into()),
+            // A worker that has worked waits as long as it takes; a new one says at last what is wrong.
+            Err(error) if before.is_none() && tries >= START_TRIES => return Err(error.into()),
+            Err(error) if before.is_none() && error.to_string().contains("authentication failed") => {
+                return Err(error.into());
+            }
+            Err(error) => tracing::debug!(%error, "cannot register yet"),
+        }
+        tries += 1;
+        tokio::select! {
+            () = lifecycle.soft.cancelled() => return Ok(None),
+            () = tokio::time::sleep(Duration::from_millis(200)) => {}
+        }
+    }
+}
+
+fn about(settings: &Settings) -> Registration {
+    Registration {
+        host: std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .map_or("unknown".to_owned(), |name| name.trim().to_owned()),
+        address: own_address().to_string(),
+        region: settings.region.clone(),
+        roles: settings.roles.iter().map(|role| role.as_str().to_owned()).collect(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id() as i32,
+        permits: i32::from(settings.permits),
+    }
+}
+
+/// The address this machine would send from; loopback where it has no route. Connecting a UDP socket
+/// sends nothing: it only asks the kernel for a route (192.0.2.0/24 is documentation, RFC 5737).
+fn own_address() -> std::net::IpAddr {
+    let ask = || {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect("192.0.2.1:9")?;
+        socket.local_addr()
+    };
+    ask().map_or(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), |address| address.ip())
+}
+
+fn store(settings: &Settings) -> anyhow::Result<Store> {
+    let s3 = &settings.servers.s3;
+    Ok(Store::s3(&S3Settings {
+        endpoint: s3.s3_endpoint.clone(),
+        bucket: s3.s3_bucket.clone(),
+        region: s3.s3_region.clone(),
+        access_key: s3.s3_access_key.clone(),
+        secret_key: s3.s3_secret_key.clone(),
+        allow_http: s3.s3_endpoint.starts_with("http://"),
+    })?)
+}
