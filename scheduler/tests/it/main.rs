@@ -1,0 +1,12 @@
+//! Integration tests on real servers and real processes, each test with servers and directories of its own.
+
+mod archive;
+mod bad_input;
+mod cluster;
+mod judge;
+mod local;
+mod manual;
+mod politeness;
+mod security;
+mod survive;
+mod web;

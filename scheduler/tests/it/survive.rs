@@ -1,0 +1,205 @@
+//! What dies while a crawl runs, and that nothing is lost, nothing counts twice and nobody is hurried.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use dodo_scheduler::local::s3::Fault;
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::cluster::{Cluster, Process};
+use crate::judge;
+use crate::web::Web;
+
+const HOSTS: usize = 4;
+const PAGES: usize = 40;
+const DELAY: Duration = Duration::from_millis(60);
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// A crawl under way: some pages are fetched, most are not.
+struct Run {
+    cluster: Cluster,
+    web: Web,
+    dispatch: String,
+    schedulers: Vec<Process>,
+    workers: Vec<Process>,
+}
+
+impl Run {
+    async fn start(schedulers: usize, workers: usize) -> Result<Self> {
+        Self::start_with(schedulers, workers, &[]).await
+    }
+
+    async fn start_with(schedulers: usize, workers: usize, env: &[(&str, &str)]) -> Result<Self> {
+        let mut cluster = Cluster::start().await?;
+        let web = Web::start(HOSTS, PAGES, Duration::from_millis(5)).await?;
+        cluster.open(&web.places);
+        let mut run_schedulers = Vec::new();
+        for _ in 0..schedulers {
+            run_schedulers.push(cluster.scheduler().await?);
+        }
+        let workers = (0..workers).map(|_| cluster.worker_with(env)).collect::<Result<_>>()?;
+        let body =
+            json!({ "urls": web.seeds(), "scope": "any", "delay_ms": DELAY.as_millis() as u64, "host_concurrency": 1 });
+        let dispatch = cluster.post("/v1/crawls", &body).await?;
+        cluster.wait_finished(&dispatch, if env.is_empty() { 20 } else { 5 }).await?;
+        Ok(Self { cluster, web, dispatch, schedulers: run_schedulers, workers })
+    }
+
+    /// Lets the crawl end and judges it.
+    async fn judge(&self) -> Result<()> {
+        self.cluster.wait_done(&self.dispatch, LIMIT).await?;
+        let judged = judge::complete(&self.cluster, &self.web, &self.dispatch).await;
+        let polite = judge::polite(&self.web.hits(), DELAY, |hit| hit.host.clone());
+        if judged.is_err() || polite.is_err() {
+            self.cluster.print_logs();
+        }
+        judged.and(polite)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_dies() -> Result<()> {
+    let run = Run::start(1, 2).await?;
+    run.judge().await?;
+    // Nothing was lost, so nothing was asked for twice.
+    let pages = run.web.hits().iter().filter(|hit| hit.path != "/robots.txt").count();
+    assert_eq!(pages, HOSTS * PAGES);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_is_killed() -> Result<()> {
+    let mut run = Run::start(1, 2).await?;
+    run.workers[0].kill();
+    run.judge().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_workers_are_killed() -> Result<()> {
+    let mut run = Run::start(1, 2).await?;
+    for worker in &mut run.workers {
+        worker.kill();
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    run.workers.push(run.cluster.worker()?);
+    run.judge().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_drains_on_sigterm() -> Result<()> {
+    let mut run = Run::start(1, 2).await?;
+    run.workers[0].signal(Signal::SIGTERM);
+    assert_eq!(run.workers[0].ended(Duration::from_secs(15)).await?, Some(0));
+    run.judge().await?;
+    let pages = run.web.hits().iter().filter(|hit| hit.path != "/robots.txt").count();
+    assert_eq!(pages, HOSTS * PAGES, "a drain repeats no request");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_is_killed_with_a_standby() -> Result<()> {
+    let mut run = Run::start(2, 2).await?;
+    run.schedulers[0].kill();
+    run.judge().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_restarts() -> Result<()> {
+    let mut run = Run::start(1, 2).await?;
+    run.cluster.redis.kill();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    run.cluster.redis.restart()?;
+    run.judge().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_is_flushed() -> Result<()> {
+    let run = Run::start(1, 2).await?;
+    run.cluster.redis_command(&["FLUSHALL"]).await?;
+    run.judge().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_jobs_stream_is_deleted() -> Result<()> {
+    let run = Run::start(1, 2).await?;
+    run.cluster.redis_command(&["DEL", "dodo:jobs:fetch"]).await?;
+    run.judge().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pages_stream_is_deleted() -> Result<()> {
+    let run = Run::start(1, 2).await?;
+    run.cluster.redis_command(&["DEL", "dodo:pages"]).await?;
+    run.judge().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_starts_from_an_older_snapshot() -> Result<()> {
+    let mut run = Run::start(1, 2).await?;
+    let data = run.cluster.dir.path().join("redis");
+    let copy = run.cluster.dir.path().join("redis-before");
+    let copied = std::process::Command::new("cp").arg("-a").arg(&data).arg(&copy).status()?;
+    assert!(copied.success());
+    run.cluster.wait_finished(&run.dispatch, 60).await?;
+    run.cluster.redis.kill();
+    for entry in std::fs::read_dir(data.join("data"))? {
+        let path = entry?.path();
+        if path.is_dir() { std::fs::remove_dir_all(path)? } else { std::fs::remove_file(path)? }
+    }
+    let back = std::process::Command::new("cp").arg("-a").arg(copy.join("data/.")).arg(data.join("data")).status()?;
+    assert!(back.success());
+    run.cluster.redis.restart()?;
+    run.judge().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_restarts() -> Result<()> {
+    let mut run = Run::start(1, 2).await?;
+    run.cluster.postgres.kill();
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    run.cluster.postgres.restart()?;
+    run.judge().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_is_down_for_a_while() -> Result<()> {
+    let run = Run::start(1, 2).await?;
+    run.cluster.s3.set_fault(Fault::Refuse503);
+    run.cluster.wait_finished(&run.dispatch, 100).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    run.cluster.s3.set_fault(Fault::None);
+    run.judge().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_worker_wakes_up_after_its_lease() -> Result<()> {
+    let run = Run::start(1, 2).await?;
+    run.workers[0].signal(Signal::SIGSTOP);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    run.workers[0].signal(Signal::SIGCONT);
+    run.judge().await
+}
+
+/// The archiver dies at a step; a successor resumes its plan.
+async fn archiver_dies_at(step: &str) -> Result<()> {
+    let mut run = Run::start_with(1, 1, &[("DODO_FAIL_POINT", step), ("DODO_ARCHIVE_AGE_MS", "1500")]).await?;
+    assert_eq!(run.workers[0].ended(Duration::from_secs(30)).await?, None, "it was stopped by a signal at {step}");
+    run.workers.push(run.cluster.worker()?);
+    run.judge().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_archiver_dies_between_plan_and_upload() -> Result<()> {
+    archiver_dies_at("archive-planned").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_archiver_dies_between_upload_and_record() -> Result<()> {
+    archiver_dies_at("archive-uploaded").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_archiver_dies_between_record_and_trim() -> Result<()> {
+    archiver_dies_at("archive-recorded").await
+}
