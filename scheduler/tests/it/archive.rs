@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::cluster::{BUCKET, Cluster};
+use crate::cluster::Cluster;
 
 const ITEMS: usize = 3000;
 
@@ -43,14 +43,14 @@ async fn items_are_archived_and_read_back() -> Result<()> {
     let mut files = Vec::new();
     for line in cluster.dodo_text(&["archive", "list", "items", "--json"])?.lines() {
         let key = serde_json::from_str::<Value>(line)?["key"].as_str().context("no key")?.to_owned();
-        files.push(cluster.dir.path().join("s3").join(BUCKET).join(key));
+        files.push(cluster.object_file(&key));
     }
     assert!(files.len() >= 2, "several segments");
     let out = Command::new("zstdcat").args(&files).output().context("zstdcat is missing")?;
     assert!(out.status.success());
     assert_eq!(out.stdout.iter().filter(|byte| **byte == b'\n').count(), ITEMS);
     let python = std::env::var("DODO_TEST_PYTHON").context("run scripts/test: it makes the Python environment")?;
-    let script = "import sys, duckdb; print(duckdb.sql(f'SELECT count(DISTINCT n) FROM read_json({sys.argv[1:]}, compression=\\'zstd\\', format=\\'newline_delimited\\')').fetchone()[0])";
+    let script = "import sys, duckdb; print(duckdb.sql(f'SELECT count(DISTINCT n) FROM read_json({sys.argv[1:]}, compression=\\'zstd\\', format=\\'newline_delimited\\')').fetchall()[0][0])";
     let out = Command::new(python).arg("-c").arg(script).args(&files).output()?;
     assert_eq!(
         String::from_utf8_lossy(&out.stdout).trim(),

@@ -31,10 +31,6 @@ impl Process {
         let _ = self.child.wait();
     }
 
-    pub fn is_running(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
-    }
-
     /// Waits for its end and returns its exit code.
     pub async fn ended(&mut self, limit: Duration) -> Result<Option<i32>> {
         let start = Instant::now();
@@ -219,6 +215,11 @@ impl Cluster {
         Ok(command.query_async(&mut connection).await?)
     }
 
+    /// An object as the plain file that the endpoint keeps it in: read as any other tool would.
+    pub fn object_file(&self, key: &str) -> PathBuf {
+        self.dir.path().join("s3/objects").join(BUCKET).join(key)
+    }
+
     /// The end of every log, for a test that fails.
     pub fn print_logs(&self) {
         let Ok(dirs) = std::fs::read_dir(self.dir.path().join("log")) else { return };
@@ -234,8 +235,15 @@ impl Cluster {
         }
     }
 
-    pub fn log_dir(&self) -> PathBuf {
-        self.dir.path().join("log")
+    /// Everything that was logged.
+    pub fn logs(&self) -> String {
+        let mut all = String::new();
+        for dir in std::fs::read_dir(self.dir.path().join("log")).into_iter().flatten().flatten() {
+            for file in std::fs::read_dir(dir.path()).into_iter().flatten().flatten() {
+                all.push_str(&std::fs::read_to_string(file.path()).unwrap_or_default());
+            }
+        }
+        all
     }
 }
 

@@ -92,8 +92,7 @@ async fn crawl(workers: usize) -> Result<()> {
     let mut warcs = Vec::new();
     for (n, line) in archive.lines().enumerate() {
         let key = serde_json::from_str::<serde_json::Value>(line)?["key"].as_str().unwrap_or_default().to_owned();
-        // The endpoint keeps objects as plain files: read them as any other tool would.
-        let file = cluster.dir.path().join("s3").join(crate::cluster::BUCKET).join(&key);
+        let file = cluster.object_file(&key);
         let copy = out.join(format!("{n}.warc.gz"));
         std::fs::copy(&file, &copy).with_context(|| format!("{}", file.display()))?;
         warcs.push(copy);
