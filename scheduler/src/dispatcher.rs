@@ -198,7 +198,9 @@ impl<'a> Dispatcher<'a> {
                 Verdict::Finished { page } => SettledJob { page, ..SettledJob::default() },
                 Verdict::Retried { in_ms } => SettledJob { due_in_ms: Some(in_ms.max(1)), ..SettledJob::default() },
                 Verdict::Prepared => SettledJob { reload_host: true, due_in_ms: Some(0), ..SettledJob::default() },
-                Verdict::Gone | Verdict::Returned => SettledJob { due_in_ms: Some(0), ..SettledJob::default() },
+                // Ended by a commit whose answer was lost, perhaps as a page.
+                Verdict::Gone => SettledJob { page: settled.requested, due_in_ms: Some(0), ..SettledJob::default() },
+                Verdict::Returned => SettledJob { due_in_ms: Some(0), ..SettledJob::default() },
             };
             let job = SettledJob { requested: settled.requested, hold_ms: settled.hold_ms, ..job };
             self.frontier.settled(now, settled.entry, &job);
@@ -217,7 +219,7 @@ impl<'a> Dispatcher<'a> {
         let now = self.ctx.clock.now_ms();
         for entry in summary.returned {
             // A request may have been under way: the host counts as completed at the loss.
-            let job = SettledJob { requested: true, due_in_ms: Some(0), ..SettledJob::default() };
+            let job = SettledJob { page: true, requested: true, due_in_ms: Some(0), ..SettledJob::default() };
             self.frontier.settled(now, entry, &job);
         }
         self.room = (summary.permits * 2).clamp(WINDOW_MIN, WINDOW_MAX);
@@ -244,7 +246,7 @@ impl<'a> Dispatcher<'a> {
             queue::outstanding(&self.ctx.redis).await?.into_iter().map(|(entry, _)| entry.entry).collect();
         for entry in old.into_iter().filter(|entry| !outstanding.contains(entry)) {
             tracing::debug!(%entry, "an issued entry was settled without a report");
-            let job = SettledJob { requested: true, due_in_ms: Some(0), ..SettledJob::default() };
+            let job = SettledJob { page: true, requested: true, due_in_ms: Some(0), ..SettledJob::default() };
             self.frontier.settled(now, entry, &job);
         }
         Ok(())
@@ -351,6 +353,7 @@ fn rules_of(open: &Dispatch) -> Rules {
         max_pages: spec.and_then(|spec| spec.max_pages),
         pages: open.progress.pages,
         in_flight: 0,
+        exact: true,
     }
 }
 

@@ -29,9 +29,11 @@ pub struct Rules {
     pub host_concurrency: u32,
     /// Pages it may still fetch; none means no budget.
     pub max_pages: Option<i64>,
-    /// Pages fetched.
+    /// Pages fetched, as far as reports and the last reading of the progress tell; never too low.
     pub pages: i64,
     pub in_flight: i64,
+    /// `pages` was read from Postgres while nothing was in flight.
+    pub exact: bool,
 }
 
 /// A job to issue.
@@ -175,9 +177,10 @@ impl Frontier {
     /// Sets what a dispatch asks for; what is in flight is kept.
     pub fn set_rules(&mut self, id: Uuid, mut rules: Rules) {
         if let Some(known) = self.rules.get(&id) {
-            rules.in_flight = known.in_flight;
-            // Reports count ahead of the roll-up; when nothing is in flight the roll-up is exact.
-            rules.pages = if known.in_flight > 0 { known.pages.max(rules.pages) } else { rules.pages };
+            // With jobs in flight the progress may hold a page whose report is still to come.
+            if known.in_flight > 0 {
+                rules = Rules { pages: known.pages, in_flight: known.in_flight, exact: false, ..rules };
+            }
         }
         self.rules.insert(id, rules);
     }
@@ -355,6 +358,7 @@ impl Frontier {
         }
         if let Some(rules) = self.rules.get_mut(&dispatch) {
             rules.in_flight += 1;
+            rules.exact = false;
         }
         // Its address is known when the row of its host has been read.
         self.issued.insert(entry, Issued { key, host, address: None, dispatch, issued_ms: now });
@@ -448,7 +452,7 @@ impl Frontier {
                 return Err(Wait::Until(now + 5));
             };
             if let Some(max) = rules.max_pages {
-                if rules.pages >= max {
+                if rules.pages >= max && rules.exact {
                     let job = flow.buffer.pop_front().expect("it was just seen");
                     flow.busy = flow.busy.saturating_sub(1);
                     self.over_budget.push(JobKey { tenant: key.0.clone(), id: job.id, attempt: job.attempt });
@@ -470,6 +474,7 @@ impl Frontier {
             }
             if let Some(rules) = self.rules.get_mut(&dispatch) {
                 rules.in_flight += 1;
+                rules.exact = false;
             }
             let key_of_job = JobKey { tenant: key.0.clone(), id: job.id, attempt: job.attempt };
             return Ok(Some(Pick { key: key_of_job, host: key.1.clone(), dispatch }));
@@ -567,6 +572,7 @@ impl Frontier {
 /// What became of an issued job, as far as the frontier cares.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SettledJob {
+    /// It counts against the pages budget, or may: the next reading of the progress puts it right.
     pub page: bool,
     /// A request was sent, or may have been.
     pub requested: bool,
@@ -605,7 +611,10 @@ mod tests {
         fn new(delay_ms: Millis, host_concurrency: u32) -> Self {
             let mut frontier = Frontier::default();
             let dispatch = Uuid::now_v7();
-            frontier.set_rules(dispatch, Rules { delay_ms, host_concurrency, max_pages: None, pages: 0, in_flight: 0 });
+            frontier.set_rules(
+                dispatch,
+                Rules { delay_ms, host_concurrency, max_pages: None, pages: 0, in_flight: 0, exact: true },
+            );
             Self { frontier, dispatch, serial: 0, open: Vec::new() }
         }
 
@@ -699,7 +708,7 @@ mod tests {
     #[test]
     fn a_budget_is_never_exceeded_and_the_rest_is_skipped() {
         let mut bench = Bench::new(0, 8);
-        let rules = Rules { delay_ms: 0, host_concurrency: 8, max_pages: Some(3), pages: 0, in_flight: 0 };
+        let rules = Rules { delay_ms: 0, host_concurrency: 8, max_pages: Some(3), pages: 0, in_flight: 0, exact: true };
         bench.frontier.set_rules(bench.dispatch, rules);
         bench.add("http://a", "10.0.0.1", 10);
         assert_eq!(bench.pick(0).len(), 3);
@@ -708,6 +717,10 @@ mod tests {
             bench.settle(60);
         }
         assert!(bench.pick(100).is_empty());
+        assert!(bench.frontier.take_over_budget().is_empty(), "only the progress in Postgres says that it is used up");
+        let rules = Rules { delay_ms: 0, host_concurrency: 8, max_pages: Some(3), pages: 3, in_flight: 0, exact: true };
+        bench.frontier.set_rules(bench.dispatch, rules);
+        assert!(bench.pick(200).is_empty());
         assert_eq!(bench.frontier.take_over_budget().len(), 7);
     }
 

@@ -73,8 +73,8 @@ async fn the_command_line_says_what_is_wrong() -> Result<()> {
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
+    encoder.write_all(bytes).expect("memory takes it");
+    encoder.finish().expect("memory takes it")
 }
 
 /// A site on which everything is wrong in its own way.
@@ -101,7 +101,7 @@ fn hostile() -> Router {
         }))
         .route("/cut", get(async || -> Response {
             let mut headers = HeaderMap::new();
-            headers.insert(header::CONTENT_TYPE, "text/html".parse().unwrap());
+            headers.insert(header::CONTENT_TYPE, "text/html".parse().expect("it is a header"));
             let chunks = futures::stream::iter([Ok("<p>half"), Err(std::io::Error::other("cut"))]);
             (headers, Body::from_stream(chunks)).into_response()
         }))

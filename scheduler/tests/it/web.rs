@@ -99,7 +99,7 @@ impl Web {
     }
 
     pub fn hits(&self) -> Vec<Hit> {
-        self.hits.lock().unwrap().clone()
+        self.hits.lock().expect("no panic under this lock").clone()
     }
 }
 
@@ -140,7 +140,7 @@ struct Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.site.hits.lock().unwrap().push(Hit {
+        self.site.hits.lock().expect("no panic under this lock").push(Hit {
             host: self.host.clone(),
             address: self.site.address.clone(),
             path: self.path.clone(),
