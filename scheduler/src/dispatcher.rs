@@ -45,6 +45,8 @@ const FORGET_MS: i64 = 3_600_000;
 
 /// Runs for one term of leadership.
 pub async fn run(ctx: Arc<Context>, term: Term) {
+    // While a server is away the same trouble comes back with each try: it is said once.
+    let mut said = String::new();
     while !term.over.is_cancelled() {
         let mut dispatcher = match Dispatcher::open(&ctx, &term).await {
             Ok(dispatcher) => dispatcher,
@@ -52,11 +54,16 @@ pub async fn run(ctx: Arc<Context>, term: Term) {
                 if ended(&error, &term) {
                     return;
                 }
-                tracing::warn!(%error, "the window cannot be opened yet");
+                let text = error.to_string();
+                if text != said {
+                    tracing::warn!(%error, "the window cannot be opened yet");
+                    said = text;
+                }
                 pause(&term).await;
                 continue;
             }
         };
+        said.clear();
         if let Err(error) = dispatcher.work().await {
             ctx.window_ready.store(false, Ordering::Relaxed);
             if ended(&error, &term) {
@@ -195,7 +202,7 @@ impl<'a> Dispatcher<'a> {
         let now = self.ctx.clock.now_ms();
         for settled in report.settled {
             let job = match settled.verdict {
-                Verdict::Finished { page } => SettledJob { page, ..SettledJob::default() },
+                Verdict::Finished { page, .. } => SettledJob { page, ..SettledJob::default() },
                 Verdict::Retried { in_ms } => SettledJob { due_in_ms: Some(in_ms.max(1)), ..SettledJob::default() },
                 Verdict::Prepared => SettledJob { reload_host: true, due_in_ms: Some(0), ..SettledJob::default() },
                 // Ended by a commit whose answer was lost, perhaps as a page.

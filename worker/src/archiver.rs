@@ -156,15 +156,11 @@ async fn is_written(ctx: &Context, plan: &Segment) -> anyhow::Result<bool> {
 
 /// One more range, from the head of the stream to the first entry that is still open.
 async fn advance(ctx: &Context, stream: &str) -> anyhow::Result<Summary> {
-    let flush = dispatch::any_archiving(&ctx.db).await?;
-    let range = gather(ctx, stream).await?;
-    let Some(last) = range.last else { return Ok(Summary::default()) };
-    let old = range
-        .oldest_ms
-        .is_some_and(|ms| chrono::Utc::now().timestamp_millis() - ms as i64 >= ctx.settings.archive_age_ms);
-    if !(flush || old || range.full) {
+    if !is_due(ctx, stream).await? {
         return Ok(Summary::default());
     }
+    let range = gather(ctx, stream).await?;
+    let Some(last) = range.last else { return Ok(Summary::default()) };
     let mut plans = Vec::new();
     for (tenant, entries) in by_tenant(range.counting) {
         let generation = entries.first().map_or(0, |stored| stored.entry.generation);
@@ -190,13 +186,20 @@ async fn advance(ctx: &Context, stream: &str) -> anyhow::Result<Summary> {
     })
 }
 
+/// A segment is written when it is full or old, or when a dispatch only waits for it.
+async fn is_due(ctx: &Context, stream: &str) -> anyhow::Result<bool> {
+    let extent = raw::extent(&ctx.redis, stream).await?;
+    let Some(first) = extent.first else { return Ok(false) };
+    let age_ms = chrono::Utc::now().timestamp_millis() - first.ms as i64;
+    let full = extent.entries >= ctx.settings.archive_entries_max as usize || extent.bytes >= BYTES_MAX;
+    Ok(full || age_ms >= ctx.settings.archive_age_ms || dispatch::any_archiving(&ctx.db).await?)
+}
+
 /// A range that may be archived: everything up to `last` is decided.
 #[derive(Default)]
 struct Range {
     counting: Vec<Stored>,
     last: Option<StreamId>,
-    oldest_ms: Option<u64>,
-    full: bool,
 }
 
 /// Reads from the head until an open entry, another generation or a bound.
@@ -213,22 +216,18 @@ async fn gather(ctx: &Context, stream: &str) -> anyhow::Result<Range> {
             match state {
                 EntryState::Open => return Ok(range),
                 EntryState::Counts if other => {
-                    range.full = true;
                     return Ok(range);
                 }
                 EntryState::Counts => {
                     bytes += stored.entry.body.len() + stored.entry.about.len();
                     range.last = Some(stored.id);
-                    range.oldest_ms = range.oldest_ms.or(Some(stored.id.ms));
                     range.counting.push(stored);
                 }
                 EntryState::Void => {
                     range.last = Some(stored.id);
-                    range.oldest_ms = range.oldest_ms.or(Some(stored.id.ms));
                 }
             }
             if bytes >= BYTES_MAX || range.counting.len() >= ctx.settings.archive_entries_max as usize {
-                range.full = true;
                 return Ok(range);
             }
         }

@@ -97,15 +97,15 @@ pub async fn run(ctx: Arc<Context>, queue: Queue) {
 /// a server that is away fails nothing, and nothing is acknowledged that was not committed.
 async fn settle(ctx: &Context, mut done: Vec<Done>) {
     append(ctx, &mut done).await;
-    let (batch, seen) = batch_of(&done);
-    let committed = commit_batch(ctx, batch).await;
+    let (batch, ended) = batch_of(done);
+    let committed = commit_batch(ctx, &batch).await;
     // Only what this commit wrote is certain: the links of a job that another had ended were not stored.
-    for (job, dispatch, hashes) in seen {
-        if committed.won.contains(&job) {
-            ctx.seen.remember(dispatch, hashes.into_iter());
+    for (job, dispatch) in batch.finished.iter().zip(&ended.dispatches) {
+        if committed.won.contains(&job.key.id) {
+            ctx.seen.remember(*dispatch, job.found.iter().map(|found| UrlHash::from_uuid(found.hash)));
         }
     }
-    report(ctx, &done, committed).await;
+    report(ctx, ended.entries, committed).await;
 }
 
 /// Appends raw results; each finished job then knows its entry.
@@ -146,40 +146,56 @@ async fn append(ctx: &Context, done: &mut [Done]) {
     }
 }
 
-/// (job, dispatch, the links it found).
-type SeenBatch = Vec<(Uuid, Uuid, Vec<UrlHash>)>;
+/// What a batch settles, beside what it writes.
+struct Ended {
+    entries: Vec<Settled>,
+    /// The dispatch of each finished job, in their order.
+    dispatches: Vec<Uuid>,
+}
 
-fn batch_of(done: &[Done]) -> (Batch, SeenBatch) {
+/// Splits results into what is written and what is reported; a job that turns out not to be won is put
+/// right in [`report`].
+fn batch_of(done: Vec<Done>) -> (Batch, Ended) {
     let mut batch = Batch::default();
-    let mut seen = Vec::new();
+    let mut ended = Ended { entries: Vec::with_capacity(done.len()), dispatches: Vec::new() };
     for d in done {
-        match &d.effect {
+        let verdict = match d.effect {
             Effect::Finished { job, dispatch, .. } => {
-                seen.push((job.key.id, *dispatch, job.found.iter().map(|f| UrlHash::from_uuid(f.hash)).collect()));
-                batch.finished.push((**job).clone());
+                let verdict = Verdict::Finished { job: job.key.id, page: job.outcome == Outcome::Ok };
+                ended.dispatches.push(dispatch);
+                batch.finished.push(*job);
+                verdict
             }
-            Effect::Retry(retry) => batch.retried.push(retry.clone()),
-            Effect::Prepared | Effect::Gone | Effect::Returned => {}
-        }
-        batch.hosts.extend(d.host.clone());
-        batch.holds.extend(d.hold.clone());
+            Effect::Retry(retry) => {
+                let verdict = Verdict::Retried { in_ms: retry.delay_ms };
+                batch.retried.push(retry);
+                verdict
+            }
+            Effect::Prepared => Verdict::Prepared,
+            Effect::Gone => Verdict::Gone,
+            Effect::Returned => Verdict::Returned,
+        };
+        let hold_ms = d.hold.as_ref().map(|hold| hold.1);
+        ended.entries.push(Settled { entry: d.entry, verdict, requested: d.requested, hold_ms });
+        batch.hosts.extend(d.host);
+        batch.holds.extend(d.hold);
     }
     // One write a host: of several, the last one.
     let mut names = std::collections::HashSet::new();
     batch.hosts.reverse();
     batch.hosts.retain(|update| names.insert(update.host.clone()));
     batch.holds.sort();
-    (batch, seen)
+    (batch, ended)
 }
 
-async fn commit_batch(ctx: &Context, batch: Batch) -> Committed {
+async fn commit_batch(ctx: &Context, batch: &Batch) -> Committed {
     let empty =
         batch.finished.is_empty() && batch.retried.is_empty() && batch.hosts.is_empty() && batch.holds.is_empty();
     if empty {
         return Committed::default();
     }
     loop {
-        match commit::commit(&ctx.db, &ctx.incarnation, batch.clone()).await {
+        match commit::commit(&ctx.db, &ctx.incarnation, batch).await {
             Ok(committed) => return committed,
             Err(DbError::WorkerRefused(why)) => {
                 ctx.refuse(&why);
@@ -193,24 +209,13 @@ async fn commit_batch(ctx: &Context, batch: Batch) -> Committed {
     }
 }
 
-async fn report(ctx: &Context, done: &[Done], committed: Committed) {
-    let settled = done
-        .iter()
-        .map(|d| Settled {
-            entry: d.entry,
-            verdict: match &d.effect {
-                // Not won: the row had ended already (or our own first try at this commit did it).
-                Effect::Finished { job, .. } if !committed.won.contains(&job.key.id) => Verdict::Gone,
-                Effect::Finished { job, .. } => Verdict::Finished { page: job.outcome == Outcome::Ok },
-                Effect::Retry(retry) => Verdict::Retried { in_ms: retry.delay_ms },
-                Effect::Prepared => Verdict::Prepared,
-                Effect::Gone => Verdict::Gone,
-                Effect::Returned => Verdict::Returned,
-            },
-            requested: d.requested,
-            hold_ms: d.hold.as_ref().map(|hold| hold.1),
-        })
-        .collect();
+async fn report(ctx: &Context, mut settled: Vec<Settled>, committed: Committed) {
+    for entry in &mut settled {
+        // Not won: the row had ended already (or our own first try at this commit did it).
+        if matches!(entry.verdict, Verdict::Finished { job, .. } if !committed.won.contains(&job)) {
+            entry.verdict = Verdict::Gone;
+        }
+    }
     let report = Report { worker: ctx.incarnation.id, settled, gained: committed.gained };
     loop {
         match queue::settle(&ctx.redis, ctx.incarnation.generation, &report).await {

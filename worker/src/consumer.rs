@@ -11,6 +11,7 @@ use dodo_common::stream::connection::{Redis, StreamError, StreamResult};
 use dodo_common::stream::queue::{self, JobEntry};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::committer::{Done, Effect, Results};
 use crate::context::Context;
@@ -86,10 +87,17 @@ async fn take(
             let done = match row {
                 None => Done::new(entry, Effect::Gone),
                 Some(_) if ctx.soft.is_cancelled() => Done::new(entry, Effect::Returned),
-                Some(row) => tokio::select! {
-                    done = jobs::run(&ctx, entry, row) => done,
-                    () = ctx.refused.cancelled() => return,
-                },
+                Some(row) => {
+                    let job = &row.job;
+                    let span = tracing::info_span!(
+                        "job", job = %job.key.id, dispatch = %job.dispatch, tenant = %job.key.tenant, host = %job.host,
+                        worker = %ctx.incarnation.id
+                    );
+                    tokio::select! {
+                        done = jobs::run(&ctx, entry, row).instrument(span) => done,
+                        () = ctx.refused.cancelled() => return,
+                    }
+                }
             };
             // Nobody listens any more only when the incarnation was refused.
             let _ = results.send((done, permit)).await;

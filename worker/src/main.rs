@@ -6,6 +6,10 @@ use dodo_common::lifecycle::Lifecycle;
 use dodo_worker::settings::Settings;
 use dodo_worker::supervise;
 
+/// A page makes some hundred small allocations; the system's allocator shows in the profile.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> std::process::ExitCode {
     let settings = Settings::parse();
     dodo_common::install_tls_provider();

@@ -39,7 +39,9 @@ pub async fn run(settings: Settings, lifecycle: Lifecycle) -> anyhow::Result<()>
         if log.is_none() {
             let place = about.region.clone().map_or(String::new(), |region| format!("{region}-"));
             let name = format!("worker-{place}{}-{}", about.address, incarnation.slot);
-            log = Some(logging::start(&settings.logging, &name, settings.log_console).map_err(anyhow::Error::msg)?);
+            let guard = logging::start(&settings.logging, &name, settings.log_console).map_err(anyhow::Error::msg)?;
+            tokio::spawn(guard.report_dropped());
+            log = Some(guard);
         }
         tracing::info!(worker = %id, slot = incarnation.slot, generation = incarnation.generation, "registered");
         let redis = Redis::new(&settings.servers.redis_url, &format!("{id}:write"))?;
@@ -61,6 +63,10 @@ pub async fn run(settings: Settings, lifecycle: Lifecycle) -> anyhow::Result<()>
             // The heart must stop: an ended incarnation has no heartbeat.
             ctx.refused.cancel();
             tracing::info!(worker = %id, settled = ctx.settled.load(Ordering::Relaxed), "drained");
+            return Ok(());
+        }
+        if lifecycle.soft.is_cancelled() {
+            // Told to stop and out of grace: what it still held is taken back by the reaper.
             return Ok(());
         }
     }

@@ -30,8 +30,10 @@ pub struct Finished {
     pub fetch_ms: Option<i32>,
     /// Where its raw result lies: the stream and the entry.
     pub raw: Option<(&'static str, StreamId)>,
-    /// Every link of the page in document order; none where there is no page.
-    pub links: Option<Vec<String>>,
+    /// Every link of the page in document order, one a line; none where there is no page. A canonical URL has
+    /// no line break.
+    pub links: Option<String>,
+    pub link_count: i32,
     /// Links in scope that this worker knows to be in the seen-set already.
     pub known_count: i32,
     /// Links in scope that may be new.
@@ -57,6 +59,7 @@ impl Finished {
             fetch_ms: None,
             raw: None,
             links: None,
+            link_count: 0,
             known_count: 0,
             found: Vec::new(),
         }
@@ -183,9 +186,9 @@ UPDATE crawl_schedule c
 ///
 /// # Errors
 /// [`DbError::WorkerRefused`] when the incarnation is lost or its generation over: nothing was written.
-pub async fn commit(db: &Db, worker: &Incarnation, batch: Batch) -> DbResult<Committed> {
-    match once(db, worker, &batch).await {
-        Err(error) if error.is_data() => bisect(db, worker, batch, &error).await,
+pub async fn commit(db: &Db, worker: &Incarnation, batch: &Batch) -> DbResult<Committed> {
+    match once(db, worker, batch).await {
+        Err(error) if error.is_data() => bisect(db, worker, batch.clone(), &error).await,
         other => other,
     }
 }
@@ -212,7 +215,7 @@ async fn bisect(db: &Db, worker: &Incarnation, batch: Batch, error: &DbError) ->
         if part.finished.len() + part.retried.len() + part.hosts.len() + part.holds.len() == 0 {
             continue;
         }
-        let committed = Box::pin(commit(db, worker, part)).await?;
+        let committed = Box::pin(commit(db, worker, &part)).await?;
         all.won.extend(committed.won);
         all.gained.extend(committed.gained);
     }
@@ -316,7 +319,7 @@ struct Columns<'a> {
     raw_stream: Vec<Option<&'a str>>,
     raw_ms: Vec<Option<i64>>,
     raw_seq: Vec<Option<i64>>,
-    links: Vec<Option<String>>,
+    links: Vec<Option<&'a str>>,
     link_count: Vec<Option<i32>>,
     known_count: Vec<i32>,
     found_parent: Vec<Uuid>,
@@ -353,9 +356,8 @@ impl<'a> Columns<'a> {
             c.raw_stream.push(job.raw.map(|(stream, _)| stream));
             c.raw_ms.push(job.raw.map(|(_, id)| id.ms as i64));
             c.raw_seq.push(job.raw.map(|(_, id)| id.seq as i64));
-            // A canonical URL has no line break, so one text a page carries them all.
-            c.links.push(job.links.as_ref().map(|links| links.join("\n")));
-            c.link_count.push(job.links.as_ref().map(|links| links.len() as i32));
+            c.links.push(job.links.as_deref());
+            c.link_count.push(job.links.as_ref().map(|_| job.link_count));
             c.known_count.push(job.known_count);
             for found in &job.found {
                 c.found_parent.push(job.key.id);

@@ -10,7 +10,12 @@ use crate::model::stream_id::StreamId;
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Its row was deleted and logged by this worker; `page`: it counts against the pages budget.
-    Finished { page: bool },
+    /// `job` is the worker's own note and is not sent.
+    Finished {
+        #[serde(skip)]
+        job: Uuid,
+        page: bool,
+    },
     /// Its row stays and is due again in so many milliseconds.
     Retried { in_ms: i64 },
     /// It prepared its host (addresses, robots); its row is unchanged and due.

@@ -27,16 +27,22 @@ pub struct LogGuard {
 }
 
 impl LogGuard {
-    /// Reports dropped lines every ten seconds, as a metric and, when there are new ones, a line.
-    pub async fn report_dropped(&self) {
-        let mut before = 0;
-        loop {
-            tokio::time::sleep(Duration::from_secs(10)).await;
-            let now = self.dropped.dropped_lines();
-            metrics::counter!("dodo_log_lines_dropped_total").absolute(now as u64);
-            if now > before {
-                tracing::warn!(dropped = now - before, "log lines were dropped: the log directory is too slow or full");
-                before = now;
+    /// Reports dropped lines every ten seconds, as a metric and, when there are new ones, a line. Never ends.
+    pub fn report_dropped(&self) -> impl Future<Output = ()> + Send + 'static {
+        let dropped = self.dropped.clone();
+        async move {
+            let mut before = 0;
+            loop {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                let now = dropped.dropped_lines();
+                metrics::counter!("dodo_log_lines_dropped_total").absolute(now as u64);
+                if now > before {
+                    tracing::warn!(
+                        dropped = now - before,
+                        "log lines were dropped: the log directory is too slow or full"
+                    );
+                    before = now;
+                }
             }
         }
     }

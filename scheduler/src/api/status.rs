@@ -158,5 +158,12 @@ pub async fn metrics(State(api): State<Api>) -> String {
             metrics::gauge!("dodo_stream_lag", "stream" => stream.name).set(stream.lag.unwrap_or_default() as f64);
         }
     }
+    if let Ok(views) = views(&api.ctx).await {
+        for view in views.into_iter().filter(|view| !matches!(view.state.as_str(), "lost" | "ended")) {
+            let labels = [("slot", view.slot.to_string()), ("region", view.region.unwrap_or_default())];
+            metrics::gauge!("dodo_worker_in_flight", &labels).set(view.in_flight as f64);
+            metrics::gauge!("dodo_worker_settled", &labels).set(view.settled as f64);
+        }
+    }
     (api.metrics)()
 }

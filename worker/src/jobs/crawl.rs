@@ -155,7 +155,8 @@ fn read_page(
     let Page { title, language, nofollow, links, .. } = html::html(body, content_type, url);
     finished.title = title;
     finished.language = language;
-    finished.links = Some(links.iter().map(|link| link.url.to_string()).collect());
+    finished.link_count = links.len() as i32;
+    finished.links = Some(lines_of(&links));
     if nofollow || job.depth >= crawl.spec.depth {
         return;
     }
@@ -165,6 +166,18 @@ fn read_page(
         depth,
         hops: 0,
     }));
+}
+
+/// The links as one text, a line each.
+fn lines_of(links: &[Canonical]) -> String {
+    let mut lines = String::with_capacity(links.iter().map(|link| link.url.as_str().len() + 1).sum());
+    for link in links {
+        if !lines.is_empty() {
+            lines.push('\n');
+        }
+        lines.push_str(link.url.as_str());
+    }
+    lines
 }
 
 /// A link in scope.

@@ -4,16 +4,42 @@ pub mod crawl;
 pub mod noop;
 
 use dodo_common::db::schedule::Loaded;
-use dodo_common::model::job::JobKind;
+use dodo_common::model::job::{JobKind, Outcome};
 use dodo_common::model::stream_id::StreamId;
 
-use crate::committer::Done;
+use crate::committer::{Done, Effect};
 use crate::context::Context;
 
 /// Runs a job to its end; it never fails: every failure is an effect.
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
-    match row.job.kind {
+    let done = match row.job.kind {
         JobKind::Crawl => crawl::run(ctx, entry, row).await,
         JobKind::Noop => noop::run(ctx, entry, row),
+    };
+    log(&done);
+    done
+}
+
+/// One line a job; what went well is for those who look closely.
+fn log(done: &Done) {
+    match &done.effect {
+        Effect::Finished { job, .. } => {
+            let reason = job.reason.as_deref().unwrap_or_default();
+            match job.outcome {
+                Outcome::Dead | Outcome::Failed => {
+                    tracing::warn!(outcome = job.outcome.as_str(), status = job.status, reason, "job ended");
+                }
+                _ => tracing::debug!(outcome = job.outcome.as_str(), status = job.status, reason, "job ended"),
+            }
+        }
+        Effect::Retry(retry) => {
+            tracing::info!(
+                attempt = retry.key.attempt + 1,
+                delay_ms = retry.delay_ms,
+                reason = retry.error,
+                "job is tried again"
+            );
+        }
+        Effect::Prepared | Effect::Gone | Effect::Returned => {}
     }
 }
