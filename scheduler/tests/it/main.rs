@@ -9,4 +9,5 @@ mod manual;
 mod politeness;
 mod security;
 mod survive;
+mod up;
 mod web;

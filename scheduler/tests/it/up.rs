@@ -1,0 +1,118 @@
+//! `dodo up` as its user meets it: run, killed, started again, interrupted.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::cluster::dodo_program;
+
+fn data() -> Result<TempDir> {
+    let dir = tempfile::Builder::new().prefix("dodo-up-").tempdir()?;
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(dir)
+}
+
+fn up(dir: &Path, arguments: &[&str]) -> Result<Child> {
+    Ok(Command::new(dodo_program())
+        .args(["up", "--port", "0", "--json", "--data"])
+        .arg(dir)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?)
+}
+
+/// Processes that name the directory on their command line or in their environment.
+fn processes_of(dir: &Path) -> Vec<String> {
+    let needle = dir.to_string_lossy().into_owned();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        if entry.file_name() == *std::process::id().to_string() {
+            continue;
+        }
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let env = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        if [&line, &env].iter().any(|text| String::from_utf8_lossy(text).contains(&needle)) {
+            found.push(String::from_utf8_lossy(&line).replace('\0', " "));
+        }
+    }
+    found
+}
+
+fn wait_for_pages(dir: &Path) -> Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(40) {
+        // The workers' logs say when they are at it.
+        let logs = std::fs::read_dir(dir.join("log")).into_iter().flatten().flatten();
+        if logs.filter(|entry| entry.file_name().to_string_lossy().starts_with("worker-")).count() >= 2 {
+            std::thread::sleep(Duration::from_millis(1500));
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    anyhow::bail!("the workers did not start")
+}
+
+#[test]
+fn a_killed_cluster_goes_on_where_it_was_and_leaves_nothing_behind() -> Result<()> {
+    let dir = data()?;
+    let crawl = ["--sample", "--key", "demo", "--delay", "40", "--workers", "2"];
+    let mut first = up(dir.path(), &crawl)?;
+    wait_for_pages(dir.path())?;
+    first.kill()?;
+    first.wait()?;
+
+    let second = up(dir.path(), &[&crawl[..], &["--exit-when-done"]].concat())?.wait_with_output()?;
+    let (out, error) = (String::from_utf8_lossy(&second.stdout), String::from_utf8_lossy(&second.stderr));
+    assert!(second.status.success(), "{out}{error}");
+    let summary: Value = serde_json::from_str(out.lines().last().context("no summary")?)?;
+    assert_eq!(summary["done"], true);
+    assert_eq!(summary["pages"], 119, "each page once over both starts: {summary}");
+    assert_eq!(processes_of(dir.path()), Vec::<String>::new());
+
+    // A third start on the same directory has nothing left to do.
+    let third = up(dir.path(), &[&crawl[..], &["--exit-when-done"]].concat())?.wait_with_output()?;
+    assert!(third.status.success());
+    let summary: Value = serde_json::from_slice(&third.stdout)?;
+    assert_eq!(summary["pages"], 119);
+    Ok(())
+}
+
+#[test]
+fn an_interrupt_stops_everything_and_two_cannot_share_a_directory() -> Result<()> {
+    let dir = data()?;
+    let child = up(dir.path(), &["--sample", "--delay", "100"])?;
+    wait_for_pages(dir.path())?;
+    let refused = up(dir.path(), &[])?.wait_with_output()?;
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(text.lines().count(), 1, "{text}");
+
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT)?;
+    let out = child.wait_with_output()?;
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let summary: Value = serde_json::from_slice(&out.stdout)?;
+    assert_eq!(summary["done"], false);
+    assert_eq!(processes_of(dir.path()), Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
+fn a_wrong_url_and_a_missing_contact_stop_the_start() -> Result<()> {
+    let dir = data()?;
+    for (url, expected) in [("gopher://x/", "gopher"), ("https://example.com/", "DODO_CONTACT")] {
+        let out = up(dir.path(), &["--crawl", url, "--exit-when-done"])?.wait_with_output()?;
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1));
+        assert!(text.contains(expected) && !text.contains("panicked"), "{text}");
+        assert_eq!(processes_of(dir.path()), Vec::<String>::new());
+    }
+    Ok(())
+}
