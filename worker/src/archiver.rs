@@ -13,7 +13,7 @@ use dodo_common::db::pool::DbError;
 use dodo_common::db::raw::{self as raw_result, EntryKey, EntryState};
 use dodo_common::db::segment::{self, Segment};
 use dodo_common::model::stream_id::StreamId;
-use dodo_common::model::url::surt;
+use dodo_common::model::surt::surt;
 use dodo_common::storage::cdxj::CdxFields;
 use dodo_common::storage::key::SegmentKey;
 use dodo_common::storage::segment::{self as encode, Encoded, PageEntry};

@@ -3,6 +3,8 @@
 pub mod address;
 pub mod job;
 pub mod robots;
+pub mod scope;
 pub mod spec;
 pub mod stream_id;
+pub mod surt;
 pub mod url;

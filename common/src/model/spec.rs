@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::url::ScopeKind;
+use crate::model::scope::ScopeKind;
 
 /// Seeds of one crawl.
 pub const SEEDS_MAX: usize = 10_000;

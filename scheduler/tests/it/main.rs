@@ -1,5 +1,6 @@
 //! Integration tests on real servers and real processes, each test with servers and directories of its own.
 
+mod api;
 mod archive;
 mod bad_input;
 mod cluster;

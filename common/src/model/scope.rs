@@ -1,0 +1,182 @@
+//! How far from its seeds a crawl may go.
+
+use std::collections::{HashMap, HashSet};
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use url::{Host, Position, Url};
+
+/// How far from its seeds a crawl may go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ScopeKind {
+    /// The host name and port of a seed; http and https count as one when both ports are default.
+    #[default]
+    Host,
+    /// The registrable domain of a seed (Public Suffix List), any port.
+    Domain,
+    /// The origin of a seed, and a path that starts with the seed's up to its last `/`.
+    Prefix,
+    /// Everything.
+    Any,
+}
+
+/// The scope of one crawl, ready to judge many URLs: a call is a look-up or two.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    pub kind: ScopeKind,
+    pub seeds: Vec<Url>,
+    /// `host[:port]` of the seeds for Host, registrable domains for Domain.
+    hosts: HashSet<String>,
+    /// Origin to its path prefixes, sorted, none a prefix of another.
+    prefixes: HashMap<String, Vec<String>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScopeDecision {
+    pub allowed: bool,
+    pub reason: &'static str,
+}
+
+impl ScopeKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ScopeKind::Host => "host",
+            ScopeKind::Domain => "domain",
+            ScopeKind::Prefix => "prefix",
+            ScopeKind::Any => "any",
+        }
+    }
+}
+
+impl FromStr for ScopeKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ScopeKind, String> {
+        [ScopeKind::Host, ScopeKind::Domain, ScopeKind::Prefix, ScopeKind::Any]
+            .into_iter()
+            .find(|kind| kind.as_str().eq_ignore_ascii_case(text))
+            .ok_or_else(|| format!("the scope is host, domain, prefix or any, not {text:?}"))
+    }
+}
+
+impl std::fmt::Display for ScopeKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Scope {
+    /// `seeds` are canonical URLs.
+    pub fn new(kind: ScopeKind, seeds: Vec<Url>) -> Scope {
+        let mut hosts = HashSet::new();
+        let mut prefixes: HashMap<String, Vec<String>> = HashMap::new();
+        for seed in &seeds {
+            match kind {
+                ScopeKind::Host => drop(hosts.insert(authority(seed).to_owned())),
+                ScopeKind::Domain => drop(hosts.insert(registrable(seed).to_owned())),
+                ScopeKind::Prefix => {
+                    prefixes.entry(origin(seed).to_owned()).or_default().push(directory(seed).to_owned())
+                }
+                ScopeKind::Any => {}
+            }
+        }
+        for paths in prefixes.values_mut() {
+            // After sorting, what a prefix covers follows it directly.
+            paths.sort_unstable();
+            paths.dedup_by(|path, kept| path.starts_with(kept.as_str()));
+        }
+        Scope { kind, seeds, hosts, prefixes }
+    }
+
+    /// `url` is canonical.
+    pub fn allows(&self, url: &Url) -> ScopeDecision {
+        let (allowed, yes, no) = match self.kind {
+            ScopeKind::Host => (self.hosts.contains(authority(url)), "the host of a seed", "not the host of a seed"),
+            ScopeKind::Domain => {
+                (self.hosts.contains(registrable(url)), "the domain of a seed", "not the domain of a seed")
+            }
+            ScopeKind::Prefix => (self.under_prefix(url), "under the path of a seed", "not under the path of a seed"),
+            ScopeKind::Any => (true, "everything is in scope", ""),
+        };
+        ScopeDecision { allowed, reason: if allowed { yes } else { no } }
+    }
+
+    fn under_prefix(&self, url: &Url) -> bool {
+        let Some(paths) = self.prefixes.get(origin(url)) else { return false };
+        // No path is a prefix of another, so only the last one not above this path can cover it.
+        let after = paths.partition_point(|path| path.as_str() <= url.path());
+        after > 0 && url.path().starts_with(&paths[after - 1])
+    }
+}
+
+fn origin(url: &Url) -> &str {
+    &url[..Position::BeforePath]
+}
+
+fn authority(url: &Url) -> &str {
+    &url[Position::BeforeHost..Position::BeforePath]
+}
+
+/// The registrable domain, or the whole host where there is none: an IP literal, `localhost`, a
+/// public suffix itself.
+fn registrable(url: &Url) -> &str {
+    match url.host() {
+        Some(Host::Domain(name)) => psl::domain_str(name).unwrap_or(name),
+        _ => url.host_str().unwrap_or_default(),
+    }
+}
+
+fn directory(url: &Url) -> &str {
+    let path = url.path();
+    path.rfind('/').map_or(path, |slash| &path[..=slash])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::url::canonical;
+
+    fn allows(kind: ScopeKind, seeds: &[&str], text: &str) -> bool {
+        let seeds = seeds.iter().map(|seed| canonical(seed, None).unwrap().url).collect();
+        Scope::new(kind, seeds).allows(&canonical(text, None).unwrap().url).allowed
+    }
+
+    #[test]
+    fn scopes() {
+        use ScopeKind::{Any, Domain, Host, Prefix};
+        for (kind, seeds, text, expected) in [
+            (Host, &["http://example.com/"][..], "https://example.com/x", true),
+            (Host, &["http://example.com/"], "http://www.example.com/", false),
+            (Host, &["http://example.com/"], "http://example.com:81/", false),
+            (Domain, &["http://www.example.co.uk/"], "https://a.b.example.co.uk:99/", true),
+            (Domain, &["http://www.example.co.uk/"], "http://other.co.uk/", false),
+            (Domain, &["http://me.github.io/"], "http://you.github.io/", false),
+            (Domain, &["http://127.0.0.1:1/"], "http://127.0.0.1:2/", true),
+            (Domain, &["http://127.0.0.1/"], "http://126.0.0.1/", false),
+            (Domain, &["http://localhost/"], "http://localhost:1/", true),
+            (Prefix, &["http://a.example/docs/index.html"], "http://a.example/docs/x/y?z", true),
+            (Prefix, &["http://a.example/docs/index.html"], "http://a.example/docs", false),
+            (Prefix, &["http://a.example/docs/"], "https://a.example/docs/", false),
+            (
+                Prefix,
+                &["http://a.example/a/", "http://a.example/a/b/", "http://a.example/c/"],
+                "http://a.example/a/z",
+                true,
+            ),
+            (Prefix, &["http://a.example/a/", "http://a.example/c/"], "http://a.example/b/", false),
+            (Prefix, &["http://a.example/a/", "http://a.example/c/"], "http://a.example/", false),
+            (Any, &[], "http://b.example/", true),
+        ] {
+            assert_eq!(allows(kind, seeds, text), expected, "{kind} {seeds:?} {text}");
+        }
+    }
+
+    #[test]
+    fn scope_kind_is_spelt_one_way() {
+        assert_eq!("Domain".parse::<ScopeKind>(), Ok(ScopeKind::Domain));
+        assert!("x".parse::<ScopeKind>().is_err());
+        assert_eq!(serde_json::to_string(&ScopeKind::Prefix).unwrap(), "\"prefix\"");
+    }
+}

@@ -1,0 +1,98 @@
+//! The HTTP API as its clients meet it, and what the processes write down.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use dodo_scheduler::local::free_port;
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, dodo_program};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn resources_are_as_the_document_says() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let _scheduler = cluster.scheduler().await?;
+    let _worker = cluster.worker_with(&[("DODO_REGION", "eu-1")])?;
+    let dispatch = cluster.post("/v1/noops", &json!({ "count": 10, "payload": {} })).await?;
+    cluster.wait_done(&dispatch, Duration::from_secs(30)).await?;
+
+    let document = cluster.get("/openapi.json").await?;
+    let paths = document["paths"].as_object().context("no paths")?;
+    for path in ["/v1/crawls", "/v1/dispatches/{id}", "/v1/jobs", "/v1/why", "/v1/workers", "/v1/streams", "/metrics"] {
+        assert!(paths.contains_key(path), "{path} is not in the document");
+    }
+    let jobs = cluster.get(&format!("/v1/jobs?dispatch={dispatch}&state=ok")).await?;
+    assert_eq!(jobs.as_array().map(Vec::len), Some(10));
+    let one = cluster.get(&format!("/v1/jobs/{}", jobs[0]["id"].as_str().unwrap_or_default())).await?;
+    assert_eq!(one["state"], "ok");
+    let workers = cluster.get("/v1/workers").await?;
+    assert_eq!((&workers[0]["region"], &workers[0]["state"]), (&json!("eu-1"), &json!("ready")));
+    let streams = cluster.get("/v1/streams").await?;
+    let jobs_stream = streams.as_array().and_then(|all| all.iter().find(|s| s["name"] == "dodo:jobs:fetch"));
+    let jobs_stream = jobs_stream.context("the jobs stream is not listed")?;
+    assert_eq!((&jobs_stream["pending"], &jobs_stream["lag"]), (&json!(0), &json!(0)));
+    assert!(jobs_stream["horizon"].is_string());
+    let status: Value = serde_json::from_str(&cluster.dodo_text(&["status", "--json"])?)?;
+    assert_eq!(status["workers"]["ready"], 1);
+    assert_eq!(status["jobs_pending"], 0);
+
+    // Region, address and slot name the worker's log; a job's lines carry its ids.
+    let names: Vec<String> = std::fs::read_dir(cluster.dir.path().join("log"))?
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    assert!(names.iter().any(|name| name.starts_with("worker-eu-1-") && name.ends_with("-1")), "{names:?}");
+    let logs = cluster.logs();
+    let line = logs.lines().find(|line| line.contains("job ended")).context("no job was logged")?;
+    for field in ["job=", "dispatch=", "tenant=", "host=", "worker="] {
+        assert!(line.contains(field), "{field} is missing: {line}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_guards_everything_but_health() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let port = free_port()?;
+    let mut child = Command::new(dodo_program())
+        .args(["serve", "--listen", &format!("0.0.0.0:{port}")])
+        .envs(cluster.env())
+        .env("DODO_ADMIN_TOKEN", "sesame")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let base = format!("http://127.0.0.1:{port}");
+    for _ in 0..500 {
+        if http.get(format!("{base}/health/live")).send().await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let status = async |path: &str, token: Option<&str>| -> Result<u16> {
+        let mut request = http.get(format!("{base}{path}"));
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        Ok(request.send().await?.status().as_u16())
+    };
+    assert_eq!(status("/health/ready", None).await?, 200);
+    assert_eq!(status("/v1/status", None).await?, 401);
+    assert_eq!(status("/v1/status", Some("sesam")).await?, 401);
+    assert_eq!(status("/v1/status", Some("sesame")).await?, 200);
+    assert_eq!(status("/metrics", None).await?, 401);
+    let metrics = http.get(format!("{base}/metrics")).bearer_auth("sesame").send().await?.text().await?;
+    assert!(metrics.contains("dodo_jobs_pending 0"), "{metrics}");
+    let answer = http
+        .post(format!("{base}/v1/crawls"))
+        .bearer_auth("sesame")
+        .body("{broken")
+        .header("content-type", "application/json");
+    let answer = answer.send().await?;
+    assert_eq!(answer.status().as_u16(), 400);
+    assert!(answer.json::<Value>().await?["error"].is_string());
+    child.kill()?;
+    child.wait()?;
+    Ok(())
+}
