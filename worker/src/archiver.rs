@@ -105,6 +105,7 @@ async fn resume(ctx: &Context, stream: &str) -> anyhow::Result<(usize, u64)> {
             // Redis has lost entries of the plan. If the object was written, it has them all.
             _ if is_written(ctx, &plan).await? => finish(ctx, &plan, None).await?,
             _ => {
+                discard(ctx, &plan).await?;
                 let present: HashSet<StreamId> = entries.iter().map(|stored| stored.id).collect();
                 remade += segment::abandon(&ctx.db, &ctx.incarnation, &plan, &present).await?;
                 tracing::warn!(key = plan.key, remade, "a planned segment was given up: its entries are gone");
@@ -152,6 +153,15 @@ async fn is_written(ctx: &Context, plan: &Segment) -> anyhow::Result<bool> {
         Err(encode::SegmentError::Mismatch { .. }) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Takes away what a plan that is given up may have written: no object without its plan.
+async fn discard(ctx: &Context, plan: &Segment) -> anyhow::Result<()> {
+    let (key, _) = SegmentKey::parse(&plan.key).context("a planned key is not one of ours")?;
+    for object in [key.sidecar(), key.index(), key.data()] {
+        ctx.store.delete(&object).await?;
+    }
+    Ok(())
 }
 
 /// One more range, from the head of the stream to the first entry that is still open.

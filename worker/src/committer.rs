@@ -1,7 +1,6 @@
 //! The committer: appends raw results, commits many jobs at once, then acknowledges and reports.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dodo_common::db::commit::{self, Batch, Committed, Finished, Retry};
@@ -83,12 +82,12 @@ pub async fn run(ctx: Arc<Context>, queue: Queue) {
             return;
         }
         let (done, permits): (Vec<Done>, Vec<OwnedSemaphorePermit>) = items.into_iter().unzip();
+        let entries: Vec<StreamId> = done.iter().map(|d| d.entry).collect();
         tokio::select! {
             () = settle(&ctx, done) => {}
             () = ctx.refused.cancelled() => return,
         }
-        ctx.in_flight.fetch_sub(permits.len() as u64, Ordering::Relaxed);
-        ctx.add_settled(permits.len() as u64);
+        ctx.let_go(&entries);
         drop(permits);
     }
 }

@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dodo_common::db::schedule::{self, Loaded};
 use dodo_common::model::job::JobKey;
-use dodo_common::stream::connection::{Redis, StreamError, StreamResult};
+use dodo_common::stream::connection::{Redis, StreamError};
 use dodo_common::stream::queue::{self, JobEntry};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -34,9 +33,16 @@ pub async fn run(ctx: Arc<Context>, reader: Redis, results: Results) {
             () = ctx.refused.cancelled() => break,
         };
         let count = 1 + permits.available_permits();
-        match read(&reader, &consumer, count, from_history).await {
-            Ok(entries) => {
-                from_history = from_history && entries.len() == count;
+        let entries = if from_history {
+            // The whole pending list, never longer than our permits: what is in it and not held was lost on its way.
+            queue::history(&reader, &consumer, usize::from(ctx.settings.permits)).await
+        } else {
+            queue::next(&reader, &consumer, count).await
+        };
+        match entries {
+            Ok(mut entries) => {
+                from_history = false;
+                entries.retain(|entry| ctx.hold(entry.entry));
                 if !entries.is_empty() {
                     take(&ctx, entries, first, &permits, &tasks, &results).await;
                 }
@@ -53,14 +59,6 @@ pub async fn run(ctx: Arc<Context>, reader: Redis, results: Results) {
     }
     tasks.close();
     drain(&ctx, &tasks).await;
-}
-
-async fn read(reader: &Redis, consumer: &str, count: usize, from_history: bool) -> StreamResult<Vec<JobEntry>> {
-    if from_history {
-        queue::history(reader, consumer, count).await
-    } else {
-        queue::next(reader, consumer, count).await
-    }
 }
 
 /// Loads the rows of a batch and starts its jobs; what is gone is only acknowledged.
@@ -80,7 +78,6 @@ async fn take(
             Some(permit) => permit,
             None => Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed"),
         };
-        ctx.in_flight.fetch_add(1, Ordering::Relaxed);
         let row = rows.remove(&key);
         let (ctx, results) = (Arc::clone(ctx), results.clone());
         tasks.spawn(async move {

@@ -1,6 +1,6 @@
 //! What the parts of one incarnation share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -10,6 +10,7 @@ use dodo_common::db::{dispatch, host};
 use dodo_common::model::robots::Robots;
 use dodo_common::model::scope::Scope;
 use dodo_common::model::spec::CrawlSpec;
+use dodo_common::model::stream_id::StreamId;
 use dodo_common::storage::object::Store;
 use dodo_common::stream::connection::Redis;
 use tokio_util::sync::CancellationToken;
@@ -47,7 +48,8 @@ pub struct Context {
     /// Cancelled when it takes no new work.
     pub soft: CancellationToken,
     pub draining: AtomicBool,
-    pub in_flight: AtomicU64,
+    /// Entries this incarnation holds: read, and not settled yet.
+    held: Mutex<HashSet<StreamId>>,
     pub settled: AtomicU64,
     crawls: Mutex<HashMap<Uuid, Arc<Crawl>>>,
     robots: Mutex<HashMap<String, (i64, Arc<Robots>)>>,
@@ -74,7 +76,7 @@ impl Context {
             refused: CancellationToken::new(),
             soft,
             draining: AtomicBool::new(false),
-            in_flight: AtomicU64::new(0),
+            held: Mutex::default(),
             settled: AtomicU64::new(0),
             crawls: Mutex::default(),
             robots: Mutex::default(),
@@ -144,7 +146,21 @@ impl Context {
         }
     }
 
-    pub fn add_settled(&self, count: u64) {
-        self.settled.fetch_add(count, Ordering::Relaxed);
+    /// Takes hold of an entry; false if it is held already: the pending list shows those too.
+    pub fn hold(&self, entry: StreamId) -> bool {
+        self.held.lock().expect("no panic under this lock").insert(entry)
+    }
+
+    /// Settled entries are not held any more.
+    pub fn let_go(&self, entries: &[StreamId]) {
+        let mut held = self.held.lock().expect("no panic under this lock");
+        for entry in entries {
+            held.remove(entry);
+        }
+        self.settled.fetch_add(entries.len() as u64, Ordering::Relaxed);
+    }
+
+    pub fn held_count(&self) -> u64 {
+        self.held.lock().expect("no panic under this lock").len() as u64
     }
 }

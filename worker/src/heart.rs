@@ -24,7 +24,7 @@ pub fn start(ctx: &Arc<Context>) -> StreamResult<()> {
                 let beat = Beat {
                     generation: ctx.incarnation.generation,
                     draining: ctx.draining.load(Ordering::Relaxed),
-                    in_flight: ctx.in_flight.load(Ordering::Relaxed),
+                    in_flight: ctx.held_count(),
                     settled: ctx.settled.load(Ordering::Relaxed),
                 };
                 match heart.beat(ctx.incarnation.id, &beat) {

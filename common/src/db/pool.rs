@@ -114,7 +114,7 @@ impl Db {
 
     /// A single connection as the owner of the schema, without the pipeline's timeouts.
     pub fn owner(url: &str) -> DbResult<Self> {
-        Self::open(url, "dodo-migrate", 1, "-c timezone=UTC")
+        Self::open(url, "dodo-migrate", 1, "-c timezone=UTC -c client_min_messages=warning")
     }
 
     fn open(url: &str, name: &str, size: usize, options: &str) -> DbResult<Self> {

@@ -114,6 +114,23 @@ async fn redis_restarts() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn connections_are_cut() -> Result<()> {
+    let run = Run::start(1, 2).await?;
+    for _ in 0..5 {
+        // A worker reads its pending list again, in which the jobs it runs stand too.
+        run.cluster.redis_command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).await?;
+        let sql = run.cluster.sql().await?;
+        sql.batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+            .await?;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    run.judge().await?;
+    let pages = run.web.hits().iter().filter(|hit| hit.path != "/robots.txt").count();
+    assert_eq!(pages, HOSTS * PAGES, "a cut connection repeats no request");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn redis_is_flushed() -> Result<()> {
     let run = Run::start(1, 2).await?;
     run.cluster.redis_command(&["FLUSHALL"]).await?;
