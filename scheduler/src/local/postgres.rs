@@ -270,6 +270,9 @@ autovacuum_vacuum_cost_limit = 2000
 autovacuum_vacuum_scale_factor = 0.05
 autovacuum_analyze_scale_factor = 0.05
 jit = off
+# /dev/shm is tiny or closed in many containers; nothing here runs in parallel workers.
+dynamic_shared_memory_type = mmap
+max_parallel_workers_per_gather = 0
 random_page_cost = 1.1
 timezone = 'UTC'
 log_timezone = 'UTC'
