@@ -200,7 +200,7 @@ async fn advance(ctx: &Context, stream: &str) -> anyhow::Result<Summary> {
 async fn is_due(ctx: &Context, stream: &str) -> anyhow::Result<bool> {
     let extent = raw::extent(&ctx.redis, stream).await?;
     let Some(first) = extent.first else { return Ok(false) };
-    let age_ms = chrono::Utc::now().timestamp_millis() - first.ms as i64;
+    let age_ms = ctx.clock.now_ms() - first.ms as i64;
     let full = extent.entries >= ctx.settings.archive_entries_max as usize || extent.bytes >= BYTES_MAX;
     Ok(full || age_ms >= ctx.settings.archive_age_ms || dispatch::any_archiving(&ctx.db).await?)
 }

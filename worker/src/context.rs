@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use dodo_common::clock::Clock;
 use dodo_common::db::pool::{Db, DbError, DbResult};
 use dodo_common::db::worker::{self, Incarnation};
 use dodo_common::db::{dispatch, host};
@@ -36,6 +37,7 @@ pub struct Crawl {
 /// One incarnation: its identity, its connections, its caches and its end.
 pub struct Context {
     pub settings: Settings,
+    pub clock: Clock,
     pub incarnation: Incarnation,
     pub db: Db,
     /// For short commands; the reader has a connection of its own.
@@ -67,6 +69,7 @@ impl Context {
     ) -> Self {
         Self {
             settings,
+            clock: Clock::System,
             incarnation,
             db,
             redis,

@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Query, State};
+use dodo_common::clock::Millis;
 use dodo_common::db::explain::{self, HostReport, JobReport};
 use dodo_common::db::{dispatch, segment};
 use dodo_common::model::job::TENANT_DEFAULT;
@@ -60,7 +61,7 @@ pub async fn why(State(api): State<Api>, Query(query): Query<WhyQuery>) -> ApiRe
     let mut lines = Vec::new();
     if let Some(url) = &url {
         lines.push(format!("Its canonical form is {}.", url.url));
-        lines.extend(host_lines(url, host.as_ref()));
+        lines.extend(host_lines(url, host.as_ref(), ctx.clock.now_ms()));
     }
     if jobs.is_empty() {
         lines.push("No crawl has it in its seen-set: no fetched page in scope links to it.".to_owned());
@@ -74,7 +75,7 @@ pub async fn why(State(api): State<Api>, Query(query): Query<WhyQuery>) -> ApiRe
     Ok(Json(Why { url: url.map(|url| url.url.to_string()), lines, jobs, host }))
 }
 
-fn host_lines(url: &Canonical, host: Option<&HostReport>) -> Vec<String> {
+fn host_lines(url: &Canonical, host: Option<&HostReport>, now: Millis) -> Vec<String> {
     let Some(host) = host else {
         return vec![format!(
             "Its host {} has never been prepared: no address resolved, no robots.txt read.",
@@ -85,7 +86,7 @@ fn host_lines(url: &Canonical, host: Option<&HostReport>) -> Vec<String> {
     if let Some(error) = &host.last_error {
         lines.push(format!("The host's last trouble: {error}."));
     }
-    if let Some(until) = host.hold_until.filter(|until| *until > chrono::Utc::now()) {
+    if let Some(until) = host.hold_until.filter(|until| until.timestamp_millis() > now) {
         lines.push(format!("Nothing is sent to the host before {until}."));
     }
     if let Some(delay) = host.crawl_delay_ms {

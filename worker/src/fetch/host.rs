@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 
+use dodo_common::clock::Clock;
 use dodo_common::db::host::{DEAD_MS, FAILURES_MAX, HostState, HostUpdate, VALID_MS};
 use dodo_common::db::schedule::LoadedHost;
 use dodo_common::model::robots::Robots;
@@ -89,7 +90,7 @@ pub async fn prepare(fetcher: &Fetcher, name: &str, known: Option<&LoadedHost>, 
                     _ => {}
                 },
                 429 | 500..=599 => {
-                    let wait = answer.retry_after_ms().unwrap_or(backoff_ms).max(backoff_ms);
+                    let wait = answer.retry_after_ms(Clock::System.now_ms()).unwrap_or(backoff_ms).max(backoff_ms);
                     fail(&mut update, failures, wait, format!("robots.txt answered {}", answer.status));
                 }
                 // Unavailable (RFC 9309 2.3.1.3): nothing is forbidden.

@@ -10,6 +10,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use dodo_common::clock::Millis;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
 use reqwest::redirect::Policy;
@@ -66,13 +67,13 @@ impl Fetched {
     }
 
     /// How long the server asks us to wait (RFC 9110 10.2.3: seconds or a date), milliseconds.
-    pub fn retry_after_ms(&self) -> Option<i64> {
+    pub fn retry_after_ms(&self, now: Millis) -> Option<i64> {
         let text = self.text(RETRY_AFTER)?.trim();
         let ms = match text.parse::<i64>() {
             Ok(seconds) => seconds.saturating_mul(1000),
             Err(_) => {
                 let at = chrono::DateTime::parse_from_rfc2822(text).ok()?;
-                at.timestamp_millis() - chrono::Utc::now().timestamp_millis()
+                at.timestamp_millis() - now
             }
         };
         Some(ms.clamp(0, RETRY_AFTER_MS_MAX))

@@ -56,7 +56,7 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
         Ok(crawl) => crawl,
         Err(error) => return retry(ctx, entry, &job, &format!("cannot read its crawl: {error}")),
     };
-    let started_ms = chrono::Utc::now().timestamp_millis();
+    let started_ms = ctx.clock.now_ms();
     let addresses: Vec<IpAddr> = ready.addresses.iter().filter_map(|address| address.parse().ok()).collect();
     let mut done = match ctx.fetcher.get(&url, &addresses, None).await {
         Ok(fetched) => judge(ctx, entry, &job, &crawl, &url, fetched, started_ms),
@@ -87,7 +87,7 @@ fn judge(
     started_ms: i64,
 ) -> Done {
     if matches!(fetched.status, 429 | 500..=599) {
-        let asked = fetched.retry_after_ms();
+        let asked = fetched.retry_after_ms(ctx.clock.now_ms());
         let mut done = retry(ctx, entry, job, &format!("the server answered {}", fetched.status));
         if let Effect::Finished { job, .. } = &mut done.effect {
             job.status = Some(fetched.status as i16);
