@@ -8,5 +8,6 @@ pub mod frontier;
 pub mod housekeeping;
 pub mod leader;
 pub mod local;
+pub mod politeness;
 pub mod reaper;
 pub mod window;

@@ -1,7 +1,6 @@
 //! A web of several hosts on loopback addresses that writes down every request it serves.
 
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -29,7 +28,6 @@ struct Site {
     hosts: Arc<Vec<String>>,
     address: String,
     latency: Duration,
-    served: Arc<AtomicUsize>,
 }
 
 /// `hosts` web sites of `pages` pages each; page n links to pages 2n+1 and 2n+2 of its host, to the start
@@ -51,16 +49,10 @@ impl Web {
         }
         let places: Vec<String> =
             listeners.iter().map(|l| l.local_addr().map(|a| a.to_string())).collect::<Result<_, _>>()?;
+        let hosts = Arc::new(places.clone());
         for (listener, place) in listeners.into_iter().zip(&places) {
-            let site = Site {
-                hits: Arc::clone(&hits),
-                pages,
-                hosts: Arc::new(places.clone()),
-                address: place.clone(),
-                latency,
-                served: Arc::default(),
-            };
-            serve(listener, site);
+            let (hits, hosts) = (Arc::clone(&hits), Arc::clone(&hosts));
+            serve(listener, Site { hits, pages, hosts, address: place.clone(), latency });
         }
         Ok(Self { hits, places, pages })
     }
@@ -76,15 +68,8 @@ impl Web {
         let hits = Arc::new(Mutex::new(Vec::new()));
         for address in addresses {
             let listener = tokio::net::TcpListener::bind((*address, port)).await?;
-            let site = Site {
-                hits: Arc::clone(&hits),
-                pages,
-                hosts: Arc::new(names.to_vec()),
-                address: address.to_string(),
-                latency,
-                served: Arc::default(),
-            };
-            serve(listener, site);
+            let (hits, hosts) = (Arc::clone(&hits), Arc::new(names.to_vec()));
+            serve(listener, Site { hits, pages, hosts, address: address.to_string(), latency });
         }
         Ok(Self { hits, places: names.to_vec(), pages })
     }
@@ -154,7 +139,6 @@ async fn answer(State(site): State<Site>, request: Request) -> Response {
     let host = request.headers().get("host").and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
     let path = request.uri().path().to_owned();
     let _record = Record { site: site.clone(), host: host.clone(), path: path.clone(), start: Instant::now() };
-    site.served.fetch_add(1, Ordering::Relaxed);
     tokio::time::sleep(site.latency).await;
     if path == "/robots.txt" {
         return "User-agent: *\nDisallow: /private\n".into_response();

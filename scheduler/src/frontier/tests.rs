@@ -1,0 +1,140 @@
+//! The frontier without I/O: times are given, entries are numbered.
+
+use super::*;
+
+const TENANT: &str = "default";
+
+struct Bench {
+    frontier: Frontier,
+    dispatch: Uuid,
+    serial: u64,
+    open: Vec<StreamId>,
+}
+
+impl Bench {
+    fn new(delay_ms: Millis, host_concurrency: u32) -> Self {
+        let mut frontier = Frontier::default();
+        let dispatch = Uuid::now_v7();
+        frontier.set_rules(
+            dispatch,
+            Rules { delay_ms, host_concurrency, max_pages: None, pages: 0, in_flight: 0, exact: true },
+        );
+        Self { frontier, dispatch, serial: 0, open: Vec::new() }
+    }
+
+    fn add(&mut self, host: &str, address: &str, count: usize) {
+        let due = (0..count).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: self.dispatch }).collect();
+        let refill = Refill { tenant: TENANT.to_owned(), host: host.to_owned(), due, next_in_ms: None };
+        self.frontier.refilled(0, refill, 10_000);
+        let asked = self.frontier.wants_view(10);
+        let views = asked
+            .iter()
+            .map(|host| HostView {
+                host: host.clone(),
+                addresses: vec![address.to_owned()],
+                state: HostState::Ready,
+                crawl_delay_ms: None,
+                hold_in_ms: None,
+                valid_in_ms: 3_600_000,
+            })
+            .collect();
+        self.frontier.viewed(0, &asked, views);
+    }
+
+    fn pick(&mut self, now: Millis) -> Vec<String> {
+        let picks = self.frontier.pick(now, 100);
+        let hosts = picks.iter().map(|pick| pick.host.clone()).collect();
+        for pick in picks {
+            self.serial += 1;
+            let entry = StreamId { ms: self.serial, seq: 0 };
+            self.open.push(entry);
+            self.frontier.issued(now, entry, pick);
+        }
+        hosts
+    }
+
+    fn settle(&mut self, now: Millis) {
+        let entry = self.open.remove(0);
+        let settled = SettledJob { requested: true, page: true, ..SettledJob::default() };
+        self.frontier.settled(now, entry, &settled);
+    }
+}
+
+#[test]
+fn a_host_waits_its_delay_after_each_completion() {
+    let mut bench = Bench::new(1000, 1);
+    bench.add("http://a", "10.0.0.1", 3);
+    assert_eq!(bench.pick(0), ["http://a"]);
+    assert!(bench.pick(5000).is_empty(), "one in flight");
+    bench.settle(5000);
+    assert!(bench.pick(5999).is_empty(), "the delay counts from the completion");
+    assert_eq!(bench.pick(6000), ["http://a"]);
+}
+
+#[test]
+fn hosts_of_one_address_share_its_clock() {
+    let mut bench = Bench::new(1000, 1);
+    bench.add("http://a", "10.0.0.1", 2);
+    bench.add("http://b", "10.0.0.1", 2);
+    bench.add("http://c", "10.0.0.2", 2);
+    assert_eq!(bench.pick(0).len(), 2, "one of a and b, and c");
+    bench.settle(100);
+    bench.settle(100);
+    assert!(bench.pick(1099).is_empty());
+    assert_eq!(bench.pick(1100).len(), 2);
+}
+
+#[test]
+fn a_new_host_gets_one_job_until_it_is_prepared() {
+    let mut bench = Bench::new(0, 8);
+    bench.frontier.gained(TENANT, "http://a");
+    let due = (0..5).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch }).collect();
+    let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due, next_in_ms: None };
+    bench.frontier.refilled(0, refill, 100);
+    let asked = bench.frontier.wants_view(10);
+    bench.frontier.viewed(0, &asked, Vec::new());
+    assert_eq!(bench.pick(0).len(), 1);
+    assert!(bench.pick(10).is_empty());
+}
+
+#[test]
+fn a_second_report_of_an_entry_does_nothing() {
+    let mut bench = Bench::new(0, 1);
+    bench.add("http://a", "10.0.0.1", 3);
+    assert_eq!(bench.pick(0).len(), 1);
+    let entry = bench.open[0];
+    bench.settle(1);
+    assert_eq!(bench.pick(1).len(), 1);
+    bench.frontier.settled(1, entry, &SettledJob::default());
+    assert!(bench.pick(1).is_empty(), "the place of the second job is not given away");
+}
+
+#[test]
+fn a_budget_is_never_exceeded_and_the_rest_is_skipped() {
+    let mut bench = Bench::new(0, 8);
+    let rules = Rules { delay_ms: 0, host_concurrency: 8, max_pages: Some(3), pages: 0, in_flight: 0, exact: true };
+    bench.frontier.set_rules(bench.dispatch, rules);
+    bench.add("http://a", "10.0.0.1", 10);
+    assert_eq!(bench.pick(0).len(), 3);
+    assert!(bench.pick(50).is_empty());
+    for _ in 0..3 {
+        bench.settle(60);
+    }
+    assert!(bench.pick(100).is_empty());
+    assert!(bench.frontier.take_over_budget().is_empty(), "only the progress in Postgres says that it is used up");
+    let rules = Rules { delay_ms: 0, host_concurrency: 8, max_pages: Some(3), pages: 3, in_flight: 0, exact: true };
+    bench.frontier.set_rules(bench.dispatch, rules);
+    assert!(bench.pick(200).is_empty());
+    assert_eq!(bench.frontier.take_over_budget().len(), 7);
+}
+
+#[test]
+fn tenants_take_turns() {
+    let mut bench = Bench::new(0, 100);
+    bench.add("http://a", "10.0.0.1", 50);
+    let due = (0..50).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch }).collect();
+    let refill = Refill { tenant: "other".to_owned(), host: "http://a".to_owned(), due, next_in_ms: None };
+    bench.frontier.refilled(0, refill, 1000);
+    let picks = bench.frontier.pick(0, 10);
+    assert_eq!(picks.iter().filter(|pick| pick.key.tenant == "other").count(), 5);
+}
