@@ -1,6 +1,7 @@
 //! `dodo archive list|cat|verify`: the archive from S3 alone, without Postgres or Redis.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
@@ -11,6 +12,7 @@ use dodo_common::storage::object::{S3Settings, Store};
 use dodo_common::storage::reader::{self, PageForm, Selection};
 
 use crate::cli::{bytes, say};
+use crate::local::up;
 
 #[derive(Args, Debug)]
 pub struct Archive {
@@ -18,6 +20,9 @@ pub struct Archive {
     verb: Verb,
     #[command(flatten)]
     s3: S3,
+    /// Data directory of a running `dodo up`, whose archive to read instead
+    #[arg(long, global = true)]
+    data: Option<PathBuf>,
     /// Print JSON for scripts
     #[arg(long, global = true)]
     json: bool,
@@ -81,7 +86,11 @@ pub fn store(s3: &S3) -> anyhow::Result<Store> {
 }
 
 pub async fn run(archive: Archive) -> anyhow::Result<ExitCode> {
-    let store = store(&archive.s3)?;
+    let s3 = match &archive.data {
+        Some(data) => up::archive_of(data)?,
+        None => archive.s3,
+    };
+    let store = store(&s3)?;
     store.check().await?;
     match archive.verb {
         Verb::List(range) => list(&store, range.selection(), archive.json).await,

@@ -28,7 +28,7 @@ use crate::local::redis::RedisServer;
 use crate::local::s3::S3Endpoint;
 use crate::local::site::SampleSite;
 use crate::local::workers::{self, WorkerEnv};
-use crate::local::{lock_dir, make_dir};
+use crate::local::{lock_dir, make_dir, write_private};
 
 const BUCKET: &str = "dodo";
 const POLL: Duration = Duration::from_millis(200);
@@ -128,6 +128,7 @@ async fn run_on(
     let leading = tokio::spawn(leader::run(Arc::clone(&ctx)));
     let env =
         WorkerEnv { servers: ground.servers.clone(), logging: logging.clone(), contact: up.contact.clone(), open };
+    keep_archive(data, &ground.servers.s3)?;
     let workers = workers::start(&env, up.workers, lifecycle)?;
     eprintln!("dodo: API http://{address}  logs {}", logging.log_dir.display());
     let mut watched: Vec<Uuid> = dispatch::open(&ctx.db).await?.iter().map(|open| open.id).collect();
@@ -326,6 +327,34 @@ fn openings<'a>(data: &Path, seeds: impl Iterator<Item = &'a Url>) -> anyhow::Re
     let open = open.into_iter().collect::<Vec<_>>().join(",");
     std::fs::write(&kept, &open).with_context(|| format!("cannot write {}", kept.display()))?;
     Ok(open)
+}
+
+/// Where the archive of this run is, for `dodo archive --data`.
+const ARCHIVE_FILE: &str = "archive.json";
+
+fn keep_archive(data: &Path, s3: &S3) -> anyhow::Result<()> {
+    let text = serde_json::json!({
+        "endpoint": s3.s3_endpoint, "bucket": s3.s3_bucket, "region": s3.s3_region,
+        "access_key": s3.s3_access_key, "secret_key": s3.s3_secret_key,
+    });
+    write_private(&data.join(ARCHIVE_FILE), &text.to_string())
+}
+
+/// The archive of a running `dodo up`.
+pub fn archive_of(data: &Path) -> anyhow::Result<S3> {
+    let file = data.join(ARCHIVE_FILE);
+    let text = std::fs::read_to_string(&file)
+        .with_context(|| format!("cannot read {}; is this the directory of a `dodo up`?", file.display()))?;
+    let value: serde_json::Value =
+        serde_json::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
+    let field = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
+    Ok(S3 {
+        s3_endpoint: field("endpoint"),
+        s3_bucket: field("bucket"),
+        s3_region: field("region"),
+        s3_access_key: field("access_key"),
+        s3_secret_key: field("secret_key"),
+    })
 }
 
 fn data_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
