@@ -35,6 +35,7 @@ CREATE TABLE dispatch (
   PRIMARY KEY (tenant, id),
   CONSTRAINT dispatch_key UNIQUE (tenant, key)
 );
+-- Serves open-dispatches.
 CREATE INDEX dispatch_open ON dispatch (tenant, id) WHERE state <> 'done';
 
 -- Progress is written as delta rows, so that no commit waits for another's counter; a tick of the
@@ -182,6 +183,7 @@ CREATE TABLE archive_segment (
     numrange(first_ms::numeric * 18446744073709551616 + first_seq,
              last_ms::numeric * 18446744073709551616 + last_seq, '[]') WITH &&)
 );
+-- Serves planned-segments.
 CREATE INDEX archive_segment_planned ON archive_segment (tenant, stream) WHERE verified_at IS NULL;
 
 -- What belongs to no tenant: hosts as the network shows them, and the machinery itself.

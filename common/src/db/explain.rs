@@ -139,11 +139,11 @@ pub async fn links(db: &Db, tenant: &str, dispatch: Uuid, after: Option<Uuid>, l
             .query(
                 "-- export-links
                  SELECT p.url_hash, p.job, l.url, p.links FROM (
-                   SELECT * FROM page_link WHERE tenant = $1 AND dispatch = $2 AND ($3::uuid IS NULL OR url_hash > $3)
+                   SELECT * FROM page_link WHERE tenant = $1 AND dispatch = $2 AND url_hash > $3
                     ORDER BY url_hash LIMIT $4) p
                    LEFT JOIN LATERAL (SELECT url FROM crawl_log l WHERE l.tenant = p.tenant AND l.id = p.job LIMIT 1) l ON true
                   ORDER BY p.url_hash",
-                &[&tenant, &dispatch, &after, &limit],
+                &[&tenant, &dispatch, &after.unwrap_or_default(), &limit],
             )
             .await?;
         Ok(rows

@@ -84,7 +84,7 @@ pub async fn judge(db: &Db, stream: &str, entries: &[EntryKey]) -> DbResult<Vec<
 /// Rows in key order after `after` that no planned segment covers.
 pub async fn page(db: &Db, after: Option<&RawKey>, limit: i64) -> DbResult<Vec<RawKey>> {
     let client = db.client().await?;
-    let first = after.is_none();
+    // No tenant is empty, so this comes before all.
     let after = after.cloned().unwrap_or(RawKey {
         tenant: String::new(),
         stream: String::new(),
@@ -95,11 +95,11 @@ pub async fn page(db: &Db, after: Option<&RawKey>, limit: i64) -> DbResult<Vec<R
         .query(
             "-- page-raw-results
              SELECT tenant, stream, ms, seq, generation FROM raw_result r
-              WHERE ($1 OR (tenant, stream, ms, seq, generation) > ($2, $3, $4, $5, $6))
+              WHERE (tenant, stream, ms, seq, generation) > ($1, $2, $3, $4, $5)
                 AND NOT EXISTS (SELECT 1 FROM archive_segment a WHERE a.tenant = r.tenant AND a.stream = r.stream
                     AND a.generation = r.generation AND (r.ms, r.seq) BETWEEN (a.first_ms, a.first_seq) AND (a.last_ms, a.last_seq))
-              ORDER BY tenant, stream, ms, seq, generation LIMIT $7",
-            &[&first, &after.tenant, &after.stream, &(after.id.ms as i64), &(after.id.seq as i64), &after.generation, &limit],
+              ORDER BY tenant, stream, ms, seq, generation LIMIT $6",
+            &[ &after.tenant, &after.stream, &(after.id.ms as i64), &(after.id.seq as i64), &after.generation, &limit],
         )
         .await?;
     Ok(rows

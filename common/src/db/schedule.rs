@@ -144,13 +144,14 @@ pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64]) -> DbRe
 /// The next (tenant, host) with jobs after `after`, at most `limit`: a skip-scan, one index descent each.
 pub async fn scan_hosts(db: &Db, after: Option<&(String, String)>, limit: i64) -> DbResult<Vec<(String, String)>> {
     let client = db.client().await?;
+    // No tenant is empty, so the empty pair comes before all.
     let (tenant, host) = after.cloned().unwrap_or_default();
     let statement = client
         .prepare_cached(
             "-- scan-hosts
              WITH RECURSIVE scan AS (
                (SELECT tenant, host, 1 AS n FROM crawl_schedule
-                 WHERE $4 OR (tenant, host) > ($1, $2) ORDER BY tenant, host LIMIT 1)
+                 WHERE (tenant, host) > ($1, $2) ORDER BY tenant, host LIMIT 1)
                UNION ALL
                SELECT s.tenant, s.host, scan.n + 1 FROM scan, LATERAL (
                  SELECT tenant, host FROM crawl_schedule c WHERE (c.tenant, c.host) > (scan.tenant, scan.host)
@@ -159,7 +160,7 @@ pub async fn scan_hosts(db: &Db, after: Option<&(String, String)>, limit: i64) -
              SELECT tenant, host FROM scan",
         )
         .await?;
-    let rows = client.query(&statement, &[&tenant, &host, &(limit as i32), &after.is_none()]).await?;
+    let rows = client.query(&statement, &[&tenant, &host, &(limit as i32)]).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 

@@ -8,6 +8,7 @@ use dodo_scheduler::local::free_port;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, dodo_program};
+use crate::web::Web;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn resources_are_as_the_document_says() -> Result<()> {
@@ -48,6 +49,44 @@ async fn resources_are_as_the_document_says() -> Result<()> {
     for field in ["job=", "dispatch=", "tenant=", "host=", "worker="] {
         assert!(line.contains(field), "{field} is missing: {line}");
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tool_waits_for_a_crawl() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let web = Web::start(1, 20, Duration::from_millis(1)).await?;
+    cluster.open(&web.places);
+    let _scheduler = cluster.scheduler().await?;
+    let _worker = cluster.worker()?;
+    let out = cluster.dodo_text(&[
+        "crawl",
+        &web.seeds()[0],
+        "--delay",
+        "0",
+        "--host-concurrency",
+        "4",
+        "--wait",
+        "--json",
+    ])?;
+    let dispatch: Value = serde_json::from_str(&out)?;
+    assert_eq!((&dispatch["state"], &dispatch["progress"]["pages"]), (&json!("done"), &json!(20)));
+    let csv = cluster.dodo_text(&[
+        "export",
+        "links",
+        "--dispatch",
+        dispatch["id"].as_str().unwrap_or_default(),
+        "--format",
+        "csv",
+    ])?;
+    assert_eq!(csv.lines().count() as i64 - 1, dispatch["progress"]["links"].as_i64().unwrap_or_default());
+    assert!(cluster.dodo_text(&["workers"])?.contains("ready"));
+    let url = cluster.dodo_text(&["url", "HTTP://Example.COM:80/a/../b#c", "--json"])?;
+    assert_eq!(serde_json::from_str::<Value>(&url)?["canonical"], "http://example.com/b");
+    let robots = format!("{}/robots.txt", web.seeds()[0].trim_end_matches("/0"));
+    let judged = cluster.dodo(&["robots", &robots, "/private/x", "/public"]);
+    assert_eq!(judged.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&judged.stdout).contains("line 2: Disallow: /private"));
     Ok(())
 }
 

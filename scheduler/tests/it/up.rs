@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::cluster::dodo_program;
+use crate::cluster::{Cluster, dodo_program};
 
 fn data() -> Result<TempDir> {
     let dir = tempfile::Builder::new().prefix("dodo-up-").tempdir()?;
@@ -82,6 +82,27 @@ fn a_killed_cluster_goes_on_where_it_was_and_leaves_nothing_behind() -> Result<(
     assert!(third.status.success());
     let summary: Value = serde_json::from_slice(&third.stdout)?;
     assert_eq!(summary["pages"], 119);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_from_outside_are_used_and_left_alone() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let dir = data()?;
+    let out = Command::new(dodo_program())
+        .args(["up", "--port", "0", "--json", "--sample", "--delay", "5", "--exit-when-done", "--data"])
+        .arg(dir.path())
+        .envs(cluster.env())
+        .stdin(Stdio::null())
+        .output()?;
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let summary: Value = serde_json::from_slice(&out.stdout)?;
+    assert_eq!((&summary["done"], &summary["pages"]), (&Value::from(true), &Value::from(119)));
+    assert!(!dir.path().join("redis").exists() && !dir.path().join("postgres").exists(), "nothing private was started");
+    // They still run, and hold what was crawled.
+    let logged: i64 = cluster.sql().await?.query_one("SELECT count(*) FROM crawl_log", &[]).await?.get(0);
+    assert!(logged > 119);
+    assert!(cluster.dodo_text(&["archive", "list", "pages"])?.contains(".warc.gz"));
     Ok(())
 }
 
