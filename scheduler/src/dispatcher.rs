@@ -299,7 +299,7 @@ impl<'a> Dispatcher<'a> {
         for (refill, limit) in refills.into_iter().zip(limits) {
             self.frontier.refilled(now, refill, limit);
         }
-        if self.frontier.unknown_dispatches() {
+        if self.frontier.take_unknown_dispatches() {
             read_rules(self.ctx, self.term, &mut self.frontier).await?;
         }
         self.look_up_hosts().await

@@ -110,6 +110,7 @@ pub struct Frontier {
     busy: HashSet<(String, Uuid)>,
     issued: HashMap<StreamId, Issued>,
     over_budget: Vec<JobKey>,
+    unknown_dispatches: bool,
 }
 
 impl Frontier {
@@ -139,10 +140,6 @@ impl Frontier {
         self.issued.len()
     }
 
-    pub fn known_dispatch(&self, id: Uuid) -> bool {
-        self.rules.contains_key(&id)
-    }
-
     /// Sets what a dispatch asks for; what is in flight is kept.
     pub fn set_rules(&mut self, id: Uuid, mut rules: Rules) {
         if let Some(known) = self.rules.get(&id) {
@@ -158,9 +155,9 @@ impl Frontier {
         self.rules.remove(&id);
     }
 
-    /// The dispatches whose jobs are buffered or issued but whose rules are not known.
-    pub fn unknown_dispatches(&self) -> bool {
-        self.flows.values().flat_map(|flow| &flow.buffer).any(|job| !self.rules.contains_key(&job.dispatch))
+    /// True when jobs of a dispatch were buffered whose rules are not known; asking forgets it.
+    pub fn take_unknown_dispatches(&mut self) -> bool {
+        std::mem::take(&mut self.unknown_dispatches)
     }
 
     /// A host gained work, or may have.
@@ -201,6 +198,7 @@ impl Frontier {
                 break;
             }
             if self.busy.insert((key.0.clone(), job.id)) {
+                self.unknown_dispatches |= !self.rules.contains_key(&job.dispatch);
                 flow.busy += 1;
                 flow.buffer.push_back(job);
             }

@@ -87,7 +87,7 @@ async fn reconcile(ctx: &Context, term: &Term) -> Result<u64, WindowError> {
             );
         }
         if !lost.is_empty() {
-            remade += raw_result::remake(&ctx.db, raw_result::Authority::Leader(term.epoch), &lost).await?;
+            remade += raw_result::remake(&ctx.db, term.epoch, &lost).await?;
         }
         after = Some(last);
     }

@@ -39,13 +39,6 @@ pub enum EntryState {
     Open,
 }
 
-/// Who writes: the leader, or an archiver that gives a plan up.
-#[derive(Clone, Copy, Debug)]
-pub enum Authority<'a> {
-    Leader(i64),
-    Worker(&'a Incarnation),
-}
-
 /// Judges entries of `stream` in one snapshot.
 pub async fn judge(db: &Db, stream: &str, entries: &[EntryKey]) -> DbResult<Vec<EntryState>> {
     let client = db.client().await?;
@@ -114,12 +107,9 @@ pub async fn page(db: &Db, after: Option<&RawKey>, limit: i64) -> DbResult<Vec<R
 }
 
 /// Results whose entry is gone are made again: the row goes, and a new job names the one it replaces.
-pub async fn remake(db: &Db, authority: Authority<'_>, lost: &[RawKey]) -> DbResult<u64> {
+pub async fn remake(db: &Db, epoch: i64, lost: &[RawKey]) -> DbResult<u64> {
     run_tx!(db, "remake", |tx| {
-        match authority {
-            Authority::Leader(epoch) => leader::authorise(tx, epoch).await?,
-            Authority::Worker(worker) => authorise_worker(tx, worker).await?,
-        }
+        leader::authorise(tx, epoch).await?;
         remake_in(tx, lost).await
     })
 }

@@ -70,11 +70,6 @@ impl Heart {
         self.connection = Some(connection);
         Ok(shown)
     }
-
-    /// Forgets the connection: the next beat is another incarnation's.
-    pub fn reset(&mut self) {
-        self.connection = None;
-    }
 }
 
 /// (incarnation, age of its last beat in milliseconds, the beat).
