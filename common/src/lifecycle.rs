@@ -1,7 +1,12 @@
 //! How a process ends: a first signal asks, a second one insists.
 
+use std::time::Duration;
+
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+/// What a child whose parent has died may take to finish.
+const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 
 /// Two tokens: `soft` means finish what you hold and take nothing new, `hard` means leave now.
 #[derive(Clone, Debug, Default)]
@@ -26,12 +31,15 @@ impl Lifecycle {
         Ok(lifecycle)
     }
 
-    /// Cancels `soft` when standard input closes: a child learns so that its parent has died.
+    /// Cancels `soft` when standard input closes, and `hard` a little later: a child learns so that its parent
+    /// has died, whose servers may be gone as well, so that there is nothing to drain into.
     pub fn follow_stdin(&self) {
         let tokens = self.clone();
         std::thread::spawn(move || {
             let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
             tokens.soft.cancel();
+            std::thread::sleep(ORPHAN_GRACE);
+            tokens.hard.cancel();
         });
     }
 }

@@ -46,6 +46,15 @@ fn processes_of(dir: &Path) -> Vec<String> {
     found
 }
 
+/// No process of the directory runs; the orphans of one that was killed have a few seconds to notice.
+fn nothing_is_left(dir: &Path) {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(15) && !processes_of(dir).is_empty() {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(processes_of(dir), Vec::<String>::new());
+}
+
 fn wait_for_pages(dir: &Path) -> Result<()> {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(40) {
@@ -75,7 +84,7 @@ fn a_killed_cluster_goes_on_where_it_was_and_leaves_nothing_behind() -> Result<(
     let summary: Value = serde_json::from_str(out.lines().last().context("no summary")?)?;
     assert_eq!(summary["done"], true);
     assert_eq!(summary["pages"], 119, "each page once over both starts: {summary}");
-    assert_eq!(processes_of(dir.path()), Vec::<String>::new());
+    nothing_is_left(dir.path());
 
     // A third start on the same directory has nothing left to do.
     let third = up(dir.path(), &[&crawl[..], &["--exit-when-done"]].concat())?.wait_with_output()?;
