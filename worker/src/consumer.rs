@@ -58,7 +58,9 @@ pub async fn run(ctx: Arc<Context>, reader: Redis, results: Results) {
         }
     }
     tasks.close();
-    drain(&ctx, &tasks).await;
+    // What is not done when the grace is over stays in this consumer's pending list, from where the reaper
+    // returns it: nothing is lost, nothing counts as tried.
+    tokio::select! { () = tasks.wait() => {}, () = ctx.refused.cancelled() => {} }
 }
 
 /// Loads the rows of a batch and starts its jobs; what is gone is only acknowledged.
@@ -112,19 +114,6 @@ async fn load(ctx: &Context, keys: &[JobKey]) -> Option<HashMap<JobKey, Loaded>>
         tokio::select! {
             () = ctx.refused.cancelled() => return None,
             () = tokio::time::sleep(PAUSE) => {}
-        }
-    }
-}
-
-/// Waits for running jobs within the grace. What is left stays in this consumer's pending list, from
-/// where the reaper returns it: nothing is lost, nothing counts as tried.
-async fn drain(ctx: &Context, tasks: &TaskTracker) {
-    tokio::select! {
-        () = tasks.wait() => {}
-        () = ctx.refused.cancelled() => {}
-        () = tokio::time::sleep(Duration::from_millis(ctx.settings.drain_ms)) => {
-            tracing::warn!(jobs = tasks.len(), "the grace is over; running jobs are handed back");
-            ctx.refuse("the grace to drain is over");
         }
     }
 }

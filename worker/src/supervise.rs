@@ -86,18 +86,26 @@ async fn work(ctx: &Arc<Context>, reader: Redis, lifecycle: &Lifecycle) {
         tasks.spawn(archiver::run(Arc::clone(ctx)));
     }
     tasks.close();
-    let soft = lifecycle.soft.clone();
-    let announced = async {
-        soft.cancelled().await;
+    // The one deadline of a drain, whatever a part waits for: a database that is away ends no wait by itself.
+    let drain = async {
+        lifecycle.soft.cancelled().await;
         ctx.draining.store(true, Ordering::Relaxed);
-        if let Err(error) = worker::drain(&ctx.db, ctx.incarnation.id).await {
-            tracing::warn!(%error, "cannot say that it drains");
-        }
-        std::future::pending::<()>().await;
+        let announce = async {
+            if let Err(error) = worker::drain(&ctx.db, ctx.incarnation.id).await {
+                tracing::warn!(%error, "cannot say that it drains");
+            }
+        };
+        let grace = Duration::from_millis(ctx.settings.drain_ms);
+        let _ = tokio::time::timeout(grace, async {
+            announce.await;
+            std::future::pending::<()>().await;
+        })
+        .await;
+        ctx.refuse("the grace to drain is over; what it holds is handed back");
     };
     tokio::select! {
         () = tasks.wait() => {}
-        () = announced => {}
+        () = drain => {}
         () = lifecycle.hard.cancelled() => ctx.refuse("a second signal"),
     }
     // Refused: whatever still runs is dropped with its results.

@@ -98,6 +98,18 @@ async fn a_worker_drains_on_sigterm() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_ends_on_sigterm_though_postgres_is_away() -> Result<()> {
+    let mut run = Run::start_with(1, 1, &[("DODO_DRAIN_MS", "1000")]).await?;
+    run.cluster.postgres.kill();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    run.workers[0].signal(Signal::SIGTERM);
+    assert_eq!(run.workers[0].ended(Duration::from_secs(10)).await?, Some(0));
+    run.cluster.postgres.restart()?;
+    run.workers.push(run.cluster.worker()?);
+    run.judge().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_leader_is_killed_with_a_standby() -> Result<()> {
     let mut run = Run::start(2, 2).await?;
     run.schedulers[0].kill();
