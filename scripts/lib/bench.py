@@ -3,328 +3,239 @@
 import argparse
 import json
 import os
-import re
+import pathlib
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-import urllib.error
 import urllib.request
 from datetime import datetime
-from pathlib import Path
-from typing import Any, NoReturn
 
-import bench_proc as proc
-import bench_site as site
-
-LIMIT_S = 900.0
-# Without any progress for this long it stalls, and why is worth more than the rest of the limit.
-STALL_S = 60.0
-STOP_S = 60.0
-ROLES = {
-    "dodo": "scheduler and S3",
-    "dodo-worker": "worker",
-    "redis-server": "Redis",
-    "postgres": "Postgres",
-    "nginx": "site (nginx)",
-}
+LINKS = 50
+PAGE_BYTES = 20_000
+TICKS = os.sysconf("SC_CLK_TCK")
+ROLES = {"dodo": "scheduler and S3", "dodo-worker": "workers", "redis-server": "Redis", "postgres": "Postgres", "nginx": "site (nginx)"}
 
 
-def fail(why: str) -> NoReturn:
-    sys.exit(f"bench: {why}")
+def generate(site: pathlib.Path, pages: int) -> None:
+    """Page n links to 2n+1 and 2n+2, so that every page is reachable, and to 48 others."""
+    done = site / f"done-{pages}"
+    if done.exists():
+        return
+    shutil.rmtree(site, ignore_errors=True)
+    site.mkdir(parents=True)
+    rng = random.Random(1)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 9))) for _ in range(2000)]
+    for n in range(pages):
+        targets = [(2 * n + 1) % pages, (2 * n + 2) % pages] + [rng.randrange(pages) for _ in range(LINKS - 2)]
+        parts = [f'<!doctype html><html lang="en"><head><title>Page {n}</title></head><body>']
+        room = PAGE_BYTES // LINKS - 45
+        for to in targets:
+            text = " ".join(rng.choices(words, k=room // 6))[:room]
+            parts.append(f'<p>{text}</p><a href="/p{to}.html">link {to}</a>')
+        (site / f"p{n}.html").write_text("\n".join(parts) + "</body></html>\n")
+    done.touch()
 
 
-class Cluster:
-    """A `dodo up` that crawls the site, and its API."""
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
-    def __init__(self, options: argparse.Namespace, work: Path, seed: str) -> None:
-        port = site.free_port()
-        self.api = f"http://127.0.0.1:{port}"
-        self.data = work / "data"
-        self.log = work / "up.log"
-        self.binary = f"{options.bin}/dodo"
-        command = [self.binary, "up", "--data", str(self.data), "--workers", str(options.workers)]
-        command += ["--port", str(port), "--crawl", seed, "--delay", "0", "--host-concurrency", "64"]
-        with self.log.open("wb") as log:
-            # A session of its own: a Ctrl-C at the terminal would reach it beside our own signal, and a second
-            # signal makes it leave without draining.
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
-    def ask(self, path: str, body: object = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.api + path, data, {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
+def start_nginx(work: pathlib.Path, site: pathlib.Path) -> tuple[subprocess.Popen[bytes], int]:
+    port = free_port()
+    temp = "".join(f"{kind}_temp_path {work}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    config = work / "nginx.conf"
+    config.write_text(
+        # As root nginx would read the files as another user, who may not be able to walk there.
+        f"{'user root;' if os.geteuid() == 0 else ''} daemon off; worker_processes 1; pid {work}/nginx.pid; error_log {work}/nginx.err;"
+        "events { worker_connections 2048; }"
+        f"http {{ types {{ text/html html; }} access_log off; sendfile on; keepalive_requests 10000000; {temp}"
+        f"server {{ listen 127.0.0.1:{port}; root {site}; }} }}"
+    )
+    program = shutil.which("nginx") or "/usr/sbin/nginx"
+    return subprocess.Popen([program, "-c", config, "-p", work], stderr=subprocess.DEVNULL), port
 
-    def first_dispatch(self) -> str:
-        """The crawl's, as soon as the API answers and knows it."""
-        start = time.monotonic()
-        while self.process.poll() is None and time.monotonic() - start < 120:
+
+def fetch(api: str, path: str, body: object = None) -> dict:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(api + path, data, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def family(roots: list[int]) -> dict[int, str]:
+    """Every process below the given ones: pid to name."""
+    parents: dict[int, tuple[int, str]] = {}
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdigit():
             try:
-                if found := self.ask("/v1/dispatches"):
-                    return str(found[0]["id"])
+                stat = (entry / "stat").read_text()
             except OSError:
-                pass
+                continue
+            name = stat[stat.index("(") + 1 : stat.rindex(")")]
+            parents[int(entry.name)] = (int(stat[stat.rindex(")") + 2 :].split()[1]), name)
+    found: dict[int, str] = {}
+    for pid, (_, name) in parents.items():
+        walk = pid
+        while walk in parents:
+            if walk in roots:
+                found[pid] = name
+                break
+            walk = parents[walk][0]
+    return found
+
+
+def cpu_seconds(roots: list[int]) -> dict[str, float]:
+    """CPU used by role, children that have ended included."""
+    total: dict[str, float] = {}
+    for pid, name in family(roots).items():
+        try:
+            stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            continue
+        fields = stat[stat.rindex(")") + 2 :].split()
+        # utime and stime; of Postgres' parent also cutime and cstime, since backends come and go.
+        ticks = sum(int(fields[at]) for at in ((11, 12, 13, 14) if name == "postgres" else (11, 12)))
+        total[name] = total.get(name, 0) + ticks / TICKS
+    return total
+
+
+def memory(roots: list[int]) -> list[tuple[str, float, float]]:
+    """(name, resident now, resident at most) in MiB; Postgres' backends share most of theirs and are left out."""
+    rows = []
+    for pid, name in sorted(family(roots).items()):
+        try:
+            status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            continue
+        values = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if line.startswith("Vm")}
+        if name != "postgres" and "VmRSS" in values:
+            rows.append((name, int(values["VmRSS"]) / 1024, int(values["VmHWM"]) / 1024))
+    return rows
+
+
+def seconds_between(first: str, last: str) -> float:
+    return (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds()
+
+
+def wait_done(api: str, dispatch: str, limit: float) -> tuple[dict, float]:
+    """The finished dispatch, and when its last job had ended, seconds after its start."""
+    start = time.monotonic()
+    fetched = 0.0
+    while time.monotonic() - start < limit:
+        state = fetch(api, f"/v1/dispatches/{dispatch}")
+        progress = state["progress"]
+        if not fetched and progress["scheduled"] and progress["scheduled"] == progress["finished"]:
+            fetched = datetime.now().timestamp() - datetime.fromisoformat(state["created_at"]).timestamp()
+        if state["state"] == "done":
+            return state, fetched
+        time.sleep(0.1)
+    sys.exit(f"bench: dispatch {dispatch} was not done after {limit} s: {progress}")
+
+
+def run(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]]) -> dict:
+    site = pathlib.Path(options.site).absolute() / f"site-{options.pages}"
+    generate(site, options.pages)
+    nginx, site_port = start_nginx(work, site)
+    children.append(nginx)
+    port = free_port()
+    api = f"http://127.0.0.1:{port}"
+    log = (work / "up.log").open("wb")
+    command = [f"{options.bin}/dodo", "up", "--data", work / "data", "--workers", str(options.workers), "--port", str(port)]
+    command += ["--crawl", f"http://127.0.0.1:{site_port}/p0.html", "--delay", "0", "--host-concurrency", "64"]
+    up = subprocess.Popen(command, stdout=log, stderr=log)
+    children.append(up)
+    roots = [up.pid, nginx.pid]
+    for _ in range(600):
+        try:
+            dispatch = fetch(api, "/v1/dispatches")[0]["id"]
+            break
+        except (OSError, IndexError):
             time.sleep(0.05)
-        fail(f"dodo up does not crawl: {self.log.read_text()[-500:]}")
-
-    def done(self, dispatch: str) -> dict[str, Any]:
-        """Waits until a dispatch is done."""
-        start = moved = time.monotonic()
-        last: object = None
-        while True:
-            state: dict[str, Any] = self.ask(f"/v1/dispatches/{dispatch}")
-            if state["state"] == "done":
-                return state
-            now = time.monotonic()
-            if state["progress"] != last:
-                last, moved = state["progress"], now
-            if self.process.poll() is not None or now - moved > STALL_S or now - start > LIMIT_S:
-                fail(f"after {now - start:.0f} s dispatch {dispatch} is {state['state']}, not done: {last}")
-            time.sleep(0.1)
-
-    def finished_jobs(self, dispatch: str) -> list[dict[str, Any]]:
-        """What the log holds of a dispatch's fetched pages."""
-        rows: list[dict[str, Any]] = []
-        after = ""
-        while batch := self.ask(f"/v1/export/pages?dispatch={dispatch}{after}"):
-            rows += batch
-            after = f"&after={batch[-1]['id']}"
-        return rows
-
-    def archive_bytes(self) -> int:
-        """Of the objects themselves, without indexes and sidecars."""
-        command = [self.binary, "archive", "list", "pages", "--data", str(self.data), "--json"]
-        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        return sum(json.loads(line)["bytes"] for line in out.splitlines())
-
-    def log_lines(self) -> list[str]:
-        files = sorted((self.data / "log").rglob("*.log"))
-        return [line for file in files for line in file.read_text(errors="replace").splitlines()]
-
-
-def when(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
-
-
-def check(options: argparse.Namespace, port: int, state: dict[str, Any], jobs: list[dict[str, Any]]) -> None:
-    """Each page once, with each of its links: by the counters and by the log itself."""
-    progress = state["progress"]
-    wanted = {"pages": options.pages, "links": options.pages * site.LINKS, "failed": 0, "skipped": 0, "raw": 0}
-    wrong = {name: progress[name] for name, count in wanted.items() if progress[name] != count}
-    if options.pages < 2 * site.LINKS:
-        # So few pages hold links to the same page, which count once.
-        wrong.pop("links", None)
-    if wrong:
-        fail(f"the counters say {wrong}, and not {({name: wanted[name] for name in wrong})}")
-    fetched = [job["url"] for job in jobs if job["state"] == "ok"]
-    urls = {site.url(port, page) for page in range(options.pages)}
-    if len(fetched) != options.pages or set(fetched) != urls:
-        fail(f"the log has {len(fetched)} pages, {len(urls - set(fetched))} of {options.pages} are missing in it")
-
-
-def measure_crawl(options: argparse.Namespace, cluster: Cluster, port: int) -> dict[str, Any]:
-    dispatch = cluster.first_dispatch()
+    else:
+        sys.exit(f"bench: dodo up does not answer: {(work / 'up.log').read_text()[-500:]}")
     # Servers have started and hardly anything is fetched: what they used so far is not the crawl's.
-    before = proc.cpu_by_name(os.getpid())
-    state = cluster.done(dispatch)
-    after = proc.cpu_by_name(os.getpid())
-    jobs = cluster.finished_jobs(dispatch)
-    check(options, port, state, jobs)
-    created = when(state["created_at"])
-    ends = sorted(when(job["finished_at"]) for job in jobs)
-    fetched_s, archived_s = ends[-1] - created, when(state["finished_at"]) - created
-    body_bytes = state["progress"]["bytes"]
-    return {
-        "pages": options.pages,
-        "links": state["progress"]["links"],
-        "body_mb": body_bytes / 1e6,
-        "seconds_to_first_page": ends[0] - created,
-        "seconds_to_last_page": fetched_s,
-        "seconds_to_archived": archived_s,
-        "pages_per_s_to_last_page": options.pages / fetched_s,
-        "pages_per_s_to_archived": options.pages / archived_s,
-        **archive(cluster, body_bytes / options.pages, body_bytes),
-        "cpu_s_per_1000_pages": per_1000(before, after, options.pages),
-        "memory_after_crawl_mib": proc.as_json(proc.memory(os.getpid())),
-    }
-
-
-def archive(cluster: Cluster, page_bytes: float, body_bytes: int) -> dict[str, Any]:
-    """The archiver logs each segment when it is verified. When it began the first one it does not say, so the rate is
-    that of the others; it cannot exceed that of the crawl, which it follows."""
-    line = re.compile(r"^(\S+)\s.*archived summary=Summary \{ segments: \d+, entries: (\d+)")
-    found = [match for match in map(line.match, cluster.log_lines()) if match]
-    ends = sorted((when(match[1]), int(match[2])) for match in found if int(match[2]))
-    archived = cluster.archive_bytes()
-    seconds = ends[-1][0] - ends[0][0] if ends else 0.0
-    entries = sum(count for _, count in ends[1:])
-    return {
-        "archive_segments": len(ends),
-        "archive_mb": archived / 1e6,
-        "archive_ratio": body_bytes / archived,
-        "archive_body_mb_per_s": entries * page_bytes / 1e6 / seconds if seconds else None,
-    }
-
-
-def measure_noops(options: argparse.Namespace, cluster: Cluster) -> dict[str, Any]:
-    before = proc.cpu_by_name(os.getpid())
-    start = time.time()
-    dispatch = cluster.ask("/v1/noops", {"count": options.jobs})["dispatch"]
-    accepted_s = time.time() - start
-    state = cluster.done(dispatch)
-    seconds = when(state["finished_at"]) - start
-    after = proc.cpu_by_name(os.getpid())
+    before = cpu_seconds(roots)
+    state, fetched = wait_done(api, dispatch, 600)
+    after = cpu_seconds(roots)
     progress = state["progress"]
-    if progress["finished"] != options.jobs or progress["failed"]:
-        fail(f"{options.jobs} no-op jobs were to be done: {progress}")
-    return {
-        "noop_jobs": options.jobs,
-        "noop_seconds_to_accepted": accepted_s,
-        "noop_seconds": seconds,
-        "noop_jobs_per_s": options.jobs / seconds,
-        "cpu_s_per_1000_noops": per_1000(before, after, options.jobs),
+    if progress["pages"] != options.pages or progress["failed"]:
+        sys.exit(f"bench: {options.pages} pages were to be fetched: {progress}")
+    status = fetch(api, "/v1/status")
+    whole = seconds_between(state["created_at"], state["finished_at"])
+    result = {
+        "pages": options.pages,
+        "pages_per_s_fetched_and_committed": options.pages / fetched,
+        "pages_per_s_archived_and_verified": options.pages / whole,
+        "links": progress["links"],
+        "archive_ratio": progress["bytes"] / max(1, status["archive_bytes"]),
+        "archive_mb_per_s": progress["bytes"] / 1e6 / whole,
+        "cpu_s_per_1000_pages": {
+            name: (after.get(name, 0) - before.get(name, 0)) * 1000 / options.pages for name in ROLES
+        },
+        "memory_after_crawl_mib": memory(roots),
     }
-
-
-def per_1000(before: dict[str, float], after: dict[str, float], count: int) -> dict[str, float]:
-    return {name: (after.get(name, 0) - before.get(name, 0)) * 1000 / count for name in ROLES}
-
-
-def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    pages_dir = Path(options.cache).absolute() / f"site-{options.pages}"
-    site.generate(pages_dir, options.pages)
-    _, port = site.start_nginx(work, pages_dir)
-    load = os.getloadavg()[0]
-    cluster = Cluster(options, work, site.url(port, 0))
-    result = {"cores": os.cpu_count(), "workers": options.workers, "load_before": load}
-    result |= measure_crawl(options, cluster, port)
-    result |= measure_noops(options, cluster)
-    result["memory_at_end_mib"] = proc.as_json(proc.memory(os.getpid()))
-    wrong = [line for line in cluster.log_lines() if re.match(r"\S+\s+(WARN|ERROR)\s", line)]
-    result["warnings_logged"] = len(wrong)
-    for line in wrong[:10]:
-        print(f"bench: logged: {line}", file=sys.stderr)
+    start = time.monotonic()
+    dispatch = fetch(api, "/v1/noops", {"count": options.jobs})["dispatch"]
+    while fetch(api, f"/v1/dispatches/{dispatch}")["progress"]["finished"] < options.jobs:
+        time.sleep(0.05)
+    result["noop_jobs"] = options.jobs
+    result["noop_jobs_per_s"] = options.jobs / (time.monotonic() - start)
+    result["memory_at_end_mib"] = memory(roots)
     return result
 
 
-def table(r: dict[str, Any]) -> str:
-    rate = r["archive_body_mb_per_s"]
+def table(result: dict, options: argparse.Namespace) -> str:
+    cpu = result["cpu_s_per_1000_pages"]
     rows = [
-        (f"pages/s, {r['pages']} pages: submitted to the last one committed", f"{r['pages_per_s_to_last_page']:.0f}"),
-        ("pages/s: submitted to all archived and verified", f"{r['pages_per_s_to_archived']:.0f}"),
-        ("seconds to first page, last page, archived", seconds(r)),
-        ("links stored", str(r["links"])),
-        (f"archive: MB/s of bodies in, {r['archive_segments']} segments", f"{rate:.1f}" if rate else "-"),
-        ("archive: MB in, MB archived, ratio", f"{r['body_mb']:.1f}, {r['archive_mb']:.1f}, {r['archive_ratio']:.2f}"),
-        (f"no-op jobs/s, {r['noop_jobs']} jobs: request to all committed", f"{r['noop_jobs_per_s']:.0f}"),
+        (f"pages/s, {result['pages']} pages fetched and committed", f"{result['pages_per_s_fetched_and_committed']:.0f}"),
+        ("pages/s, archived and verified too", f"{result['pages_per_s_archived_and_verified']:.0f}"),
+        ("links stored", str(result["links"])),
+        ("archive: MB/s of bodies, ratio", f"{result['archive_mb_per_s']:.1f}, {result['archive_ratio']:.2f}"),
+        (f"no-op jobs/s, {result['noop_jobs']} submitted to committed", f"{result['noop_jobs_per_s']:.0f}"),
     ]
-    pages, noops = r["cpu_s_per_1000_pages"], r["cpu_s_per_1000_noops"]
-    for name, role in ROLES.items():
-        rows.append((f"CPU-s per 1000 pages, per 1000 no-ops: {role}", f"{pages[name]:.3f}, {noops[name]:.4f}"))
-    total = f"{sum(pages.values()):.3f}, {sum(noops.values()):.4f}"
-    rows.append(("CPU-s per 1000 pages, per 1000 no-ops: all", total))
-    rows += memory_rows(r["memory_at_end_mib"])
-    rows.append(("warnings and errors logged", str(r["warnings_logged"])))
+    rows += [(f"CPU-s per 1000 pages: {role}", f"{cpu[name]:.3f}") for name, role in ROLES.items()]
+    rows.append(("CPU-s per 1000 pages: all", f"{sum(cpu.values()):.3f}"))
+    rows += [(f"MiB resident at the end (most): {ROLES.get(name, name)}", f"{now:.0f} ({most:.0f})") for name, now, most in result["memory_at_end_mib"]]
     width = max(len(label) for label, _ in rows)
-    head = f"{r['cores']} cores, load {r['load_before']:.1f} before; {r['workers']} workers"
+    head = f"{os.cpu_count()} cores, {options.workers} workers, --delay 0 --host-concurrency 64"
     return "\n".join([head] + [f"{label:<{width}}  {value}" for label, value in rows])
 
 
-def seconds(r: dict[str, Any]) -> str:
-    return ", ".join(f"{r[f'seconds_to_{what}']:.2f}" for what in ("first_page", "last_page", "archived"))
-
-
-def memory_rows(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Postgres' processes share most of theirs: their RSS cannot be summed, PSS can. JSON has each."""
-    backends = [row for row in rows if row["name"] == "postgres"]
-    out = [
-        (f"MiB resident at the end (at most): {ROLES.get(row['name'], row['name'])}", f"{row['rss']:.0f} ({row['peak']:.0f})")
-        for row in rows
-        if row["name"] != "postgres"
-    ]
-    largest = max((row["rss"] for row in backends), default=0)
-    label = f"MiB at the end: Postgres, {len(backends)} processes: PSS in all, largest RSS"
-    return out + [(label, f"{sum(row['pss'] for row in backends):.0f}, {largest:.0f}")]
-
-
-def stop() -> None:
-    """Ends every process below us: `dodo up` in order with its servers, then the rest, by force if need be."""
-    started = proc.below(os.getpid())
-    own = sorted((p for p in started if p.parent == os.getpid()), key=lambda p: p.name != "dodo")
-    for process in own:
-        try:
-            os.kill(process.pid, signal.SIGTERM)
-            wait_end(process.pid)
-        except (ProcessLookupError, ChildProcessError):
-            pass
-    left = [p for p in started if (now := proc.read(p.pid)) is not None and now.started == p.started]
-    for process in left:
-        print(f"bench: {process.name} {process.pid} did not end and is killed", file=sys.stderr)
-        try:
-            os.kill(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-
-
-def wait_end(pid: int) -> None:
-    deadline = time.monotonic() + STOP_S
-    while time.monotonic() < deadline:
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            return
-        time.sleep(0.05)
-
-
-def keep_logs(work: Path, cache: Path) -> None:
-    """Of a run that failed: its logs explain it, its data does not."""
-    kept = cache / "failed"
-    shutil.rmtree(kept, ignore_errors=True)
-    for file in [*work.glob("*.log"), *work.glob("*.err"), *(work / "data").rglob("*.log")]:
-        target = kept / file.relative_to(work)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
-    print(f"bench: its logs are in {kept}", file=sys.stderr)
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measures Dodo on this machine.")
-    parser.add_argument("--pages", type=int, default=20_000, help="pages of the site [default: 20000]")
-    parser.add_argument("--jobs", type=int, default=100_000, help="no-op jobs [default and at most: 100000]")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes [default: 2]")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("--pages", type=int, default=20_000)
+    parser.add_argument("--jobs", type=int, default=100_000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
     parser.add_argument("--bin", required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--cache", required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--site", required=True, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if min(options.pages, options.jobs, options.workers) < 1 or options.jobs > 100_000:
         parser.error("--pages, --jobs and --workers are at least 1, --jobs at most 100000")
-    return options
-
-
-def main() -> None:
-    options = arguments()
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for number in signals:
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
-    work = Path(tempfile.mkdtemp(prefix="dodo-bench-"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    work = pathlib.Path(tempfile.mkdtemp(prefix="dodo-bench-"))
     # Postgres runs as another user when we are root: it must be able to walk here.
     work.chmod(0o755)
-    whole = False
+    children: list[subprocess.Popen[bytes]] = []
     try:
-        result = run(options, work)
-        whole = True
-    except (OSError, subprocess.CalledProcessError) as error:
-        fail(f"{error}")
+        result = run(options, work, children)
+        print(json.dumps(result) if options.json else table(result, options))
     finally:
-        # A second Ctrl-C must not leave half of it running.
-        for number in signals:
-            signal.signal(number, signal.SIG_IGN)
-        stop()
-        if not whole:
-            keep_logs(work, Path(options.cache).absolute())
+        for child in reversed(children):
+            child.send_signal(signal.SIGINT if child is not children[0] else signal.SIGQUIT)
+            killer = threading.Timer(30, child.kill)
+            killer.start()
+            child.wait()
+            killer.cancel()
         shutil.rmtree(work, ignore_errors=True)
-    print(json.dumps(result) if options.json else table(result))
 
 
 if __name__ == "__main__":
