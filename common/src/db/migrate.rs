@@ -8,7 +8,10 @@ use crate::db::pool::{Db, DbError, DbResult};
 const LOCK: i64 = 0x646f_646f;
 
 /// (version, name, SQL), in order.
-const MIGRATIONS: &[(i32, &str, &str)] = &[(1, "core", include_str!("../../../sql/migrations/0001_core.sql"))];
+const MIGRATIONS: &[(i32, &str, &str)] = &[
+    (1, "core", include_str!("../../../sql/migrations/0001_core.sql")),
+    (2, "source", include_str!("../../../sql/migrations/0002_source.sql")),
+];
 
 /// Applies what is missing; returns the versions that were applied.
 ///

@@ -1,0 +1,297 @@
+//! A manifest: a list of jobs as a file, and when each of its entries is due.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::clock::Millis;
+use crate::model::scope::ScopeKind;
+use crate::model::source::check_headers;
+use crate::model::spec::{CrawlSpec, DELAY_MS_MAX};
+use crate::model::url::canonical;
+
+/// Entries of one manifest.
+pub const ENTRIES_MAX: usize = 100_000;
+/// Bytes of one manifest.
+pub const BYTES_MAX: u64 = 64 << 20;
+/// Reasons that are kept of a malformed one; the rest is counted.
+pub const REASONS_MAX: usize = 100;
+/// The version of the format that this Dodo reads.
+pub const VERSION: i64 = 1;
+
+/// One entry, as the file has it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// `crawl` (the URL and what it links to), `page` (the URL alone), or the name of a source.
+    pub service: String,
+    pub url: String,
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    #[serde(default)]
+    pub cookies: BTreeMap<String, String>,
+    /// RFC 3339 or Unix seconds; at once when not given.
+    #[serde(default)]
+    pub start: Option<Start>,
+    /// How often it is run at most.
+    #[serde(default)]
+    pub count: Option<i64>,
+    /// Seconds from one run to the next.
+    #[serde(default)]
+    pub interval: Option<i64>,
+    /// Seconds after `start` beyond which it is not run.
+    #[serde(default)]
+    pub duration: Option<i64>,
+    #[serde(default)]
+    pub version: Option<i64>,
+    #[serde(default)]
+    pub options: Options,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum Start {
+    Seconds(i64),
+    Text(String),
+}
+
+/// What an entry may say beside: those of a crawl, or the subject of a source.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<i16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_pages: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<ScopeKind>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_ms: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_concurrency: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub subject: BTreeMap<String, String>,
+}
+
+/// An entry that can be scheduled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checked {
+    pub service: String,
+    pub url: String,
+    /// Cookies are among them.
+    pub headers: BTreeMap<String, String>,
+    pub options: Options,
+    pub schedule: Schedule,
+}
+
+/// When an entry runs: at `start`, then every `interval_s`, `count` times, and only within `duration_s`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    pub start_ms: Millis,
+    pub interval_s: i64,
+    pub count: i64,
+    pub duration_s: Option<i64>,
+}
+
+/// What is wrong with an entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Reason {
+    /// From 0; none when the file as a whole is at fault.
+    pub entry: Option<usize>,
+    pub reason: String,
+}
+
+/// Reads a manifest: every entry checked, or the reasons, entry by entry. `services` are the sources that are
+/// known; `contact` is false when none is configured: then only what `is_local` says may be asked.
+pub fn parse(bytes: &[u8], now: Millis, known: &dyn Fn(&str) -> bool) -> Result<Vec<Checked>, Vec<Reason>> {
+    let whole = |reason: String| vec![Reason { entry: None, reason }];
+    let values: Vec<Value> =
+        serde_json::from_slice(bytes).map_err(|error| whole(format!("it is no JSON list of entries: {error}")))?;
+    if values.len() > ENTRIES_MAX {
+        return Err(whole(format!("it has {} entries; at most {ENTRIES_MAX} are allowed", values.len())));
+    }
+    let (mut checked, mut reasons) = (Vec::with_capacity(values.len()), Vec::new());
+    for (index, value) in values.into_iter().enumerate() {
+        let entry = serde_json::from_value::<Entry>(value).map_err(|error| error.to_string());
+        match entry.and_then(|entry| entry.check(now, known)) {
+            Ok(entry) => checked.push(entry),
+            Err(reason) => reasons.push(Reason { entry: Some(index), reason }),
+        }
+    }
+    if reasons.is_empty() {
+        return Ok(checked);
+    }
+    let more = reasons.len().saturating_sub(REASONS_MAX);
+    reasons.truncate(REASONS_MAX);
+    if more > 0 {
+        reasons.extend(whole(format!("{more} more entries are wrong")));
+    }
+    Err(reasons)
+}
+
+impl Entry {
+    fn check(self, now: Millis, known: &dyn Fn(&str) -> bool) -> Result<Checked, String> {
+        if self.version.is_some_and(|version| version != VERSION) {
+            return Err(format!("version must be {VERSION}, not {}", self.version.unwrap_or_default()));
+        }
+        match self.service.as_str() {
+            "crawl" | "page" => {
+                canonical(&self.url, None).map_err(|error| format!("url {:?}: {error}", self.url))?;
+                crawl_spec(&self.service, &self.url, &self.options)?.check()?;
+                if !self.options.subject.is_empty() || self.options.instance.is_some() {
+                    return Err("options subject and instance belong to a source".to_owned());
+                }
+            }
+            name if known(name) => {
+                let url = url::Url::parse(&self.url).map_err(|error| format!("url {:?}: {error}", self.url))?;
+                if !matches!(url.scheme(), "http" | "https") {
+                    return Err(format!("url {:?} is no http or https URL", self.url));
+                }
+                if self.options != (Options { subject: self.options.subject.clone(), instance: self.options.instance.clone(), ..Options::default() }) {
+                    return Err("a source takes the options subject and instance only".to_owned());
+                }
+            }
+            name => return Err(format!("service {name:?} is neither crawl nor page nor a stored source")),
+        }
+        let schedule = self.schedule(now)?;
+        let mut headers = self.headers;
+        if !self.cookies.is_empty() {
+            let cookies: Vec<String> = self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            if headers.keys().any(|name| name.eq_ignore_ascii_case("cookie")) {
+                return Err("give cookies or a Cookie header, not both".to_owned());
+            }
+            headers.insert("cookie".to_owned(), cookies.join("; "));
+        }
+        check_headers(&headers)?;
+        Ok(Checked { service: self.service, url: self.url, headers, options: self.options, schedule })
+    }
+
+    fn schedule(&self, now: Millis) -> Result<Schedule, String> {
+        let start_ms = match &self.start {
+            None => now,
+            Some(Start::Seconds(seconds)) => seconds.checked_mul(1000).ok_or("start is out of range")?,
+            Some(Start::Text(text)) => DateTime::parse_from_rfc3339(text)
+                .map_err(|_| format!("start {text:?} is neither RFC 3339 nor Unix seconds"))?
+                .timestamp_millis(),
+        };
+        if !(0..=253_402_300_799_000).contains(&start_ms) {
+            return Err("start is out of range".to_owned());
+        }
+        let count = self.count.unwrap_or(1);
+        if count < 1 {
+            return Err(format!("count must be at least 1, not {count}"));
+        }
+        let interval_s = self.interval.unwrap_or(0);
+        if interval_s < 0 || (count > 1 && interval_s < 1) {
+            return Err("interval must be at least 1 second where count is above 1".to_owned());
+        }
+        if self.duration.is_some_and(|duration| duration < 0) {
+            return Err("duration must not be negative".to_owned());
+        }
+        Ok(Schedule { start_ms, interval_s, count, duration_s: self.duration })
+    }
+}
+
+/// The crawl of an entry.
+pub fn crawl_spec(service: &str, url: &str, options: &Options) -> Result<CrawlSpec, String> {
+    let mut spec: CrawlSpec =
+        serde_json::from_value(serde_json::json!({ "seeds": [url] })).map_err(|error| error.to_string())?;
+    spec.depth = if service == "page" { 0 } else { options.depth.unwrap_or(spec.depth) };
+    spec.max_pages = options.max_pages;
+    spec.scope = options.scope.unwrap_or(spec.scope);
+    spec.delay_ms = options.delay_ms.unwrap_or(spec.delay_ms).min(DELAY_MS_MAX + 1);
+    spec.host_concurrency = options.host_concurrency.unwrap_or(spec.host_concurrency);
+    Ok(spec)
+}
+
+impl Schedule {
+    /// The occurrence after `last` (-1 before the first) and when it is due; those that were missed coalesce into
+    /// the latest of them. Nothing when the entry is over.
+    pub fn next(&self, last: i64, now: Millis) -> Option<(i64, Millis)> {
+        let step = self.interval_s.saturating_mul(1000);
+        let bound = match (self.duration_s, step) {
+            // An occurrence exactly at the end of the duration still is within it.
+            (Some(duration), 1..) => (duration.saturating_mul(1000) / step).saturating_add(1).min(self.count),
+            (_, 0) => 1,
+            _ => self.count,
+        };
+        let passed = if step > 0 && now > self.start_ms { (now - self.start_ms) / step } else { 0 };
+        let next = (last + 1).max(passed.min(bound - 1));
+        (next < bound).then(|| (next, self.start_ms.saturating_add(next.saturating_mul(step))))
+    }
+
+    pub fn of_parts(start: DateTime<Utc>, interval_s: i64, count: i64, duration_s: Option<i64>) -> Self {
+        Self { start_ms: start.timestamp_millis(), interval_s, count, duration_s }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const NOW: Millis = 1_000_000;
+
+    fn read(value: Value) -> Result<Vec<Checked>, Vec<Reason>> {
+        parse(value.to_string().as_bytes(), NOW, &|name| name == "shop")
+    }
+
+    #[test]
+    fn an_entry_needs_only_a_service_and_a_url() {
+        let read = read(json!([{ "service": "crawl", "url": "http://a.test/" }, { "service": "shop", "url": "http://api.test", "cookies": { "a": "1", "b": "2" } }])).unwrap();
+        assert_eq!(read[0].schedule, Schedule { start_ms: NOW, interval_s: 0, count: 1, duration_s: None });
+        assert_eq!(read[1].headers["cookie"], "a=1; b=2");
+    }
+
+    #[test]
+    fn every_wrong_entry_is_named() {
+        let wrong = [
+            (json!({ "url": "http://a.test/" }), "service"),
+            (json!({ "service": "nobody", "url": "http://a.test/" }), "nobody"),
+            (json!({ "service": "crawl", "url": "ftp://a.test/" }), "url"),
+            (json!({ "service": "crawl", "url": "http://a.test/", "count": 2 }), "interval"),
+            (json!({ "service": "crawl", "url": "http://a.test/", "count": 0 }), "count"),
+            (json!({ "service": "crawl", "url": "http://a.test/", "start": "soon" }), "start"),
+            (json!({ "service": "crawl", "url": "http://a.test/", "version": 9 }), "version"),
+            (json!({ "service": "crawl", "url": "http://a.test/", "headers": { "a": "b\nc" } }), "header"),
+            (json!({ "service": "crawl", "url": "http://a.test/", "options": { "dept": 1 } }), "dept"),
+            (json!({ "service": "shop", "url": "http://a.test/", "options": { "depth": 1 } }), "subject"),
+            (json!("text"), "struct"),
+        ];
+        let list: Vec<Value> = wrong.iter().map(|(entry, _)| entry.clone()).collect();
+        let reasons = read(Value::Array(list)).unwrap_err();
+        assert_eq!(reasons.len(), wrong.len());
+        for (reason, (entry, word)) in reasons.iter().zip(&wrong) {
+            assert!(reason.reason.contains(word), "{entry}: {}", reason.reason);
+        }
+        for whole in [&b"{}"[..], b"[", b"\xff"] {
+            assert_eq!(parse(whole, NOW, &|_| false).unwrap_err()[0].entry, None);
+        }
+    }
+
+    #[test]
+    fn missed_occurrences_coalesce_into_the_latest() {
+        let hourly = Schedule { start_ms: 0, interval_s: 3600, count: 1_000_000_000, duration_s: None };
+        assert_eq!(hourly.next(-1, 0), Some((0, 0)));
+        assert_eq!(hourly.next(0, 1000), Some((1, 3_600_000)));
+        assert_eq!(hourly.next(0, 36_000_001), Some((10, 36_000_000)), "the latest missed one, at once");
+        assert_eq!(hourly.next(10, 36_000_001), Some((11, 39_600_000)));
+    }
+
+    #[test]
+    fn an_entry_ends_by_count_or_by_duration() {
+        let twice = Schedule { start_ms: 0, interval_s: 10, count: 2, duration_s: None };
+        assert_eq!(twice.next(1, 0), None);
+        assert_eq!(twice.next(-1, 1_000_000), Some((1, 10_000)), "both missed: one run");
+        let within = Schedule { start_ms: 0, interval_s: 10, count: 100, duration_s: Some(25) };
+        assert_eq!(within.next(1, 0), Some((2, 20_000)));
+        assert_eq!(within.next(2, 0), None);
+        let once = Schedule { start_ms: 5, interval_s: 0, count: 1, duration_s: Some(0) };
+        assert_eq!((once.next(-1, 9), once.next(0, 9)), (Some((0, 5)), None));
+    }
+}
