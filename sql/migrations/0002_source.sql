@@ -6,6 +6,8 @@ ALTER TABLE dispatch_progress ADD COLUMN items bigint NOT NULL DEFAULT 0, ADD CO
 ALTER TABLE dispatch_delta ADD COLUMN items bigint NOT NULL DEFAULT 0, ADD COLUMN records bigint NOT NULL DEFAULT 0,
   ADD COLUMN unfit bigint NOT NULL DEFAULT 0;
 ALTER TABLE dispatch ADD COLUMN parent uuid;
+-- Serves open-dispatches: a dispatch is done when those it started are.
+CREATE INDEX dispatch_parent ON dispatch (tenant, parent) WHERE parent IS NOT NULL AND state <> 'done';
 
 ALTER TABLE crawl_schedule ADD COLUMN page int4, ADD COLUMN total_pages int4,
   -- At-most-once jobs: committed before the call. A started row is never issued again.
@@ -90,6 +92,8 @@ CREATE TABLE manifest_entry (
   state text NOT NULL DEFAULT 'active' CHECK (state IN ('active', 'over', 'stopped')),
   PRIMARY KEY (tenant, dispatch, entry)
 );
+-- Serves open-dispatches: a manifest is done when none of its entries is to come.
+CREATE INDEX manifest_entry_active ON manifest_entry (tenant, dispatch) WHERE state = 'active';
 -- Serves expand-entries.
 CREATE INDEX manifest_entry_expand ON manifest_entry (tenant, dispatch, entry) WHERE expand AND state = 'active';
 
@@ -111,6 +115,8 @@ CREATE TABLE page_metadata (
   total_pages int NOT NULL,
   round int NOT NULL DEFAULT 1,
   changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  -- The transaction that changed it last: a later statement of the same one knows itself by it.
+  changed_in xid8 NOT NULL DEFAULT pg_current_xact_id(),
   PRIMARY KEY (tenant, dispatch)
 );
 
@@ -125,12 +131,14 @@ CREATE TABLE page_scrape (
   stored_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   PRIMARY KEY (tenant, dispatch, page, total_pages)
 );
+-- Serves remake-results.
+CREATE INDEX page_scrape_job ON page_scrape (tenant, job);
 
 -- The answer to a call that may not be repeated, until it is archived.
 CREATE TABLE kept_answer (
   tenant text NOT NULL,
   job uuid NOT NULL,
-  answer jsonb NOT NULL,
+  answer bytea NOT NULL,
   PRIMARY KEY (tenant, job)
 );
 

@@ -17,7 +17,8 @@ use dodo_common::model::surt::surt;
 use dodo_common::storage::cdxj::CdxFields;
 use dodo_common::storage::key::SegmentKey;
 use dodo_common::storage::segment::{self as encode, Encoded, PageEntry};
-use dodo_common::stream::names::{PAGES, RAW_STREAMS, archive_name};
+use dodo_common::stream::items;
+use dodo_common::stream::names::{PAGES, RAW_STREAMS, archive_name, group_of};
 use dodo_common::stream::raw::{self, Stored};
 use url::Url;
 
@@ -215,6 +216,8 @@ struct Range {
 /// Reads from the head until an open entry, another generation or a bound.
 async fn gather(ctx: &Context, stream: &str) -> anyhow::Result<Range> {
     let mut range = Range::default();
+    // What the group of the stream has not acknowledged stays, whatever Postgres says of it.
+    let horizon = if group_of(stream).is_some() { Some(items::horizon(&ctx.redis).await?) } else { None };
     let mut bytes = 0;
     let mut from = StreamId { ms: 0, seq: 0 };
     loop {
@@ -224,7 +227,8 @@ async fn gather(ctx: &Context, stream: &str) -> anyhow::Result<Range> {
         for (stored, state) in batch.into_iter().zip(states) {
             let other = range.counting.first().is_some_and(|first| first.entry.generation != stored.entry.generation);
             match state {
-                EntryState::Open => return Ok(range),
+                _ if horizon.is_some_and(|horizon| stored.id >= horizon) => return Ok(range),
+                EntryState::Open | EntryState::Unprocessed => return Ok(range),
                 EntryState::Counts if other => {
                     return Ok(range);
                 }

@@ -4,26 +4,32 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use dodo_common::clock::Clock;
+use dodo_common::clock::{Clock, Millis};
 use dodo_common::db::pool::{Db, DbError, DbResult};
 use dodo_common::db::worker::{self, Incarnation};
-use dodo_common::db::{dispatch, host};
+use dodo_common::db::{dispatch, host, source};
+use dodo_common::model::record::Mapper;
 use dodo_common::model::robots::Robots;
 use dodo_common::model::scope::Scope;
+use dodo_common::model::source::PagedSpec;
 use dodo_common::model::spec::CrawlSpec;
 use dodo_common::model::stream_id::StreamId;
+use dodo_common::model::url::canonical;
 use dodo_common::storage::object::Store;
 use dodo_common::stream::connection::Redis;
+use reqwest::header::HeaderMap;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use uuid::Uuid;
 
-use crate::fetch::Fetcher;
+use crate::fetch::{Fetcher, secret_headers};
 use crate::seen::Seen;
 use crate::settings::Settings;
 
 /// Crawls whose spec is kept at hand.
 const CRAWLS_MAX: usize = 1000;
+/// A page dispatch is read again after this long, milliseconds.
+const PAGING_MS: Millis = 30_000;
 /// Hosts whose robots.txt is kept at hand.
 const ROBOTS_MAX: usize = 20_000;
 
@@ -32,6 +38,23 @@ const ROBOTS_MAX: usize = 20_000;
 pub struct Crawl {
     pub spec: CrawlSpec,
     pub scope: Scope,
+    /// Sent to the hosts of the seeds, and to no other.
+    pub headers: HeaderMap,
+    pub seed_hosts: HashSet<String>,
+}
+
+/// A page dispatch as its jobs need it.
+#[derive(Debug)]
+pub struct Paging {
+    pub spec: PagedSpec,
+    pub mapper: Mapper,
+    /// Those of the document, of the dispatch and of its credential.
+    pub headers: HeaderMap,
+    /// A credential that goes into the query.
+    pub query: Option<(String, String)>,
+    /// The name of a credential that is not there: nothing can be asked without it.
+    pub missing: Option<String>,
+    read_ms: Millis,
 }
 
 /// One incarnation: its identity, its connections, its caches and its end.
@@ -54,6 +77,7 @@ pub struct Context {
     held: Mutex<HashSet<StreamId>>,
     pub settled: AtomicU64,
     crawls: Mutex<HashMap<Uuid, Arc<Crawl>>>,
+    pagings: Mutex<HashMap<Uuid, Arc<Paging>>>,
     robots: Mutex<HashMap<String, (i64, Arc<Robots>)>>,
 }
 
@@ -82,6 +106,7 @@ impl Context {
             held: Mutex::default(),
             settled: AtomicU64::new(0),
             crawls: Mutex::default(),
+            pagings: Mutex::default(),
             robots: Mutex::default(),
         }
     }
@@ -108,20 +133,62 @@ impl Context {
         if let Some(crawl) = self.crawls.lock().expect("no panic under this lock").get(&id) {
             return Ok(Arc::clone(crawl));
         }
-        let spec = dispatch::crawl_spec(&self.db, tenant, id).await?;
+        let spec = dispatch::spec::<CrawlSpec>(&self.db, tenant, id).await?;
         let seeds = spec
             .seeds
             .iter()
             .map(|seed| Url::parse(seed))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| DbError::Input(format!("dispatch {id} has a seed that is no URL: {error}")))?;
-        let crawl = Arc::new(Crawl { scope: Scope::new(spec.scope, seeds), spec });
+        let headers = dispatch::headers(&self.db, tenant, id).await?;
+        let headers = secret_headers(&headers).map_err(DbError::Input)?;
+        let seed_hosts = seeds.iter().filter_map(|seed| canonical(seed.as_str(), None).ok()).map(|seed| seed.host).collect();
+        let crawl = Arc::new(Crawl { scope: Scope::new(spec.scope, seeds), spec, headers, seed_hosts });
         let mut crawls = self.crawls.lock().expect("no panic under this lock");
         if crawls.len() >= CRAWLS_MAX {
             crawls.clear();
         }
         crawls.insert(id, Arc::clone(&crawl));
         Ok(crawl)
+    }
+
+    /// The page dispatch of a job; read again now and then, since its secret may be renewed.
+    pub async fn paging(&self, tenant: &str, id: Uuid) -> DbResult<Arc<Paging>> {
+        let now = self.clock.now_ms();
+        if let Some(paging) = self.pagings.lock().expect("no panic under this lock").get(&id)
+            && paging.missing.is_none()
+            && now - paging.read_ms < PAGING_MS
+        {
+            return Ok(Arc::clone(paging));
+        }
+        let paging = Arc::new(self.read_paging(tenant, id, now).await?);
+        let mut pagings = self.pagings.lock().expect("no panic under this lock");
+        if pagings.len() >= CRAWLS_MAX {
+            pagings.clear();
+        }
+        pagings.insert(id, Arc::clone(&paging));
+        Ok(paging)
+    }
+
+    async fn read_paging(&self, tenant: &str, id: Uuid, read_ms: Millis) -> DbResult<Paging> {
+        let spec: PagedSpec = dispatch::spec(&self.db, tenant, id).await?;
+        let document = &spec.document;
+        let mut headers = secret_headers(&document.headers).map_err(DbError::Input)?;
+        headers.extend(secret_headers(&dispatch::headers(&self.db, tenant, id).await?).map_err(DbError::Input)?);
+        let (mut query, mut missing) = (None, None);
+        if let Some(auth) = &document.auth {
+            match (source::secret(&self.db, tenant, &auth.secret).await?, &auth.header, &auth.query) {
+                (None, _, _) => missing = Some(auth.secret.clone()),
+                (Some(value), Some(name), _) => {
+                    let value = format!("{}{value}", auth.prefix);
+                    headers.extend(secret_headers([(name, &value)]).map_err(DbError::Input)?);
+                }
+                (Some(value), None, Some(name)) => query = Some((name.clone(), value)),
+                (Some(_), None, None) => {}
+            }
+        }
+        let mapper = Mapper::new(&spec.source, &spec.instance, &document.id, &document.fields).map_err(DbError::Input)?;
+        Ok(Paging { spec, mapper, headers, query, missing, read_ms })
     }
 
     /// A host's robots.txt, parsed; `version` is its row's.

@@ -8,6 +8,7 @@ pub mod extract;
 pub mod fetch;
 pub mod heart;
 pub mod jobs;
+pub mod processor;
 pub mod seen;
 pub mod settings;
 pub mod supervise;

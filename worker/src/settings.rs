@@ -9,6 +9,8 @@ use dodo_common::model::address::Openings;
 pub enum Role {
     /// Run jobs.
     Fetch,
+    /// Turn items into records.
+    Process,
     /// Move raw streams into the archive.
     Archive,
 }
@@ -17,6 +19,7 @@ impl Role {
     pub fn as_str(self) -> &'static str {
         match self {
             Role::Fetch => "fetch",
+            Role::Process => "process",
             Role::Archive => "archive",
         }
     }
@@ -31,7 +34,7 @@ pub struct Settings {
     #[command(flatten)]
     pub logging: Logging,
     /// What this worker does
-    #[arg(long, env = "DODO_ROLES", value_delimiter = ',', default_value = "fetch,archive")]
+    #[arg(long, env = "DODO_ROLES", value_delimiter = ',', default_value = "fetch,process,archive")]
     pub roles: Vec<Role>,
     /// Jobs it holds at once
     #[arg(long, env = "DODO_WORKER_PERMITS", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=1024))]

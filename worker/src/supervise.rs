@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::context::Context;
 use crate::fetch::Fetcher;
 use crate::settings::{Role, Settings};
-use crate::{archiver, committer, consumer, heart};
+use crate::{archiver, committer, consumer, heart, processor};
 
 /// Connections to Postgres: commits, loads, the archiver and a spare.
 const DB_CONNECTIONS: usize = 6;
@@ -56,7 +56,8 @@ pub async fn run(settings: Settings, lifecycle: Lifecycle) -> anyhow::Result<()>
             lifecycle.soft.clone(),
         ));
         heart::start(&ctx)?;
-        work(&ctx, reader, &lifecycle).await;
+        let items = Redis::blocking(&settings.servers.redis_url, &format!("{id}:items"))?;
+        work(&ctx, (reader, items), &lifecycle).await;
         before = Some(id);
         if !ctx.refused.is_cancelled() {
             worker::end(&ctx.db, id).await.unwrap_or_else(|error| tracing::warn!(%error, "cannot say that it ended"));
@@ -73,7 +74,7 @@ pub async fn run(settings: Settings, lifecycle: Lifecycle) -> anyhow::Result<()>
 }
 
 /// Runs every part until the incarnation is refused or has drained.
-async fn work(ctx: &Arc<Context>, reader: Redis, lifecycle: &Lifecycle) {
+async fn work(ctx: &Arc<Context>, (reader, items): (Redis, Redis), lifecycle: &Lifecycle) {
     let tasks = tokio_util::task::TaskTracker::new();
     if ctx.settings.roles.contains(&Role::Fetch) {
         let (results, queue) = committer::channel();
@@ -81,6 +82,9 @@ async fn work(ctx: &Arc<Context>, reader: Redis, lifecycle: &Lifecycle) {
             tasks.spawn(committer::run(Arc::clone(ctx), queue.clone()));
         }
         tasks.spawn(consumer::run(Arc::clone(ctx), reader, results));
+    }
+    if ctx.settings.roles.contains(&Role::Process) {
+        tasks.spawn(processor::run(Arc::clone(ctx), items));
     }
     if ctx.settings.roles.contains(&Role::Archive) {
         tasks.spawn(archiver::run(Arc::clone(ctx)));

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use uuid::Uuid;
 
 use crate::db::host::{self, HostUpdate};
+use crate::db::page::{self, Paged};
 use crate::db::pool::{Client, Db, DbError, DbResult};
 use crate::db::worker::Incarnation;
 use crate::model::job::{JobKey, Outcome};
@@ -38,6 +39,8 @@ pub struct Finished {
     pub known_count: i32,
     /// Links in scope that may be new.
     pub found: Vec<Found>,
+    /// What it means for its page dispatch.
+    pub paged: Option<Box<Paged>>,
 }
 
 impl Finished {
@@ -62,6 +65,7 @@ impl Finished {
             link_count: 0,
             known_count: 0,
             found: Vec::new(),
+            paged: None,
         }
     }
 }
@@ -104,13 +108,21 @@ pub struct Committed {
     pub gained: Vec<(String, String)>,
 }
 
-const FINISH: &str = "-- finish-jobs
+/// A page that another job has stored meanwhile: this one's answer does not count.
+macro_rules! stored_by_another {
+    () => {
+        "(won.kind = 'get_page' AND j.outcome = 'ok' AND NOT EXISTS (SELECT 1 FROM page_scrape p WHERE p.tenant = won.tenant
+          AND p.dispatch = won.dispatch AND p.page = won.page AND p.total_pages = won.total_pages AND p.job = won.id))"
+    };
+}
+
+const FINISH: &str = concat!("-- finish-jobs
 WITH j AS MATERIALIZED (
   SELECT * FROM unnest($1::text[], $2::uuid[], $3::int2[], $4::text[], $5::text[], $6::int2[], $7::text[],
     $8::int8[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::int8[],
-    $16::int4[], $17::text[], $18::int8[], $19::int8[], $20::text[], $21::int4[], $22::int4[])
+    $16::int4[], $17::text[], $18::int8[], $19::int8[], $20::text[], $21::int4[], $22::int4[], $32::int4[])
   AS j(tenant, id, attempt, outcome, reason, status, content_type, body_bytes, truncated, digest, title,
-    language, location, address, started_ms, fetch_ms, raw_stream, raw_ms, raw_seq, links, link_count, known_count)
+    language, location, address, started_ms, fetch_ms, raw_stream, raw_ms, raw_seq, links, link_count, known_count, items)
 ), locked AS MATERIALIZED (
   -- LATERAL with a lock is one index lookup a job, whatever the planner believes of the table's size.
   SELECT s.place FROM j, LATERAL (
@@ -137,17 +149,18 @@ WITH j AS MATERIALIZED (
   INSERT INTO crawl_log (tenant, id, finished_at, dispatch, kind, host, priority, attempt, depth, hops, url, url_hash,
     found_on, payload, remake_of, created_at, outcome, reason, status, content_type, body_bytes, truncated,
     digest, title, language, location, address, link_count, new_count, started_at, fetch_ms, worker,
-    raw_stream, raw_generation, raw_ms, raw_seq)
+    raw_stream, raw_generation, raw_ms, raw_seq, page, total_pages)
   SELECT won.tenant, won.id, clock_timestamp(), won.dispatch, won.kind, won.host, won.priority, won.attempt, won.depth,
-    won.hops, won.url, won.url_hash, won.found_on, won.payload, won.remake_of, won.created_at, j.outcome, j.reason, j.status,
+    won.hops, won.url, won.url_hash, won.found_on, won.payload, won.remake_of, won.created_at,
+    CASE WHEN ", stored_by_another!(), " THEN 'duplicate' ELSE j.outcome END, j.reason, j.status,
     j.content_type, j.body_bytes, j.truncated, j.digest, j.title, j.language, j.location, j.address, j.link_count,
     coalesce(g.n, 0), to_timestamp(j.started_ms / 1000.0), j.fetch_ms, $30, j.raw_stream,
-    CASE WHEN j.raw_stream IS NOT NULL THEN $31::int8 END, j.raw_ms, j.raw_seq
+    CASE WHEN j.raw_stream IS NOT NULL THEN $31::int8 END, j.raw_ms, j.raw_seq, won.page, won.total_pages
     FROM won JOIN j ON j.id = won.id LEFT JOIN gained g ON g.found_on = won.id
 ), raw AS (
-  INSERT INTO raw_result (tenant, generation, stream, ms, seq, dispatch, job)
-  SELECT won.tenant, $31, j.raw_stream, j.raw_ms, j.raw_seq, won.dispatch, won.id
-    FROM won JOIN j ON j.id = won.id WHERE j.raw_stream IS NOT NULL
+  INSERT INTO raw_result (tenant, generation, stream, ms, seq, dispatch, job, processed)
+  SELECT won.tenant, $31, j.raw_stream, j.raw_ms, j.raw_seq, won.dispatch, won.id, j.raw_stream <> 'items'
+    FROM won JOIN j ON j.id = won.id WHERE j.raw_stream IS NOT NULL AND NOT ", stored_by_another!(), "
 ), linked AS (
   INSERT INTO page_link (tenant, dispatch, url_hash, job, links)
   SELECT won.tenant, won.dispatch, won.url_hash, won.id, string_to_array(j.links, E'\\n')
@@ -155,19 +168,21 @@ WITH j AS MATERIALIZED (
    ORDER BY 1, 2, 3
   ON CONFLICT (tenant, dispatch, url_hash) DO UPDATE SET job = excluded.job, links = excluded.links
 ), delta AS (
-  INSERT INTO dispatch_delta (tenant, dispatch, scheduled, finished, pages, failed, skipped, links, duplicates, bytes, raw)
+  INSERT INTO dispatch_delta (tenant, dispatch, scheduled, finished, pages, failed, skipped, links, duplicates, bytes, raw, items)
   SELECT won.tenant, won.dispatch, coalesce(sum(g.n), 0), count(*),
-    count(*) FILTER (WHERE j.outcome = 'ok' AND won.remake_of IS NULL),
-    count(*) FILTER (WHERE j.outcome IN ('dead', 'failed', 'http_error')),
+    count(*) FILTER (WHERE j.outcome = 'ok' AND won.remake_of IS NULL AND won.kind IN ('crawl', 'noop', 'get_page')
+      AND NOT ", stored_by_another!(), "),
+    count(*) FILTER (WHERE j.outcome IN ('dead', 'failed', 'http_error', 'unknown')),
     count(*) FILTER (WHERE j.outcome IN ('robots', 'refused', 'budget')),
     coalesce(sum(j.link_count), 0), coalesce(sum(j.known_count), 0) - coalesce(sum(g.n), 0)
       + (SELECT count(*) FROM f JOIN won w ON w.id = f.parent WHERE w.dispatch = won.dispatch),
-    coalesce(sum(j.body_bytes), 0), count(j.raw_stream)
+    coalesce(sum(j.body_bytes), 0), count(j.raw_stream) FILTER (WHERE NOT ", stored_by_another!(), "),
+    coalesce(sum(j.items) FILTER (WHERE won.remake_of IS NULL AND NOT ", stored_by_another!(), "), 0)
     FROM won JOIN j ON j.id = won.id LEFT JOIN gained g ON g.found_on = won.id
    GROUP BY won.tenant, won.dispatch
 )
 SELECT id, NULL AS tenant, NULL AS host FROM won
-UNION ALL SELECT DISTINCT NULL::uuid, tenant, host FROM scheduled";
+UNION ALL SELECT DISTINCT NULL::uuid, tenant, host FROM scheduled");
 
 const RETRY: &str = "-- retry-jobs
 WITH j AS MATERIALIZED (
@@ -242,10 +257,15 @@ async fn transaction(client: &mut Client, worker: &Incarnation, batch: &Batch) -
     let authorise = client.prepare_cached("SELECT authorise_worker($1, $2)").await?;
     let finish = client.prepare_cached(FINISH).await?;
     let retry = client.prepare_cached(RETRY).await?;
+    let paged: Vec<(&JobKey, &Paged)> =
+        batch.finished.iter().filter_map(|job| Some((&job.key, job.paged.as_deref()?))).collect();
+    let pages = page::prepare(client, &paged).await?;
     let tx = client.transaction().await?;
     let columns = Columns::of(&batch.finished);
     let retries = Retries::of(&batch.retried);
     let authority = async { tx.execute(&authorise, &[&worker.id, &worker.generation]).await.map_err(DbError::of) };
+    // Before the jobs' rows go: it is they that say what a page dispatch may still do.
+    let paging = page::settle(&tx, pages.as_ref());
     let finishing = async {
         if batch.finished.is_empty() {
             return Ok::<_, DbError>(Vec::new());
@@ -270,13 +290,14 @@ async fn transaction(client: &mut Client, worker: &Incarnation, batch: &Batch) -
         Ok::<_, DbError>(())
     };
     // The first error is the one that counts: the refusal, not the "transaction is aborted" that follows it.
-    let (authority, rows, retried, hosts) = futures::join!(authority, finishing, retrying, hosts);
+    let (authority, paging, rows, retried, hosts) = futures::join!(authority, paging, finishing, retrying, hosts);
     authority?;
+    let gained = paging?;
     let rows = rows?;
     retried?;
     hosts?;
     tx.commit().await.map_err(DbError::of)?;
-    let mut committed = Committed::default();
+    let mut committed = Committed { gained, ..Committed::default() };
     for row in rows {
         match row.get::<_, Option<Uuid>>(0) {
             Some(id) => {
@@ -322,6 +343,7 @@ struct Columns<'a> {
     links: Vec<Option<&'a str>>,
     link_count: Vec<Option<i32>>,
     known_count: Vec<i32>,
+    items: Vec<i32>,
     found_parent: Vec<Uuid>,
     found_id: Vec<Uuid>,
     found_hash: Vec<Uuid>,
@@ -359,6 +381,7 @@ impl<'a> Columns<'a> {
             c.links.push(job.links.as_deref());
             c.link_count.push(job.links.as_ref().map(|_| job.link_count));
             c.known_count.push(job.known_count);
+            c.items.push(job.paged.as_ref().map_or(0, |paged| paged.items));
             for found in &job.found {
                 c.found_parent.push(job.key.id);
                 c.found_id.push(found.id);
@@ -372,7 +395,7 @@ impl<'a> Columns<'a> {
         c
     }
 
-    fn parameters<'p>(&'p self, worker: &'p Incarnation) -> [&'p (dyn tokio_postgres::types::ToSql + Sync); 31] {
+    fn parameters<'p>(&'p self, worker: &'p Incarnation) -> [&'p (dyn tokio_postgres::types::ToSql + Sync); 32] {
         [
             &self.tenant,
             &self.id,
@@ -405,6 +428,7 @@ impl<'a> Columns<'a> {
             &self.found_hops,
             &worker.id,
             &worker.generation,
+            &self.items,
         ]
     }
 }

@@ -1,5 +1,7 @@
 //! Dispatches: one row per batch of jobs, its progress, and when it is done.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -35,6 +37,32 @@ pub struct Progress {
     pub bytes: i64,
     /// Raw results not yet archived and verified.
     pub raw: i64,
+    /// Items of the API pages that were stored.
+    #[serde(default)]
+    pub items: i64,
+    /// Records that were made or renewed of them.
+    #[serde(default)]
+    pub records: i64,
+    /// Items that did not fit, kept with their reason.
+    #[serde(default)]
+    pub unfit: i64,
+}
+
+impl Progress {
+    pub fn add(&mut self, other: &Progress) {
+        self.scheduled += other.scheduled;
+        self.finished += other.finished;
+        self.pages += other.pages;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+        self.links += other.links;
+        self.duplicates += other.duplicates;
+        self.bytes += other.bytes;
+        self.raw += other.raw;
+        self.items += other.items;
+        self.records += other.records;
+        self.unfit += other.unfit;
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
@@ -43,6 +71,12 @@ pub struct Dispatch {
     pub id: Uuid,
     pub kind: String,
     pub key: Option<String>,
+    /// The manifest's dispatch that started it.
+    #[serde(default)]
+    pub parent: Option<Uuid>,
+    /// What it waits for beside its own jobs: dispatches it has started, entries of a manifest that are still to run.
+    #[serde(default)]
+    pub awaits: i64,
     #[schema(value_type = Object)]
     pub spec: serde_json::Value,
     /// `running`, `archiving` (no jobs left, results on their way to the archive), or `done`.
@@ -71,13 +105,55 @@ pub async fn submit_crawl(
 ) -> DbResult<Submitted> {
     let value = serde_json::to_value(spec).map_err(|error| DbError::Input(error.to_string()))?;
     run_tx!(db, "submit-crawl", tenant: tenant, |tx| {
-        let id = Uuid::now_v7();
-        if let Some(known) = insert(tx, tenant, id, "crawl", key, &value).await? {
-            return Ok(Submitted { id: known, created: false, scheduled: 0 });
-        }
-        let scheduled = schedule::submit_seeds(tx, tenant, id, seeds).await?;
-        Ok(Submitted { id, created: true, scheduled })
+        submit_crawl_in(tx, tenant, (key, None), &value, seeds, &BTreeMap::new()).await
     })
+}
+
+/// The same within a transaction, as the child of a dispatch, with headers that go with its requests.
+pub(crate) async fn submit_crawl_in(
+    tx: &Transaction<'_>,
+    tenant: &str,
+    (key, parent): (Option<&str>, Option<Uuid>),
+    spec: &serde_json::Value,
+    seeds: &[Canonical],
+    headers: &BTreeMap<String, String>,
+) -> DbResult<Submitted> {
+    let id = Uuid::now_v7();
+    if let Some(known) = insert(tx, tenant, id, "crawl", key, parent, spec).await? {
+        return Ok(Submitted { id: known, created: false, scheduled: 0 });
+    }
+    keep_headers(tx, tenant, id, headers).await?;
+    let scheduled = schedule::submit_seeds(tx, tenant, id, seeds).await?;
+    Ok(Submitted { id, created: true, scheduled })
+}
+
+/// Keeps the headers of a dispatch where only workers read them.
+pub(crate) async fn keep_headers(
+    tx: &Transaction<'_>,
+    tenant: &str,
+    id: Uuid,
+    headers: &BTreeMap<String, String>,
+) -> DbResult<()> {
+    if headers.is_empty() {
+        return Ok(());
+    }
+    let value = serde_json::to_value(headers).map_err(|error| DbError::Input(error.to_string()))?;
+    tx.execute(
+        "-- keep-headers\nINSERT INTO dispatch_secret (tenant, dispatch, headers) VALUES ($1, $2, $3)",
+        &[&tenant, &id, &value],
+    )
+    .await?;
+    Ok(())
+}
+
+/// The headers of a dispatch, for the worker that sends them.
+pub async fn headers(db: &Db, tenant: &str, id: Uuid) -> DbResult<BTreeMap<String, String>> {
+    let client = db.client().await?;
+    let row = client
+        .query_opt("-- headers\nSELECT headers FROM dispatch_secret WHERE tenant = $1 AND dispatch = $2", &[&tenant, &id])
+        .await?;
+    let Some(row) = row else { return Ok(BTreeMap::new()) };
+    serde_json::from_value(row.get(0)).map_err(|error| DbError::Input(format!("dispatch {id} has no headers: {error}")))
 }
 
 /// Submits no-op jobs, in batches of one transaction each after the first.
@@ -90,7 +166,7 @@ pub async fn submit_noops(
     let value = serde_json::json!({ "jobs": payloads.len() });
     run_tx!(db, "submit-noops", tenant: tenant, |tx| {
         let id = Uuid::now_v7();
-        if let Some(known) = insert(tx, tenant, id, "noop", key, &value).await? {
+        if let Some(known) = insert(tx, tenant, id, "noop", key, None, &value).await? {
             return Ok(Submitted { id: known, created: false, scheduled: 0 });
         }
         let mut scheduled = 0;
@@ -102,21 +178,22 @@ pub async fn submit_noops(
 }
 
 /// Inserts the row; returns the id of the dispatch that has the key already.
-async fn insert(
+pub(crate) async fn insert(
     tx: &Transaction<'_>,
     tenant: &str,
     id: Uuid,
     kind: &str,
     key: Option<&str>,
+    parent: Option<Uuid>,
     spec: &serde_json::Value,
 ) -> DbResult<Option<Uuid>> {
     let inserted = tx
         .execute(
             "-- insert-dispatch
-             WITH d AS (INSERT INTO dispatch (tenant, id, kind, key, spec) VALUES ($1, $2, $3, $4, $5)
+             WITH d AS (INSERT INTO dispatch (tenant, id, kind, key, spec, parent) VALUES ($1, $2, $3, $4, $5, $6)
                         ON CONFLICT (tenant, key) DO NOTHING RETURNING tenant, id)
              INSERT INTO dispatch_progress (tenant, dispatch) SELECT tenant, id FROM d",
-            &[&tenant, &id, &kind, &key, &spec],
+            &[&tenant, &id, &kind, &key, &spec, &parent],
         )
         .await?;
     if inserted == 1 {
@@ -128,25 +205,31 @@ async fn insert(
     Ok(Some(row.get(0)))
 }
 
-/// The spec of a crawl, for the worker's cache.
-pub async fn crawl_spec(db: &Db, tenant: &str, id: Uuid) -> DbResult<CrawlSpec> {
+/// The spec of a dispatch, for the worker's cache.
+pub async fn spec<T: serde::de::DeserializeOwned>(db: &Db, tenant: &str, id: Uuid) -> DbResult<T> {
     let client = db.client().await?;
     let statement =
-        client.prepare_cached("-- crawl-spec\nSELECT spec FROM dispatch WHERE tenant = $1 AND id = $2").await?;
-    let row = client.query_one(&statement, &[&tenant, &id]).await?;
+        client.prepare_cached("-- dispatch-spec\nSELECT spec FROM dispatch WHERE tenant = $1 AND id = $2").await?;
+    let row = client.query_opt(&statement, &[&tenant, &id]).await?;
+    let row = row.ok_or_else(|| DbError::Input(format!("there is no dispatch {id}")))?;
     serde_json::from_value(row.get(0))
-        .map_err(|error| DbError::Input(format!("dispatch {id} has no crawl spec: {error}")))
+        .map_err(|error| DbError::Input(format!("the spec of dispatch {id} is not one of this version: {error}")))
 }
 
 const SELECT: &str = "SELECT d.tenant, d.id, d.kind, d.key, d.spec, d.state, d.created_at, d.finished_at,
     p.scheduled + x.scheduled, p.finished + x.finished, p.pages + x.pages, p.failed + x.failed, p.skipped + x.skipped,
-    p.links + x.links, p.duplicates + x.duplicates, p.bytes + x.bytes, p.raw + x.raw
+    p.links + x.links, p.duplicates + x.duplicates, p.bytes + x.bytes, p.raw + x.raw,
+    p.items + x.items, p.records + x.records, p.unfit + x.unfit, d.parent,
+    (SELECT count(*) FROM dispatch c WHERE c.tenant = d.tenant AND c.parent = d.id AND c.state <> 'done')
+      + CASE WHEN d.kind = 'manifest' AND EXISTS (SELECT 1 FROM manifest_entry e WHERE e.tenant = d.tenant
+               AND e.dispatch = d.id AND e.state = 'active') THEN 1 ELSE 0 END
   FROM dispatch d JOIN dispatch_progress p ON p.tenant = d.tenant AND p.dispatch = d.id,
   LATERAL (SELECT coalesce(sum(scheduled), 0)::int8 AS scheduled, coalesce(sum(finished), 0)::int8 AS finished,
     coalesce(sum(pages), 0)::int8 AS pages, coalesce(sum(failed), 0)::int8 AS failed,
     coalesce(sum(skipped), 0)::int8 AS skipped, coalesce(sum(links), 0)::int8 AS links,
     coalesce(sum(duplicates), 0)::int8 AS duplicates, coalesce(sum(bytes), 0)::int8 AS bytes,
-    coalesce(sum(raw), 0)::int8 AS raw
+    coalesce(sum(raw), 0)::int8 AS raw, coalesce(sum(items), 0)::int8 AS items,
+    coalesce(sum(records), 0)::int8 AS records, coalesce(sum(unfit), 0)::int8 AS unfit
     FROM dispatch_delta y WHERE y.tenant = d.tenant AND y.dispatch = d.id) x";
 
 /// One dispatch of a tenant, its progress exact to the last commit.
@@ -184,12 +267,13 @@ pub async fn roll_up(db: &Db, epoch: i64) -> DbResult<i64> {
                  total AS (
                    SELECT tenant, dispatch, count(*) AS n, sum(scheduled) AS scheduled, sum(finished) AS finished,
                      sum(pages) AS pages, sum(failed) AS failed, sum(skipped) AS skipped, sum(links) AS links,
-                     sum(duplicates) AS duplicates, sum(bytes) AS bytes, sum(raw) AS raw FROM gone GROUP BY 1, 2),
+                     sum(duplicates) AS duplicates, sum(bytes) AS bytes, sum(raw) AS raw,
+                     sum(items) AS items, sum(records) AS records, sum(unfit) AS unfit FROM gone GROUP BY 1, 2),
                  rolled AS (
                    UPDATE dispatch_progress p SET scheduled = p.scheduled + t.scheduled, finished = p.finished + t.finished,
                      pages = p.pages + t.pages, failed = p.failed + t.failed, skipped = p.skipped + t.skipped,
                      links = p.links + t.links, duplicates = p.duplicates + t.duplicates, bytes = p.bytes + t.bytes,
-                     raw = p.raw + t.raw
+                     raw = p.raw + t.raw, items = p.items + t.items, records = p.records + t.records, unfit = p.unfit + t.unfit
                      FROM total t WHERE p.tenant = t.tenant AND p.dispatch = t.dispatch)
                  SELECT coalesce(sum(n), 0)::int8 FROM total",
                 &[&ROLLUP_MAX],
@@ -202,7 +286,7 @@ pub async fn roll_up(db: &Db, epoch: i64) -> DbResult<i64> {
 /// Moves a dispatch to the state its progress says, if that still holds in the transaction that says so.
 pub async fn settle_state(db: &Db, epoch: i64, dispatch: &Dispatch) -> DbResult<Option<&'static str>> {
     let p = &dispatch.progress;
-    let state = match (p.scheduled == p.finished, p.raw == 0) {
+    let state = match (p.scheduled == p.finished && dispatch.awaits == 0, p.raw == 0) {
         (true, true) => "done",
         (true, false) => "archiving",
         (false, _) => "running",
@@ -243,6 +327,8 @@ fn of_row(row: &tokio_postgres::Row) -> Dispatch {
         state: row.get(5),
         created_at: row.get(6),
         finished_at: row.get(7),
+        parent: row.get(20),
+        awaits: row.get(21),
         progress: Progress {
             scheduled: row.get(8),
             finished: row.get(9),
@@ -253,6 +339,9 @@ fn of_row(row: &tokio_postgres::Row) -> Dispatch {
             duplicates: row.get(14),
             bytes: row.get(15),
             raw: row.get(16),
+            items: row.get(17),
+            records: row.get(18),
+            unfit: row.get(19),
         },
     }
 }

@@ -9,7 +9,7 @@ use crate::model::stream_id::StreamId;
 use crate::run_tx;
 
 /// A row of `raw_result`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RawKey {
     pub tenant: String,
     pub stream: String,
@@ -31,8 +31,10 @@ pub struct EntryKey {
 /// What Postgres knows of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryState {
-    /// It has its row: it is part of the archive.
+    /// It has its row, and what is to be made of it is made: it is part of the archive.
     Counts,
+    /// It has its row; its items are still to be processed.
+    Unprocessed,
     /// It never will: its job's row is gone, its attempt moved, or its writer is lost.
     Void,
     /// Its writer may still commit it.
@@ -52,7 +54,7 @@ pub async fn judge(db: &Db, stream: &str, entries: &[EntryKey]) -> DbResult<Vec<
     let statement = client
         .prepare_cached(
             "-- judge-entries
-             SELECT EXISTS (SELECT 1 FROM raw_result r WHERE r.tenant = k.tenant AND r.stream = $1 AND r.ms = k.ms
+             SELECT (SELECT r.processed FROM raw_result r WHERE r.tenant = k.tenant AND r.stream = $1 AND r.ms = k.ms
                             AND r.seq = k.seq AND r.generation = k.generation),
                     EXISTS (SELECT 1 FROM crawl_schedule c WHERE c.tenant = k.tenant AND c.id = k.job AND c.attempt = k.attempt)
                 AND EXISTS (SELECT 1 FROM worker w WHERE w.id = k.writer AND w.lost_at IS NULL AND w.ended_at IS NULL)
@@ -67,9 +69,10 @@ pub async fn judge(db: &Db, stream: &str, entries: &[EntryKey]) -> DbResult<Vec<
     Ok(rows
         .iter()
         .map(|row| match (row.get(0), row.get(1)) {
-            (true, _) => EntryState::Counts,
-            (false, true) => EntryState::Open,
-            (false, false) => EntryState::Void,
+            (Some(true), _) => EntryState::Counts,
+            (Some(false), _) => EntryState::Unprocessed,
+            (None, true) => EntryState::Open,
+            (None, false) => EntryState::Void,
         })
         .collect())
 }
@@ -132,12 +135,15 @@ pub(crate) async fn remake_in(tx: &Transaction<'_>, lost: &[RawKey]) -> DbResult
                DELETE FROM raw_result r USING k WHERE r.tenant = k.tenant AND r.stream = k.stream AND r.ms = k.ms
                   AND r.seq = k.seq AND r.generation = k.generation
                RETURNING r.tenant, r.dispatch, r.job, k.new_id),
+             page AS (
+               -- A page whose answer is lost counts as not stored.
+               DELETE FROM page_scrape p USING gone WHERE p.tenant = gone.tenant AND p.dispatch = gone.dispatch AND p.job = gone.job),
              delta AS (
                INSERT INTO dispatch_delta (tenant, dispatch, scheduled, raw)
                SELECT tenant, dispatch, count(*), -count(*) FROM gone GROUP BY 1, 2)
-             INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, priority, depth, hops, url, url_hash, found_on, payload, remake_of)
+             INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, priority, depth, hops, url, url_hash, found_on, payload, remake_of, page, total_pages)
              SELECT l.tenant, gone.new_id, l.dispatch, l.kind, l.host, l.priority, l.depth, l.hops, l.url, l.url_hash,
-                    l.found_on, l.payload, l.id
+                    l.found_on, l.payload, l.id, l.page, l.total_pages
                FROM gone JOIN crawl_log l ON l.tenant = gone.tenant AND l.id = gone.job",
             &[&tenants, &streams, &ms, &seq, &generations, &ids],
         )

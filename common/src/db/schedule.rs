@@ -6,6 +6,7 @@ use crate::db::host::HostState;
 use crate::db::leader;
 use crate::db::pool::{Db, DbError, DbResult, Transaction};
 use crate::model::job::{Job, JobKey, JobKind, Outcome};
+use crate::model::source::Metadata;
 use crate::model::url::Canonical;
 use crate::run_tx;
 
@@ -35,6 +36,16 @@ pub struct Refill {
 pub struct Loaded {
     pub job: Job,
     pub host: Option<LoadedHost>,
+    pub paging: LoadedPaging,
+}
+
+/// What is known of a page dispatch before any request of it leaves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadedPaging {
+    /// The count, and how often it has changed; none before it was asked for.
+    pub metadata: Option<(Metadata, i32)>,
+    /// The job that has stored this very page.
+    pub stored_by: Option<Uuid>,
 }
 
 #[derive(Clone, Debug)]
@@ -107,6 +118,7 @@ pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64]) -> DbRe
                FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS k(tenant, host, n, ord),
                LATERAL (SELECT id, attempt, dispatch FROM crawl_schedule c
                          WHERE c.tenant = k.tenant AND c.host = k.host AND c.run_at <= clock_timestamp()
+                           AND c.started_at IS NULL
                          ORDER BY c.priority, c.run_at, c.id LIMIT k.n) s",
         )
         .await?;
@@ -175,11 +187,15 @@ pub async fn load(db: &Db, keys: &[JobKey]) -> DbResult<Vec<Loaded>> {
             "-- load-jobs
              SELECT s.tenant, s.id, s.attempt, s.dispatch, s.kind, s.host, s.depth, s.hops, s.url, s.payload,
                     h.addresses, h.state, h.valid_until > clock_timestamp(), h.robots_url, h.robots_hops, h.failures,
-                    h.version, h.last_error
+                    h.version, h.last_error, s.page, s.total_pages, s.remake_of, m.total_items, m.total_pages, m.round, p.job
                FROM unnest($1::text[], $2::uuid[], $3::int2[]) AS k(tenant, id, attempt),
                LATERAL (SELECT * FROM crawl_schedule c
                          WHERE c.tenant = k.tenant AND c.id = k.id AND c.attempt = k.attempt OFFSET 0) s
-               LEFT JOIN host h ON h.host = s.host",
+               LEFT JOIN host h ON h.host = s.host
+               LEFT JOIN page_metadata m ON s.kind IN ('page_dispatch', 'get_metadata', 'get_page')
+                 AND m.tenant = s.tenant AND m.dispatch = s.dispatch
+               LEFT JOIN page_scrape p ON s.kind = 'get_page' AND p.tenant = s.tenant AND p.dispatch = s.dispatch
+                 AND p.page = s.page AND p.total_pages = s.total_pages",
         )
         .await?;
     let rows = client.query(&statement, &[&tenants, &ids, &attempts]).await?;
@@ -199,6 +215,14 @@ pub async fn load(db: &Db, keys: &[JobKey]) -> DbResult<Vec<Loaded>> {
                     hops: row.get(7),
                     url: row.get(8),
                     payload: row.get(9),
+                    page: row.get::<_, Option<i32>>(18).zip(row.get(19)),
+                    remake_of: row.get(20),
+                },
+                paging: LoadedPaging {
+                    metadata: row.get::<_, Option<i64>>(21).map(|total_items| {
+                        (Metadata { total_items, total_pages: row.get(22) }, row.get(23))
+                    }),
+                    stored_by: row.get(24),
                 },
                 host: row.get::<_, Option<Vec<String>>>(10).map(|addresses| LoadedHost {
                     addresses,
@@ -226,11 +250,12 @@ pub async fn skip(db: &Db, epoch: i64, tenant: &str, ids: &[Uuid], outcome: Outc
                    DELETE FROM crawl_schedule WHERE tenant = $1 AND id = ANY($2) RETURNING *),
                  logged AS (
                    INSERT INTO crawl_log (tenant, id, finished_at, dispatch, kind, host, priority, attempt, depth, hops, url,
-                          url_hash, found_on, payload, remake_of, created_at, outcome, reason)
+                          url_hash, found_on, payload, remake_of, created_at, outcome, reason, page, total_pages, started_at, worker)
                    SELECT tenant, id, clock_timestamp(), dispatch, kind, host, priority, attempt, depth, hops, url,
-                          url_hash, found_on, payload, remake_of, created_at, $3, $4 FROM won)
-                 INSERT INTO dispatch_delta (tenant, dispatch, finished, skipped)
-                 SELECT tenant, dispatch, count(*), count(*) FROM won GROUP BY 1, 2",
+                          url_hash, found_on, payload, remake_of, created_at, $3, $4, page, total_pages, started_at, started_by FROM won)
+                 INSERT INTO dispatch_delta (tenant, dispatch, finished, skipped, failed)
+                 SELECT tenant, dispatch, count(*), count(*) FILTER (WHERE $3 <> 'unknown'),
+                        count(*) FILTER (WHERE $3 = 'unknown') FROM won GROUP BY 1, 2",
             )
             .await?;
         Ok(tx.execute(&statement, &[&tenant, &ids, &outcome.as_str(), &reason]).await?)

@@ -73,7 +73,9 @@ pub async fn record(db: &Db, worker: &Incarnation, s: &Segment) -> DbResult<()> 
              gone AS (
                DELETE FROM raw_result WHERE tenant = $1 AND generation = $2 AND stream = $3
                   AND (ms, seq) >= ($4, $5) AND (ms, seq) <= ($6, $7) AND EXISTS (SELECT 1 FROM verified)
-               RETURNING tenant, dispatch)
+               RETURNING tenant, dispatch, job),
+             answer AS (
+               DELETE FROM kept_answer a USING gone WHERE a.tenant = gone.tenant AND a.job = gone.job)
              INSERT INTO dispatch_delta (tenant, dispatch, raw) SELECT tenant, dispatch, -count(*) FROM gone GROUP BY 1, 2",
             &[
                 &s.tenant, &s.generation, &s.stream, &(s.first.ms as i64), &(s.first.seq as i64),

@@ -26,6 +26,14 @@ pub enum JobKind {
     Crawl,
     /// Do nothing; a payload, where there is one, becomes an entry of `items`.
     Noop,
+    /// Start the dispatch of a manifest's entry.
+    Occurrence,
+    /// Emit a job for each page of an API.
+    PageDispatch,
+    /// Ask an API how much it has.
+    GetMetadata,
+    /// Fetch one page of an API, archive it, hand its items on.
+    GetPage,
 }
 
 impl JobKind {
@@ -33,15 +41,23 @@ impl JobKind {
         match self {
             JobKind::Crawl => "crawl",
             JobKind::Noop => "noop",
+            JobKind::Occurrence => "occurrence",
+            JobKind::PageDispatch => "page_dispatch",
+            JobKind::GetMetadata => "get_metadata",
+            JobKind::GetPage => "get_page",
         }
     }
 
     pub fn parse(text: &str) -> Option<Self> {
-        match text {
-            "crawl" => Some(JobKind::Crawl),
-            "noop" => Some(JobKind::Noop),
-            _ => None,
-        }
+        const ALL: [JobKind; 6] = [
+            JobKind::Crawl,
+            JobKind::Noop,
+            JobKind::Occurrence,
+            JobKind::PageDispatch,
+            JobKind::GetMetadata,
+            JobKind::GetPage,
+        ];
+        ALL.into_iter().find(|kind| kind.as_str() == text)
     }
 }
 
@@ -57,6 +73,10 @@ pub struct Job {
     pub hops: i16,
     pub url: Option<String>,
     pub payload: Option<serde_json::Value>,
+    /// Which page of how many, for pages of an API; of 0 where a cursor leads.
+    pub page: Option<(i32, i32)>,
+    /// The finished job whose lost result this one makes again.
+    pub remake_of: Option<Uuid>,
 }
 
 /// How a job ended, as `crawl_log.outcome` says it.
@@ -78,6 +98,12 @@ pub enum Outcome {
     Dead,
     /// Its input cannot be stored or run.
     Failed,
+    /// Its page was stored already, or its work has been superseded; nothing was requested, or nothing counted.
+    Duplicate,
+    /// What asked for it is gone: a manifest was changed or deleted.
+    Cancelled,
+    /// A call that may not be repeated was begun, and nobody knows how it ended.
+    Unknown,
 }
 
 impl Outcome {
@@ -91,6 +117,9 @@ impl Outcome {
             Outcome::Budget => "budget",
             Outcome::Dead => "dead",
             Outcome::Failed => "failed",
+            Outcome::Duplicate => "duplicate",
+            Outcome::Cancelled => "cancelled",
+            Outcome::Unknown => "unknown",
         }
     }
 }

@@ -2,8 +2,11 @@
 
 pub mod address;
 pub mod job;
+pub mod manifest;
+pub mod record;
 pub mod robots;
 pub mod scope;
+pub mod source;
 pub mod spec;
 pub mod stream_id;
 pub mod surt;

@@ -2,9 +2,10 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
+use serde_json_path::JsonPath;
 
-use crate::model::source::{object_of, one, shortened};
+use crate::model::source::{object_of, shortened};
 
 /// Characters of an external id.
 const ID_CHARS_MAX: usize = 500;
@@ -68,92 +69,139 @@ pub struct Record {
     pub fetched_at: DateTime<Utc>,
 }
 
-/// Makes the record of an item, or says in one line why it does not fit.
-pub fn record(
-    (source, instance): (&str, &str),
-    id_path: &str,
-    fields: &Fields,
-    item: &Value,
-    fetched_at: DateTime<Utc>,
-) -> Result<Record, String> {
-    let external_id = match one(item, id_path)? {
-        Some(Value::String(text)) if !text.trim().is_empty() => text.clone(),
-        Some(Value::Number(number)) => number.to_string(),
-        Some(other) => return Err(format!("{id_path} is no id: {}", shortened(other))),
-        None => return Err(format!("it has no {id_path}")),
-    };
-    if external_id.chars().count() > ID_CHARS_MAX {
-        return Err(format!("{id_path} has more than {ID_CHARS_MAX} characters"));
-    }
-    let record = Record {
-        source: source.to_owned(),
-        instance: instance.to_owned(),
-        external_id,
-        author: text(item, fields.author.as_deref())?,
-        text: text(item, fields.text.as_deref())?,
-        language: text(item, fields.language.as_deref())?,
-        url: text(item, fields.url.as_deref())?,
-        rating: number(item, fields.rating.as_deref())?,
-        created_at: time(item, fields.created_at.as_deref())?,
-        updated_at: time(item, fields.updated_at.as_deref())?,
-        metadata: Value::Object(rest(item, id_path, fields)),
-        fetched_at,
-    };
-    // Postgres holds no NUL, in text or in jsonb.
-    if has_nul(item) {
-        return Err("it has a NUL character".to_owned());
-    }
-    Ok(record)
+/// Makes records of a source's items: the paths are read once.
+#[derive(Clone, Debug)]
+pub struct Mapper {
+    source: String,
+    instance: String,
+    id: Path,
+    author: Option<Path>,
+    text: Option<Path>,
+    language: Option<Path>,
+    url: Option<Path>,
+    rating: Option<Path>,
+    created_at: Option<Path>,
+    updated_at: Option<Path>,
+    /// Members of an item that become attributes.
+    taken: Vec<String>,
 }
 
-fn found<'a>(item: &'a Value, path: Option<&str>) -> Result<Option<&'a Value>, String> {
+#[derive(Clone, Debug)]
+struct Path {
+    text: String,
+    path: JsonPath,
+}
+
+impl Path {
+    fn parse(text: &str) -> Result<Self, String> {
+        let path = JsonPath::parse(text).map_err(|error| format!("{text:?} is no JSONPath: {error}"))?;
+        Ok(Self { text: text.to_owned(), path })
+    }
+
+    fn wrong(&self, what: &str, value: &Value) -> String {
+        format!("{} is no {what}: {}", self.text, shortened(value))
+    }
+}
+
+impl Mapper {
+    pub fn new(source: &str, instance: &str, id: &str, fields: &Fields) -> Result<Self, String> {
+        let path = |text: &Option<String>| text.as_deref().map(Path::parse).transpose();
+        let paths = fields.paths().map(|(_, path)| path.as_str()).chain([id]);
+        Ok(Self {
+            source: source.to_owned(),
+            instance: instance.to_owned(),
+            id: Path::parse(id)?,
+            author: path(&fields.author)?,
+            text: path(&fields.text)?,
+            language: path(&fields.language)?,
+            url: path(&fields.url)?,
+            rating: path(&fields.rating)?,
+            created_at: path(&fields.created_at)?,
+            updated_at: path(&fields.updated_at)?,
+            taken: paths.filter_map(|path| path.strip_prefix("$.")).map(str::to_owned).collect(),
+        })
+    }
+
+    /// The record of an item, or in one line why it does not fit.
+    pub fn record(&self, item: &Value, fetched_at: DateTime<Utc>) -> Result<Record, String> {
+        let external_id = match self.id.path.query(item).first() {
+            Some(Value::String(text)) if !text.trim().is_empty() => text.clone(),
+            Some(Value::Number(number)) => number.to_string(),
+            Some(other) => return Err(self.id.wrong("id", other)),
+            None => return Err(format!("it has no {}", self.id.text)),
+        };
+        if external_id.chars().count() > ID_CHARS_MAX {
+            return Err(format!("{} has more than {ID_CHARS_MAX} characters", self.id.text));
+        }
+        // Postgres holds no NUL, in text or in jsonb.
+        if has_nul(item) {
+            return Err("it has a NUL character".to_owned());
+        }
+        let mut rest = object_of(item);
+        rest.retain(|name, _| !self.taken.contains(name));
+        Ok(Record {
+            source: self.source.clone(),
+            instance: self.instance.clone(),
+            external_id,
+            author: attribute(item, self.author.as_ref(), "text", text)?,
+            text: attribute(item, self.text.as_ref(), "text", text)?,
+            language: attribute(item, self.language.as_ref(), "text", text)?,
+            url: attribute(item, self.url.as_ref(), "text", text)?,
+            rating: attribute(item, self.rating.as_ref(), "number", number)?,
+            created_at: attribute(item, self.created_at.as_ref(), "time", time)?,
+            updated_at: attribute(item, self.updated_at.as_ref(), "time", time)?,
+            metadata: Value::Object(rest),
+            fetched_at,
+        })
+    }
+}
+
+/// Absent and null are nothing; what cannot be read is an error.
+fn attribute<T>(item: &Value, path: Option<&Path>, what: &str, read: fn(&Value) -> Option<T>) -> Result<Option<T>, String> {
     let Some(path) = path else { return Ok(None) };
-    Ok(one(item, path)?.filter(|value| !value.is_null()))
-}
-
-fn text(item: &Value, path: Option<&str>) -> Result<Option<String>, String> {
-    Ok(match found(item, path)? {
-        None => None,
-        Some(Value::String(text)) => Some(text.clone()),
-        Some(Value::Number(number)) => Some(number.to_string()),
-        Some(other) => return Err(format!("{} is no text: {}", path.unwrap_or_default(), shortened(other))),
-    })
-}
-
-fn number(item: &Value, path: Option<&str>) -> Result<Option<f64>, String> {
-    let Some(value) = found(item, path)? else { return Ok(None) };
-    let number = value.as_f64().or_else(|| value.as_str().and_then(|text| text.trim().parse().ok()));
-    match number.filter(|number| number.is_finite()) {
-        Some(number) => Ok(Some(number)),
-        None => Err(format!("{} is no number: {}", path.unwrap_or_default(), shortened(value))),
+    match path.path.query(item).first().filter(|value| !value.is_null()) {
+        None => Ok(None),
+        Some(value) => read(value).map(Some).ok_or_else(|| path.wrong(what, value)),
     }
 }
 
-fn time(item: &Value, path: Option<&str>) -> Result<Option<DateTime<Utc>>, String> {
-    let Some(value) = found(item, path)? else { return Ok(None) };
-    let at = match value {
-        Value::String(text) => DateTime::parse_from_rfc3339(text.trim()).ok().map(|at| at.with_timezone(&Utc)),
-        Value::Number(number) => number.as_f64().and_then(|number| {
-            let seconds = if number.abs() > SECONDS_MAX { number / 1000.0 } else { number };
-            DateTime::from_timestamp_millis((seconds * 1000.0).round() as i64)
-        }),
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
         _ => None,
-    };
-    // Postgres ends in the year 294276; nobody means a time outside these.
-    match at.filter(|at| (0..=253_402_300_799).contains(&at.timestamp())) {
-        Some(at) => Ok(Some(at)),
-        None => Err(format!("{} is no time: {}", path.unwrap_or_default(), shortened(value))),
     }
 }
 
-/// The item without the members that became attributes.
-fn rest(item: &Value, id_path: &str, fields: &Fields) -> Map<String, Value> {
-    let mut rest = object_of(item);
-    let paths = fields.paths().map(|(_, path)| path.as_str()).chain([id_path]);
-    for name in paths.filter_map(|path| path.strip_prefix("$.")) {
-        rest.remove(name);
+fn number(value: &Value) -> Option<f64> {
+    let number = value.as_f64().or_else(|| value.as_str().and_then(|text| text.trim().parse().ok()));
+    number.filter(|number: &f64| number.is_finite())
+}
+
+fn time(value: &Value) -> Option<DateTime<Utc>> {
+    let at = match value {
+        Value::String(text) => DateTime::parse_from_rfc3339(text.trim()).ok()?.with_timezone(&Utc),
+        Value::Number(number) => {
+            let number = number.as_f64()?;
+            let seconds = if number.abs() > SECONDS_MAX { number / 1000.0 } else { number };
+            DateTime::from_timestamp_millis((seconds * 1000.0).round() as i64)?
+        }
+        _ => return None,
+    };
+    // Nobody means a time outside these, and Postgres does not hold all of them.
+    (0..=253_402_300_799).contains(&at.timestamp()).then_some(at)
+}
+
+/// A value that Postgres can hold: NUL becomes the replacement character.
+pub fn without_nul(value: &Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(text.replace('\0', "\u{fffd}")),
+        Value::Array(values) => Value::Array(values.iter().map(without_nul).collect()),
+        Value::Object(map) => {
+            Value::Object(map.iter().map(|(name, value)| (name.replace('\0', "\u{fffd}"), without_nul(value))).collect())
+        }
+        other => other.clone(),
     }
-    rest
 }
 
 fn has_nul(value: &Value) -> bool {
@@ -176,7 +224,8 @@ mod tests {
             "author": "$.user.name", "text": "$.body", "rating": "$.stars", "created_at": "$.at", "language": "$.lang",
         }))
         .unwrap();
-        record(("shop", "eu"), "$.id", &fields, &item, DateTime::from_timestamp_millis(5).unwrap())
+        let mapper = Mapper::new("shop", "eu", "$.id", &fields).unwrap();
+        mapper.record(&item, DateTime::from_timestamp_millis(5).unwrap())
     }
 
     #[test]

@@ -136,6 +136,9 @@ pub struct PagedSpec {
     pub instance: String,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub subject: BTreeMap<String, String>,
+    /// What the caller knows of the count: an answer as the API would give it. Asked for when missing or malformed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Value>,
 }
 
 /// How many items and pages an API says it has.
@@ -236,7 +239,7 @@ impl PagedSpec {
         if document.url.contains("{base}") && base.is_empty() {
             return Err(format!("source {source} needs a base URL: its url holds {{base}}"));
         }
-        let mut spec = Self { source: source.to_owned(), version, document, base, instance: String::new(), subject };
+        let mut spec = Self { source: source.to_owned(), version, document, base, instance: String::new(), subject, metadata: None };
         let first = spec.page_url(Place { page: 1, cursor: None })?;
         spec.instance = match instance {
             Some(name) => name.to_owned(),

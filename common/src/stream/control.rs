@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use redis::{InfoDict, Script, Value};
 
 use crate::stream::connection::{Redis, StreamError, StreamResult};
-use crate::stream::names::{EPOCH, GENERATION, RAW_STREAMS, WINDOW_STREAMS};
+use crate::stream::names::{EPOCH, GENERATION, RAW_STREAMS, WINDOW_STREAMS, group_of};
 
 static TAKE_EPOCH: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
@@ -29,6 +29,9 @@ static START: LazyLock<Script> = LazyLock::new(|| {
              local group = ARGV[i + 1]
              redis.call('XGROUP', 'CREATE', KEYS[i], group ~= '' and group or 'once', '0', 'MKSTREAM')
              if group == '' then redis.call('XGROUP', 'DESTROY', KEYS[i], 'once') end
+           elseif ARGV[i + 1] ~= '' then
+             -- It is there already: its group may be, too.
+             redis.pcall('XGROUP', 'CREATE', KEYS[i], ARGV[i + 1], '0')
            end
          end
          redis.call('SET', KEYS[2], ARGV[2])
@@ -60,7 +63,8 @@ pub async fn look(redis: &Redis) -> StreamResult<Sight> {
         redis.run(async |c| pipe.query_async(c).await).await?;
     let mut whole = exist == WINDOW_STREAMS.len() + RAW_STREAMS.len();
     if whole {
-        for (stream, group) in WINDOW_STREAMS {
+        let raw = RAW_STREAMS.iter().map(|stream| (*stream, group_of(stream)));
+        for (stream, group) in WINDOW_STREAMS.iter().copied().chain(raw) {
             let Some(group) = group else { continue };
             let mut command = redis::cmd("XINFO");
             command.arg("GROUPS").arg(stream);
@@ -91,7 +95,7 @@ pub async fn start_generation(redis: &Redis, epoch: i64, number: i64) -> StreamR
         call.key(*stream).arg(group.unwrap_or_default());
     }
     for stream in RAW_STREAMS {
-        call.key(*stream).arg("");
+        call.key(*stream).arg(group_of(stream).unwrap_or_default());
     }
     let _: i64 = redis.run(async |c| call.invoke_async(c).await).await?;
     Ok(())

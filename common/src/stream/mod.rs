@@ -3,6 +3,7 @@
 pub mod connection;
 pub mod control;
 pub mod heartbeat;
+pub mod items;
 pub mod names;
 pub mod queue;
 pub mod raw;

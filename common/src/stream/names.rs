@@ -5,7 +5,7 @@
 //! | `dodo:jobs:fetch` | ids of jobs to run; group `workers` | leader | workers |
 //! | `dodo:done` | reports of ended jobs, hints of gained work | workers, API | leader |
 //! | `dodo:pages` | fetched pages as gzip members of WARC records | workers | archiver |
-//! | `dodo:items` | raw payloads as JSON | workers | archiver |
+//! | `dodo:items` | raw payloads as JSON; group `process` | workers | processors, archiver |
 //! | `dodo:heartbeats` | hash: incarnation to its last heartbeat | workers | leader |
 //! | `dodo:generation` | number of the generation | leader | all |
 //! | `dodo:epoch` | epoch of the leader | leader | leader |
@@ -23,6 +23,13 @@ pub const EPOCH: &str = "dodo:epoch";
 pub const WINDOW_STREAMS: &[(&str, Option<&str>)] = &[(JOBS, Some(GROUP)), (DONE, None)];
 /// Streams whose entries survive a generation and are archived before they are trimmed.
 pub const RAW_STREAMS: &[&str] = &[PAGES, ITEMS];
+/// The group that processes the items.
+pub const PROCESS: &str = "process";
+
+/// The group declared on a raw stream: nothing leaves the stream before the group has acknowledged it.
+pub fn group_of(raw_stream: &str) -> Option<&'static str> {
+    (raw_stream == ITEMS).then_some(PROCESS)
+}
 
 /// The name of a raw stream in Postgres and in object keys.
 pub fn archive_name(stream: &str) -> &str {

@@ -86,6 +86,11 @@ pub async fn range(
         .arg("COUNT")
         .arg(count);
     let value: Value = redis.run(async |c| command.query_async(c).await).await?;
+    stored_of(stream, value)
+}
+
+/// Entries as an answer of the server has them.
+pub(crate) fn stored_of(stream: &str, value: Value) -> StreamResult<Vec<Stored>> {
     entries_of(value)?
         .into_iter()
         .map(|(id, fields)| {

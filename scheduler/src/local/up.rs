@@ -186,15 +186,7 @@ struct Summary {
 fn summary_of(dispatches: &[Dispatch], started: Instant) -> Summary {
     let mut progress = Progress::default();
     for p in dispatches.iter().map(|dispatch| &dispatch.progress) {
-        progress.scheduled += p.scheduled;
-        progress.finished += p.finished;
-        progress.pages += p.pages;
-        progress.failed += p.failed;
-        progress.skipped += p.skipped;
-        progress.links += p.links;
-        progress.duplicates += p.duplicates;
-        progress.bytes += p.bytes;
-        progress.raw += p.raw;
+        progress.add(p);
     }
     let done = dispatches.iter().all(|dispatch| dispatch.state == "done");
     Summary { progress, done, seconds: started.elapsed().as_secs_f64() }

@@ -10,6 +10,7 @@ use dodo_common::clock::Clock;
 use dodo_common::db::host::{DEAD_MS, FAILURES_MAX, HostState, HostUpdate, VALID_MS};
 use dodo_common::db::schedule::LoadedHost;
 use dodo_common::model::robots::Robots;
+use dodo_common::model::source::api_origin;
 use url::Url;
 
 use crate::fetch::resolve::Resolved;
@@ -54,7 +55,13 @@ pub async fn prepare(fetcher: &Fetcher, name: &str, known: Option<&LoadedHost>, 
         .map(|host| host.addresses.iter().filter_map(|address| address.parse().ok()).collect())
         .unwrap_or_default();
     if resolved.is_empty() {
-        resolve(fetcher, name, failures, backoff_ms, &mut update).await;
+        resolve(fetcher, api_origin(name).unwrap_or(name), failures, backoff_ms, &mut update).await;
+        if api_origin(name).is_some() && update.state == HostState::New {
+            // An API is asked by agreement: it has no robots.txt to read first.
+            update.state = HostState::Ready;
+            update.valid_ms = VALID_MS;
+            update.failures = 0;
+        }
         return Preparation { update, requested: false };
     }
     let addresses = resolved;

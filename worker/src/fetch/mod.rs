@@ -12,7 +12,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use dodo_common::clock::Millis;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
+use reqwest::header::{
+    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
+};
 use reqwest::redirect::Policy;
 use url::Url;
 
@@ -115,10 +117,21 @@ impl Fetcher {
 
     /// One request to pinned addresses; at most `body_bytes_max` of the body, or the setting's.
     pub async fn get(&self, url: &Url, addresses: &[IpAddr], body_bytes_max: Option<usize>) -> Result<Fetched, String> {
+        self.get_with(url, addresses, &HeaderMap::new(), body_bytes_max).await
+    }
+
+    /// The same with headers beside our own.
+    pub async fn get_with(
+        &self,
+        url: &Url,
+        addresses: &[IpAddr],
+        headers: &HeaderMap,
+        body_bytes_max: Option<usize>,
+    ) -> Result<Fetched, String> {
         let name = url.host_str().ok_or("the URL has no host")?;
         self.pinned.pin(name, addresses);
         let started = std::time::Instant::now();
-        let mut response = self.client.get(url.clone()).send().await.map_err(|error| explain(&error))?;
+        let mut response = self.client.get(url.clone()).headers(headers.clone()).send().await.map_err(|error| explain(&error))?;
         let address = response.remote_addr().map(|address| address.ip());
         if address.is_some_and(|address| !addresses.contains(&address)) {
             return Err("the connection went to an address that is not pinned".to_owned());
@@ -163,6 +176,18 @@ fn head(status: reqwest::StatusCode, headers: &HeaderMap) -> Vec<u8> {
     }
     head.extend_from_slice(b"\r\n");
     head
+}
+
+/// Headers as they were given, each marked as secret: no debug output shows its value.
+pub fn secret_headers<'a>(headers: impl IntoIterator<Item = (&'a String, &'a String)>) -> Result<HeaderMap, String> {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("{name:?} is no header name"))?;
+        let mut value = HeaderValue::from_str(value).map_err(|_| format!("the value of header {name} is not allowed"))?;
+        value.set_sensitive(true);
+        map.append(name, value);
+    }
+    Ok(map)
 }
 
 /// One line with the innermost cause, which is what one wants to read, and no URL.

@@ -3,46 +3,33 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use dodo_common::db::commit::{Finished, Found, Retry};
-use dodo_common::db::host::HostState;
-use dodo_common::db::schedule::{Loaded, LoadedHost};
-use dodo_common::model::job::{ATTEMPTS_MAX, HOPS_MAX, Job, Outcome};
+use dodo_common::db::commit::{Finished, Found};
+use dodo_common::db::schedule::Loaded;
+use dodo_common::model::job::{HOPS_MAX, Job, Outcome};
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::url::{Canonical, canonical};
 use dodo_common::storage::warc;
 use dodo_common::stream::names::PAGES;
 use dodo_common::stream::raw::RawEntry;
+use reqwest::header::HeaderMap;
 use url::Url;
 use uuid::Uuid;
 
 use crate::committer::{Done, Effect};
 use crate::context::{Context, Crawl};
 use crate::extract::html::{self, Page};
-use crate::fetch::{AGENT, Fetched, decode, host};
-
-/// A retry waits this long at most, milliseconds.
-const BACKOFF_MS_MAX: i64 = 60_000;
-/// A body may grow to this many times the bound of a transferred one when it is decoded.
-const EXPANSION_MAX: usize = 4;
+use crate::fetch::{AGENT, Fetched};
+use crate::jobs::end::{body_of, clean, finish, is_refusal, ready, refused, retry};
 
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
-    let Loaded { job, host } = row;
+    let Loaded { job, host, .. } = row;
     let Some(url) = job.url.as_deref().and_then(|url| Url::parse(url).ok()) else {
         return finish(entry, &job, Outcome::Failed, "the job has no URL");
     };
-    let ready = match host {
-        Some(host) if host.fresh => host,
-        stale => return prepare(ctx, entry, &job, stale.as_ref()).await,
+    let ready = match ready(ctx, entry, &job, host).await {
+        Ok(ready) => ready,
+        Err(done) => return *done,
     };
-    let why = || ready.last_error.clone().unwrap_or_default();
-    match ready.state {
-        HostState::Ready => {}
-        HostState::Refused => return finish(entry, &job, Outcome::Refused, &why()),
-        HostState::Dead => {
-            return finish(entry, &job, Outcome::Dead, &format!("its host cannot be reached: {}", why()));
-        }
-        HostState::New | HostState::Held => return prepare(ctx, entry, &job, Some(&ready)).await,
-    }
     let robots = match ctx.robots(&job.host, ready.version).await {
         Ok(robots) => robots,
         Err(error) => return retry(ctx, entry, &job, &format!("cannot read robots.txt of its host: {error}")),
@@ -58,21 +45,13 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     };
     let started_ms = ctx.clock.now_ms();
     let addresses: Vec<IpAddr> = ready.addresses.iter().filter_map(|address| address.parse().ok()).collect();
-    let mut done = match ctx.fetcher.get(&url, &addresses, None).await {
+    let none = HeaderMap::new();
+    let headers = if crawl.seed_hosts.contains(&job.host) { &crawl.headers } else { &none };
+    let mut done = match ctx.fetcher.get_with(&url, &addresses, headers, None).await {
         Ok(fetched) => judge(ctx, entry, &job, &crawl, &url, fetched, started_ms),
         Err(why) => retry(ctx, entry, &job, &why),
     };
     done.requested = true;
-    done
-}
-
-async fn prepare(ctx: &Context, entry: StreamId, job: &Job, known: Option<&LoadedHost>) -> Done {
-    let backoff_ms = ctx.settings.retry_base_ms << known.map_or(0, |host| host.failures.clamp(0, 6));
-    let preparation = host::prepare(&ctx.fetcher, &job.host, known, backoff_ms.min(BACKOFF_MS_MAX)).await;
-    tracing::debug!(host = %job.host, job = %job.key.id, state = preparation.update.state.as_str(), "host prepared");
-    let mut done = Done::new(entry, Effect::Prepared);
-    done.requested = preparation.requested;
-    done.host = Some(preparation.update);
     done
 }
 
@@ -86,17 +65,8 @@ fn judge(
     fetched: Fetched,
     started_ms: i64,
 ) -> Done {
-    if matches!(fetched.status, 429 | 500..=599) {
-        let asked = fetched.retry_after_ms(ctx.clock.now_ms());
-        let mut done = retry(ctx, entry, job, &format!("the server answered {}", fetched.status));
-        if let Effect::Finished { job, .. } = &mut done.effect {
-            job.status = Some(fetched.status as i16);
-        }
-        if matches!(fetched.status, 429 | 503) {
-            let hold_ms = asked.unwrap_or(ctx.settings.retry_base_ms);
-            done.hold = Some((job.host.clone(), hold_ms, format!("the server answered {}", fetched.status)));
-        }
-        return done;
+    if is_refusal(&fetched) {
+        return refused(ctx, entry, job, &fetched);
     }
     let outcome = match fetched.status {
         200..=299 => Outcome::Ok,
@@ -240,11 +210,6 @@ fn record(
     }
 }
 
-fn body_of<'a>(ctx: &Context, fetched: &'a Fetched) -> Result<Cow<'a, [u8]>, String> {
-    let limit = ctx.settings.body_bytes_max.saturating_mul(EXPANSION_MAX);
-    decode::decode(fetched.content_encoding(), &fetched.body, limit).map_err(|error| error.to_string())
-}
-
 fn is_html(content_type: Option<&str>) -> bool {
     content_type.is_some_and(|kind| {
         let kind = kind.split(';').next().unwrap_or_default().trim();
@@ -252,31 +217,9 @@ fn is_html(content_type: Option<&str>) -> bool {
     })
 }
 
-fn finish(entry: StreamId, job: &Job, outcome: Outcome, reason: &str) -> Done {
-    let finished = Finished::new(job.key.clone(), outcome, Some(clean(reason)));
-    Done::new(entry, Effect::Finished { job: Box::new(finished), raw: None, dispatch: job.dispatch })
-}
-
-/// Another try later: exponential backoff with full jitter; out of tries the job is dead.
-fn retry(ctx: &Context, entry: StreamId, job: &Job, why: &str) -> Done {
-    if job.key.attempt + 1 >= ATTEMPTS_MAX {
-        return finish(entry, job, Outcome::Dead, why);
-    }
-    let ceiling = (ctx.settings.retry_base_ms << job.key.attempt.clamp(0, 10)).clamp(1, BACKOFF_MS_MAX);
-    // The job's id and attempt are as good a die as any, and the same for a replay.
-    let die = (job.key.id.as_u128() as u64).rotate_left(job.key.attempt as u32 * 7).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let delay_ms = (die % ceiling as u64) as i64;
-    Done::new(entry, Effect::Retry(Retry { key: job.key.clone(), delay_ms, error: clean(why) }))
-}
-
 fn path_of(url: &Url) -> Cow<'_, str> {
     match url.query() {
         None => Cow::Borrowed(url.path()),
         Some(query) => Cow::Owned(format!("{}?{query}", url.path())),
     }
-}
-
-/// Text from the network, fit for a column: no NUL, at most 1000 characters.
-fn clean(text: &str) -> String {
-    text.chars().filter(|c| *c != '\0').take(1000).collect()
 }

@@ -1,7 +1,13 @@
 //! Job kinds, a file each.
 
 pub mod crawl;
+pub mod end;
+pub mod get_metadata;
+pub mod get_page;
 pub mod noop;
+pub mod occurrence;
+pub mod page_dispatch;
+pub mod paging;
 
 use dodo_common::db::schedule::Loaded;
 use dodo_common::model::job::{JobKind, Outcome};
@@ -15,6 +21,10 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     let done = match row.job.kind {
         JobKind::Crawl => crawl::run(ctx, entry, row).await,
         JobKind::Noop => noop::run(ctx, entry, row),
+        JobKind::Occurrence => occurrence::run(ctx, entry, row).await,
+        JobKind::PageDispatch => page_dispatch::run(ctx, entry, row).await,
+        JobKind::GetMetadata => get_metadata::run(ctx, entry, row).await,
+        JobKind::GetPage => get_page::run(ctx, entry, row).await,
     };
     log(&done);
     done
@@ -26,7 +36,7 @@ fn log(done: &Done) {
         Effect::Finished { job, .. } => {
             let reason = job.reason.as_deref().unwrap_or_default();
             match job.outcome {
-                Outcome::Dead | Outcome::Failed => {
+                Outcome::Dead | Outcome::Failed | Outcome::Unknown => {
                     tracing::warn!(outcome = job.outcome.as_str(), status = job.status, reason, "job ended");
                 }
                 _ => tracing::debug!(outcome = job.outcome.as_str(), status = job.status, reason, "job ended"),

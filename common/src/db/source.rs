@@ -1,0 +1,201 @@
+//! Sources, their secrets, and the dispatches that read them.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::db::dispatch::{self, Submitted};
+use crate::db::leader;
+use crate::db::pool::{Db, DbError, DbResult, Transaction};
+use crate::model::source::{Document, PagedSpec};
+use crate::run_tx;
+
+/// A stored source.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Source {
+    pub name: String,
+    /// Grows with every change of the document.
+    pub version: i32,
+    pub document: Document,
+    /// When its timer starts the next dispatch.
+    pub next_at: Option<DateTime<Utc>>,
+    pub updated_at: DateTime<Utc>,
+}
+
+/// Stores a document under a name; the same document again changes nothing. Returns its version.
+pub async fn put(db: &Db, tenant: &str, name: &str, document: &Document) -> DbResult<i32> {
+    let value = serde_json::to_value(document).map_err(|error| DbError::Input(error.to_string()))?;
+    run_tx!(db, "put-source", tenant: tenant, |tx| {
+        let row = tx
+            .query_one(
+                "-- put-source
+                 INSERT INTO source AS s (tenant, name, document, next_at)
+                 VALUES ($1, $2, $3, CASE WHEN $4::int8 IS NOT NULL THEN clock_timestamp() END)
+                 ON CONFLICT (tenant, name) DO UPDATE SET
+                   version = s.version + CASE WHEN s.document = excluded.document THEN 0 ELSE 1 END,
+                   next_at = CASE WHEN s.document -> 'every_s' IS NOT DISTINCT FROM excluded.document -> 'every_s'
+                                  THEN s.next_at ELSE excluded.next_at END,
+                   updated_at = CASE WHEN s.document = excluded.document THEN s.updated_at ELSE excluded.updated_at END,
+                   document = excluded.document
+                 RETURNING version",
+                &[&tenant, &name, &value, &document.every_s],
+            )
+            .await?;
+        Ok(row.get(0))
+    })
+}
+
+const SELECT: &str = "SELECT name, version, document, next_at, updated_at FROM source";
+
+pub async fn list(db: &Db, tenant: &str) -> DbResult<Vec<Source>> {
+    run_tx!(db, "list-sources", tenant: tenant, |tx| {
+        let sql = format!("-- list-sources\n{SELECT} WHERE tenant = $1 ORDER BY name");
+        tx.query(&sql, &[&tenant]).await?.iter().map(of_row).collect()
+    })
+}
+
+pub async fn get(db: &Db, tenant: &str, name: &str) -> DbResult<Option<Source>> {
+    run_tx!(db, "get-source", tenant: tenant, |tx| { find(tx, tenant, name).await })
+}
+
+/// The same within a transaction.
+pub(crate) async fn find(tx: &Transaction<'_>, tenant: &str, name: &str) -> DbResult<Option<Source>> {
+    let sql = format!("-- get-source\n{SELECT} WHERE tenant = $1 AND name = $2");
+    tx.query_opt(&sql, &[&tenant, &name]).await?.as_ref().map(of_row).transpose()
+}
+
+/// Forgets a source; its dispatches and records stay. False: there is none.
+pub async fn delete(db: &Db, tenant: &str, name: &str) -> DbResult<bool> {
+    run_tx!(db, "delete-source", tenant: tenant, |tx| {
+        let count = tx
+            .execute("-- delete-source\nDELETE FROM source WHERE tenant = $1 AND name = $2", &[&tenant, &name])
+            .await?;
+        Ok(count == 1)
+    })
+}
+
+/// Submits a page dispatch: one job, which makes the others. `headers` go with its requests and nowhere else.
+pub async fn submit(
+    db: &Db,
+    tenant: &str,
+    key: Option<&str>,
+    spec: &PagedSpec,
+    headers: &BTreeMap<String, String>,
+) -> DbResult<Submitted> {
+    run_tx!(db, "submit-pages", tenant: tenant, |tx| { submit_in(tx, tenant, key, None, spec, headers).await })
+}
+
+pub(crate) async fn submit_in(
+    tx: &Transaction<'_>,
+    tenant: &str,
+    key: Option<&str>,
+    parent: Option<Uuid>,
+    spec: &PagedSpec,
+    headers: &BTreeMap<String, String>,
+) -> DbResult<Submitted> {
+    let value = serde_json::to_value(spec).map_err(|error| DbError::Input(error.to_string()))?;
+    let id = Uuid::now_v7();
+    if let Some(known) = dispatch::insert(tx, tenant, id, "paged", key, parent, &value).await? {
+        return Ok(Submitted { id: known, created: false, scheduled: 0 });
+    }
+    dispatch::keep_headers(tx, tenant, id, headers).await?;
+    tx.execute(
+        "-- submit-pages
+         WITH delta AS (INSERT INTO dispatch_delta (tenant, dispatch, scheduled) VALUES ($1, $2, 1))
+         INSERT INTO crawl_schedule (tenant, id, dispatch, kind, payload, dedupe_key)
+         VALUES ($1, $3, $2, 'page_dispatch', '{}', $4)",
+        &[&tenant, &id, &Uuid::now_v7(), &format!("pages:{id}:0:1")],
+    )
+    .await?;
+    Ok(Submitted { id, created: true, scheduled: 1 })
+}
+
+/// A source whose timer is due.
+#[derive(Clone, Debug)]
+pub struct Due {
+    pub tenant: String,
+    pub source: Source,
+    pub at: DateTime<Utc>,
+}
+
+pub async fn due(db: &Db, limit: i64) -> DbResult<Vec<Due>> {
+    let client = db.client().await?;
+    let rows = client
+        .query(
+            "-- due-sources
+             SELECT name, version, document, next_at, updated_at, tenant FROM source
+              WHERE next_at <= clock_timestamp() ORDER BY next_at LIMIT $1",
+            &[&limit],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(Due { tenant: row.get(5), source: of_row(row)?, at: row.get(3) })).collect()
+}
+
+/// Starts the dispatch of a due timer, once for that time, and sets the timer to its next time after now: those
+/// that were missed coalesce. A spec that cannot be built only moves the timer.
+pub async fn tick(db: &Db, epoch: i64, due: &Due, spec: Option<&PagedSpec>) -> DbResult<()> {
+    run_tx!(db, "source-timer", |tx| {
+        leader::authorise(tx, epoch).await?;
+        if let Some(spec) = spec {
+            let key = format!("timer:{}:{}", due.source.name, due.at.timestamp());
+            submit_in(tx, &due.tenant, Some(&key), None, spec, &BTreeMap::new()).await?;
+        }
+        tx.execute(
+            "-- source-timer
+             UPDATE source SET next_at = next_at + $3::float8 * interval '1 second'
+                    * greatest(1, ceil(extract(epoch FROM clock_timestamp() - next_at)::float8 / $3::float8))
+              WHERE tenant = $1 AND name = $2 AND next_at = $4",
+            &[&due.tenant, &due.source.name, &(due.source.document.every_s.unwrap_or(3600) as f64), &due.at],
+        )
+        .await?;
+        Ok(())
+    })
+}
+
+fn of_row(row: &tokio_postgres::Row) -> DbResult<Source> {
+    let name: String = row.get(0);
+    let document = serde_json::from_value::<Document>(row.get::<_, Value>(2))
+        .map_err(|error| DbError::Input(format!("the document of source {name} is not one of this version: {error}")))?;
+    Ok(Source { document, name, version: row.get(1), next_at: row.get(3), updated_at: row.get(4) })
+}
+
+/// A secret's name; its value is never read back by an answer.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SecretName {
+    pub name: String,
+    pub updated_at: DateTime<Utc>,
+}
+
+pub async fn put_secret(db: &Db, tenant: &str, name: &str, value: &str) -> DbResult<()> {
+    run_tx!(db, "put-secret", tenant: tenant, |tx| {
+        tx.execute(
+            "-- put-secret
+             INSERT INTO secret (tenant, name, value, updated_at) VALUES ($1, $2, $3, clock_timestamp())
+             ON CONFLICT (tenant, name) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at",
+            &[&tenant, &name, &value],
+        )
+        .await?;
+        Ok(())
+    })
+}
+
+pub async fn secrets(db: &Db, tenant: &str) -> DbResult<Vec<SecretName>> {
+    run_tx!(db, "list-secrets", tenant: tenant, |tx| {
+        let rows = tx
+            .query("-- list-secrets\nSELECT name, updated_at FROM secret WHERE tenant = $1 ORDER BY name", &[&tenant])
+            .await?;
+        Ok(rows.iter().map(|row| SecretName { name: row.get(0), updated_at: row.get(1) }).collect())
+    })
+}
+
+/// The value, for the worker that sends it.
+pub async fn secret(db: &Db, tenant: &str, name: &str) -> DbResult<Option<String>> {
+    let client = db.client().await?;
+    let row = client
+        .query_opt("-- secret\nSELECT value FROM secret WHERE tenant = $1 AND name = $2", &[&tenant, &name])
+        .await?;
+    Ok(row.map(|row| row.get(0)))
+}

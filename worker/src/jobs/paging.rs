@@ -1,0 +1,189 @@
+//! What the three kinds of a page dispatch share: its spec, a request to its API, the jobs that follow.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use dodo_common::db::commit::Finished;
+use dodo_common::db::page::{NextJob, Paged};
+use dodo_common::db::schedule::LoadedHost;
+use dodo_common::model::job::{Job, JobKind, Outcome};
+use dodo_common::model::source::{PagedSpec, Place, RateLimit};
+use dodo_common::model::stream_id::StreamId;
+use dodo_common::stream::raw::RawEntry;
+use serde_json::{Value, json};
+use url::Url;
+use uuid::Uuid;
+
+use crate::committer::{Done, Effect};
+use crate::context::{Context, Paging};
+use crate::fetch::Fetched;
+use crate::jobs::end::{body_of, clean, is_refusal, refused, retry};
+
+/// An hour: no API's reset is waited for longer, milliseconds.
+const RESET_MS_MAX: i64 = 3_600_000;
+
+/// The page dispatch of a job; or another try, when it cannot be read.
+pub async fn load(ctx: &Context, entry: StreamId, job: &Job) -> Result<Arc<Paging>, Box<Done>> {
+    let why = match ctx.paging(&job.key.tenant, job.dispatch).await {
+        Ok(paging) => match &paging.missing {
+            None => return Ok(paging),
+            Some(name) => format!("there is no secret {name}"),
+        },
+        Err(error) => format!("cannot read its dispatch: {error}"),
+    };
+    Err(Box::new(retry(ctx, entry, job, &why)))
+}
+
+/// What an API answered.
+pub struct Answer {
+    pub fetched: Fetched,
+    pub value: Value,
+    pub started_ms: i64,
+}
+
+/// Why there is no answer to work with.
+pub enum NoAnswer {
+    /// Nobody knows whether the API has seen the request.
+    Lost(String),
+    /// It answered with an error.
+    Refused(Box<Fetched>),
+    /// It answered something else.
+    Malformed(Box<Fetched>, String),
+}
+
+/// Asks the API, with the credential where it belongs. Texts of errors never hold it.
+pub async fn ask(ctx: &Context, paging: &Paging, url: &Url, host: &LoadedHost) -> Result<Answer, NoAnswer> {
+    let mut url = url.clone();
+    if let Some((name, value)) = &paging.query {
+        url.query_pairs_mut().append_pair(name, value);
+    }
+    let addresses: Vec<IpAddr> = host.addresses.iter().filter_map(|address| address.parse().ok()).collect();
+    let started_ms = ctx.clock.now_ms();
+    let fetched = ctx.fetcher.get_with(&url, &addresses, &paging.headers, None).await.map_err(NoAnswer::Lost)?;
+    if !(200..=299).contains(&fetched.status) {
+        return Err(NoAnswer::Refused(Box::new(fetched)));
+    }
+    if let Some(why) = fetched.truncated {
+        return Err(NoAnswer::Malformed(Box::new(fetched), format!("the answer is cut off ({why})")));
+    }
+    let value = match body_of(ctx, &fetched).map(|body| serde_json::from_slice::<Value>(&body)) {
+        Ok(Ok(value)) => value,
+        Ok(Err(error)) => {
+            return Err(NoAnswer::Malformed(Box::new(fetched), format!("the answer is no JSON: {error}")));
+        }
+        Err(error) => return Err(NoAnswer::Malformed(Box::new(fetched), error)),
+    };
+    Ok(Answer { fetched, value, started_ms })
+}
+
+/// What comes of a job without an answer that may be asked again.
+pub fn again(ctx: &Context, entry: StreamId, job: &Job, why: NoAnswer) -> Done {
+    let mut done = match why {
+        NoAnswer::Lost(why) => retry(ctx, entry, job, &why),
+        NoAnswer::Refused(fetched) if is_refusal(&fetched) => refused(ctx, entry, job, &fetched),
+        NoAnswer::Refused(fetched) => {
+            let mut finished = ended(job, Outcome::HttpError, &format!("the API answered {}", fetched.status));
+            figures(&mut finished, &fetched, None);
+            finish(entry, job, finished, Paged::default())
+        }
+        NoAnswer::Malformed(_, why) => retry(ctx, entry, job, &why),
+    };
+    done.requested = true;
+    done
+}
+
+pub fn ended(job: &Job, outcome: Outcome, reason: &str) -> Finished {
+    let reason = Some(clean(reason)).filter(|reason| !reason.is_empty());
+    Finished::new(job.key.clone(), outcome, reason)
+}
+
+/// What an answer adds to a job's log row.
+pub fn figures(finished: &mut Finished, fetched: &Fetched, started_ms: Option<i64>) {
+    finished.status = Some(fetched.status as i16);
+    finished.content_type = fetched.content_type().map(clean);
+    finished.body_bytes = fetched.body.len() as i64;
+    finished.address = fetched.address.map(|address| address.to_string());
+    finished.started_ms = started_ms;
+    finished.fetch_ms = Some(fetched.fetch_ms);
+}
+
+pub fn finish(entry: StreamId, job: &Job, mut finished: Finished, paged: Paged) -> Done {
+    finished.paged = Some(Box::new(paged));
+    Done::new(entry, Effect::Finished { job: Box::new(finished), raw: None, dispatch: job.dispatch })
+}
+
+/// How long an API that has nothing left asks us to wait, milliseconds.
+pub fn rate_hold_ms(limit: &RateLimit, fetched: &Fetched, now_ms: i64) -> Option<i64> {
+    let number = |name: &str| fetched.headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
+    if number(&limit.remaining)? > 0.0 {
+        return None;
+    }
+    let reset = number(&limit.reset)?;
+    // Beyond a thousand million it is a time, not a wait.
+    let ms = if reset > 1e9 { reset * 1000.0 - now_ms as f64 } else { reset * 1000.0 };
+    Some((ms.max(0.0) as i64).min(RESET_MS_MAX))
+}
+
+/// The job of a numbered page.
+pub fn page_job(spec: &PagedSpec, dispatch: Uuid, round: i32, page: i32, total: i32) -> Result<NextJob, String> {
+    let url = spec.page_url(Place { page: i64::from(page), cursor: None })?;
+    Ok(NextJob {
+        kind: JobKind::GetPage,
+        host: spec.host(&url),
+        url: Some(url.to_string()),
+        page: Some((page, total)),
+        payload: json!({ "round": round }),
+        key: format!("page:{dispatch}:{round}:{page}"),
+    })
+}
+
+/// The job of a page that a cursor names; the first has none.
+pub fn cursor_job(spec: &PagedSpec, dispatch: Uuid, page: i32, cursor: Option<&str>) -> Result<NextJob, String> {
+    let url = spec.page_url(Place { page: i64::from(page), cursor })?;
+    Ok(NextJob {
+        kind: JobKind::GetPage,
+        host: spec.host(&url),
+        url: Some(url.to_string()),
+        page: Some((page, 0)),
+        payload: json!({ "cursor": cursor }),
+        key: format!("page:{dispatch}:cursor:{page}"),
+    })
+}
+
+/// The job that emits the pages of a round, from one on.
+pub fn pages_job(dispatch: Uuid, round: i32, from: i32) -> NextJob {
+    NextJob {
+        kind: JobKind::PageDispatch,
+        host: String::new(),
+        url: None,
+        page: None,
+        payload: json!({ "round": round, "from": from }),
+        key: format!("pages:{dispatch}:{round}:{from}"),
+    }
+}
+
+/// The job that asks for the count.
+pub fn metadata_job(spec: &PagedSpec, dispatch: Uuid) -> Result<NextJob, String> {
+    let url = spec.count_url()?;
+    Ok(NextJob {
+        kind: JobKind::GetMetadata,
+        host: spec.host(&url),
+        url: Some(url.to_string()),
+        page: None,
+        payload: json!({}),
+        key: format!("metadata:{dispatch}"),
+    })
+}
+
+/// An entry of `items`: the items of one page, with where they are from.
+pub fn raw_entry(ctx: &Context, job: &Job, about: Vec<u8>) -> RawEntry {
+    RawEntry {
+        tenant: job.key.tenant.clone(),
+        generation: ctx.incarnation.generation,
+        job: job.key.id,
+        attempt: job.key.attempt,
+        writer: ctx.incarnation.id,
+        about,
+        body: Vec::new(),
+    }
+}
