@@ -3,11 +3,27 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64};
 
+use clap::Args;
 use dodo_common::clock::Clock;
 use dodo_common::db::pool::Db;
+use dodo_common::storage::object::Store;
 use dodo_common::stream::connection::{Redis, StreamResult};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+/// What a leader is told of its duties.
+#[derive(Args, Clone, Debug)]
+pub struct Duties {
+    /// Who to write to about this crawler (an address or a URL); needed to crawl anything but loopback
+    #[arg(long, env = "DODO_CONTACT", default_value = "")]
+    pub contact: String,
+    /// Prefix of the bucket under which manifests lie
+    #[arg(long, env = "DODO_MANIFEST_PREFIX", default_value = "manifests")]
+    pub manifest_prefix: String,
+    /// The manifests are looked at this often, milliseconds
+    #[arg(long, env = "DODO_MANIFEST_REFRESH_MS", default_value_t = 60_000, value_parser = clap::value_parser!(u64).range(50..))]
+    pub manifest_refresh_ms: u64,
+}
 
 /// One scheduler process.
 pub struct Context {
@@ -16,6 +32,8 @@ pub struct Context {
     pub db: Db,
     pub redis: Redis,
     pub redis_url: String,
+    pub store: Store,
+    pub duties: Duties,
     pub clock: Clock,
     pub soft: CancellationToken,
     /// This process leads.
@@ -26,13 +44,21 @@ pub struct Context {
 }
 
 impl Context {
-    pub fn new(db: Db, redis_url: &str, soft: CancellationToken) -> StreamResult<Arc<Self>> {
+    pub fn new(
+        db: Db,
+        redis_url: &str,
+        store: Store,
+        duties: Duties,
+        soft: CancellationToken,
+    ) -> StreamResult<Arc<Self>> {
         let id = Uuid::now_v7();
         Ok(Arc::new(Self {
             id,
             db,
             redis: Redis::new(redis_url, &format!("scheduler:{id}"))?,
             redis_url: redis_url.to_owned(),
+            store,
+            duties,
             clock: Clock::System,
             soft,
             leads: AtomicBool::new(false),

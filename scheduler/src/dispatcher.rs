@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use dodo_common::db::dispatch::{self, Dispatch};
 use dodo_common::db::generation::{self, Generation};
-use dodo_common::db::{host, schedule};
+use dodo_common::db::{host, page, schedule};
 use dodo_common::model::job::{JobKey, Outcome};
-use dodo_common::model::spec::CrawlSpec;
+use dodo_common::model::source::PagedSpec;
+use dodo_common::model::spec::{CrawlSpec, DELAY_MS_DEFAULT};
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::connection::{Redis, StreamError};
 use dodo_common::stream::queue::{self, Authority};
@@ -40,6 +41,8 @@ const SCAN: Duration = Duration::from_secs(60);
 const SCAN_SLICE: i64 = 500;
 /// Entries older than this are compared with what Redis holds.
 const AUDIT_MS: i64 = 15_000;
+/// Orphaned calls ended in one tick.
+const ORPHANED_MAX: i64 = 1000;
 /// Hosts idle for this long are forgotten.
 const FORGET_MS: i64 = 3_600_000;
 
@@ -169,6 +172,7 @@ impl<'a> Dispatcher<'a> {
                 trimmed = Instant::now();
                 status::trim_window(&self.ctx.redis, self.term.epoch, self.last_report).await?;
                 self.audit().await?;
+                self.end_orphaned().await?;
                 self.frontier.forget_idle(self.ctx.clock.now_ms(), FORGET_MS);
             }
             self.look_up_hosts().await?;
@@ -255,6 +259,18 @@ impl<'a> Dispatcher<'a> {
             tracing::debug!(%entry, "an issued entry was settled without a report");
             let job = SettledJob { page: true, requested: true, due_in_ms: Some(0), ..SettledJob::default() };
             self.frontier.settled(now, entry, &job);
+        }
+        Ok(())
+    }
+
+    /// Calls that may not be repeated and whose worker is gone: nobody knows how they ended (at most once).
+    async fn end_orphaned(&mut self) -> Result<(), WindowError> {
+        let orphaned = page::orphaned(&self.ctx.db, self.term.epoch, ORPHANED_MAX).await?;
+        for batch in orphaned.chunk_by(|a, b| a.0 == b.0) {
+            let ids: Vec<_> = batch.iter().map(|(_, id)| *id).collect();
+            let reason = "its call had begun when its worker was lost; it is not repeated";
+            schedule::skip(&self.ctx.db, self.term.epoch, &batch[0].0, &ids, Outcome::Unknown, reason).await?;
+            tracing::warn!(jobs = ids.len(), "calls ended unknown with their worker");
         }
         Ok(())
     }
@@ -353,11 +369,18 @@ async fn read_rules(ctx: &Context, term: &Term, frontier: &mut Frontier) -> Resu
 }
 
 fn rules_of(open: &Dispatch) -> Rules {
-    let spec: Option<CrawlSpec> = serde_json::from_value(open.spec.clone()).ok().filter(|_| open.kind == "crawl");
+    let (delay_ms, concurrency, max_pages) = match open.kind.as_str() {
+        "crawl" => serde_json::from_value::<CrawlSpec>(open.spec.clone())
+            .map_or((DELAY_MS_DEFAULT, 1, None), |spec| (spec.delay_ms, spec.host_concurrency, spec.max_pages)),
+        "paged" => serde_json::from_value::<PagedSpec>(open.spec.clone())
+            .map_or((DELAY_MS_DEFAULT, 1, None), |spec| (spec.document.delay_ms, spec.document.concurrency, None)),
+        // No-op jobs and occurrences send no request.
+        _ => (0, i32::MAX, None),
+    };
     Rules {
-        delay_ms: spec.as_ref().map_or(0, |spec| spec.delay_ms),
-        host_concurrency: spec.as_ref().map_or(u32::MAX, |spec| spec.host_concurrency.max(1) as u32),
-        max_pages: spec.and_then(|spec| spec.max_pages),
+        delay_ms,
+        host_concurrency: concurrency.max(1) as u32,
+        max_pages,
         pages: open.progress.pages,
         in_flight: 0,
         exact: true,

@@ -1,10 +1,10 @@
-//! Housekeeping: partitions ahead of time, old worker rows.
+//! Housekeeping: partitions ahead of time, old worker rows, entries whose occurrence went astray.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use dodo_common::db::pool::DbResult;
-use dodo_common::db::{explain, worker};
+use dodo_common::db::{explain, manifest, worker};
 
 use crate::context::{Context, Term};
 
@@ -17,6 +17,7 @@ const EVERY: Duration = Duration::from_secs(60);
 pub struct Summary {
     pub partitions: i64,
     pub workers: u64,
+    pub entries: u64,
 }
 
 pub async fn run(ctx: Arc<Context>, term: Term) {
@@ -34,5 +35,6 @@ pub async fn tick(ctx: &Context, term: &Term) -> DbResult<Summary> {
     Ok(Summary {
         partitions: explain::ensure_partitions(&ctx.db, DAYS_AHEAD).await?,
         workers: worker::expire(&ctx.db, term.epoch).await?,
+        entries: manifest::unstick(&ctx.db, term.epoch).await?,
     })
 }

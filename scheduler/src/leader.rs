@@ -8,7 +8,7 @@ use dodo_common::db::leader as lease;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::{Context, Term};
-use crate::{dispatcher, housekeeping};
+use crate::{dispatcher, housekeeping, manifests, timers};
 
 /// A standby asks for the lease this often.
 const ASK: Duration = Duration::from_millis(300);
@@ -35,6 +35,8 @@ async fn lead(ctx: &Arc<Context>, epoch: i64) {
     let tasks = tokio_util::task::TaskTracker::new();
     tasks.spawn(dispatcher::run(Arc::clone(ctx), term.clone()));
     tasks.spawn(housekeeping::run(Arc::clone(ctx), term.clone()));
+    tasks.spawn(manifests::run(Arc::clone(ctx), term.clone()));
+    tasks.spawn(timers::run(Arc::clone(ctx), term.clone()));
     tasks.close();
     hold(ctx, epoch, &term.over).await;
     term.over.cancel();

@@ -17,9 +17,9 @@ use dodo_common::model::surt::surt;
 use dodo_common::storage::cdxj::CdxFields;
 use dodo_common::storage::key::SegmentKey;
 use dodo_common::storage::segment::{self as encode, Encoded, PageEntry};
-use dodo_common::stream::items;
 use dodo_common::stream::names::{PAGES, RAW_STREAMS, archive_name, group_of};
 use dodo_common::stream::raw::{self, Stored};
+use dodo_common::stream::status;
 use url::Url;
 
 use crate::context::Context;
@@ -217,7 +217,10 @@ struct Range {
 async fn gather(ctx: &Context, stream: &str) -> anyhow::Result<Range> {
     let mut range = Range::default();
     // What the group of the stream has not acknowledged stays, whatever Postgres says of it.
-    let horizon = if group_of(stream).is_some() { Some(items::horizon(&ctx.redis).await?) } else { None };
+    let horizon = match group_of(stream) {
+        Some(group) => Some(status::horizon(&ctx.redis, stream, group).await?),
+        None => None,
+    };
     let mut bytes = 0;
     let mut from = StreamId { ms: 0, seq: 0 };
     loop {

@@ -255,6 +255,25 @@ pub async fn open(db: &Db) -> DbResult<Vec<Dispatch>> {
     Ok(client.query(&sql, &[]).await?.iter().map(of_row).collect())
 }
 
+/// The progress of all dispatches of a tenant, by their kind.
+pub async fn totals(db: &Db, tenant: &str) -> DbResult<BTreeMap<String, Progress>> {
+    run_tx!(db, "dispatch-totals", tenant: tenant, |tx| {
+        let sql = format!("-- dispatch-totals\n{SELECT} WHERE d.tenant = $1");
+        let mut totals = BTreeMap::<String, Progress>::new();
+        for row in tx.query(&sql, &[&tenant]).await? {
+            let dispatch = of_row(&row);
+            totals.entry(dispatch.kind).or_default().add(&dispatch.progress);
+        }
+        Ok(totals)
+    })
+}
+
+/// How many dispatches are not done, of all tenants.
+pub async fn open_count(db: &Db) -> DbResult<i64> {
+    let client = db.client().await?;
+    Ok(client.query_one("-- count-open-dispatches\nSELECT count(*) FROM dispatch WHERE state <> 'done'", &[]).await?.get(0))
+}
+
 /// Sums delta rows into progress. Returns how many rows it took.
 pub async fn roll_up(db: &Db, epoch: i64) -> DbResult<i64> {
     run_tx!(db, "roll-up", |tx| {

@@ -17,7 +17,10 @@ pub struct JobReport {
     pub kind: String,
     pub host: String,
     pub url: Option<String>,
-    /// `pending`, or how it ended: ok, redirect, http_error, robots, refused, budget, dead, failed.
+    /// Which page of how many, for pages of an API.
+    pub page: Option<i32>,
+    pub total_pages: Option<i32>,
+    /// `pending`, or how it ended: ok, redirect, http_error, robots, refused, budget, dead, failed, duplicate, cancelled, unknown.
     pub state: String,
     pub reason: Option<String>,
     pub attempt: i16,
@@ -77,11 +80,12 @@ const PENDING: &str = "SELECT tenant, id, dispatch, kind, host, url, 'pending' A
     found_on, remake_of, created_at, run_at, NULL::timestamptz AS finished_at, NULL::int2 AS status, NULL AS content_type,
     NULL::int8 AS body_bytes, NULL AS truncated, NULL AS digest, NULL AS title, NULL AS language, NULL AS location,
     NULL AS address, NULL::int4 AS link_count, NULL::int4 AS new_count, NULL::int4 AS fetch_ms, NULL::uuid AS worker,
-    NULL AS raw_stream, NULL::int8 AS raw_generation, NULL::int8 AS raw_ms, NULL::int8 AS raw_seq FROM crawl_schedule";
-const LOGGED: &str = "SELECT tenant, id, dispatch, kind, host, url, outcome AS state, reason, attempt, depth,
+    NULL AS raw_stream, NULL::int8 AS raw_generation, NULL::int8 AS raw_ms, NULL::int8 AS raw_seq,
+    page, total_pages FROM crawl_schedule";
+pub(crate) const LOGGED: &str = "SELECT tenant, id, dispatch, kind, host, url, outcome AS state, reason, attempt, depth,
     found_on, remake_of, created_at, NULL::timestamptz AS run_at, finished_at, status, content_type, body_bytes, truncated,
     digest, title, language, location, address, link_count, new_count, fetch_ms, worker, raw_stream, raw_generation,
-    raw_ms, raw_seq FROM crawl_log";
+    raw_ms, raw_seq, page, total_pages FROM crawl_log";
 
 /// One job by its id.
 pub async fn job(db: &Db, tenant: &str, id: Uuid) -> DbResult<Option<JobReport>> {
@@ -192,7 +196,7 @@ pub async fn ensure_partitions(db: &Db, days: i32) -> DbResult<i64> {
     Ok(row.get(0))
 }
 
-fn of_row(row: &tokio_postgres::Row) -> JobReport {
+pub(crate) fn of_row(row: &tokio_postgres::Row) -> JobReport {
     let raw_ms: Option<i64> = row.get("raw_ms");
     let raw_seq: Option<i64> = row.get("raw_seq");
     JobReport {
@@ -202,6 +206,8 @@ fn of_row(row: &tokio_postgres::Row) -> JobReport {
         kind: row.get("kind"),
         host: row.get("host"),
         url: row.get("url"),
+        page: row.get("page"),
+        total_pages: row.get("total_pages"),
         state: row.get("state"),
         reason: row.get("reason"),
         attempt: row.get("attempt"),

@@ -292,3 +292,40 @@ pub async fn replay(db: &Db, tenant: &str, fit: &[(Unfit, Record)], still: &[Unf
         Ok(())
     })
 }
+
+/// Records counted: by source, by language, by rating; and the range of their times.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Totals {
+    pub sources: BTreeMap<String, i64>,
+    pub languages: BTreeMap<String, i64>,
+    pub ratings: BTreeMap<String, i64>,
+    pub first: Option<DateTime<Utc>>,
+    pub last: Option<DateTime<Utc>>,
+    pub unfit: i64,
+}
+
+/// Totals of a tenant's records. A record without a language counts as `und`, one without a rating as `none`.
+pub async fn totals(db: &Db, tenant: &str) -> DbResult<Totals> {
+    run_tx!(db, "record-totals", tenant: tenant, |tx| {
+        let rows = tx
+            .query(
+                "-- record-totals
+                 SELECT source, coalesce(language, 'und'), coalesce(rating::text, 'none'), count(*), min(created_at), max(created_at)
+                   FROM record WHERE tenant = $1 GROUP BY 1, 2, 3",
+                &[&tenant],
+            )
+            .await?;
+        let mut totals = Totals::default();
+        for row in &rows {
+            let count: i64 = row.get(3);
+            *totals.sources.entry(row.get(0)).or_default() += count;
+            *totals.languages.entry(row.get(1)).or_default() += count;
+            *totals.ratings.entry(row.get(2)).or_default() += count;
+            let (first, last): (Option<DateTime<Utc>>, Option<DateTime<Utc>>) = (row.get(4), row.get(5));
+            totals.first = [totals.first, first].into_iter().flatten().min();
+            totals.last = [totals.last, last].into_iter().flatten().max();
+        }
+        totals.unfit = tx.query_one("-- count-unfit\nSELECT count(*) FROM unfit_item WHERE tenant = $1", &[&tenant]).await?.get(0);
+        Ok(totals)
+    })
+}

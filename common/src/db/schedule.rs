@@ -269,7 +269,7 @@ pub async fn backlog(db: &Db) -> DbResult<(i64, i64)> {
         .query_one(
             "-- backlog
              SELECT coalesce(sum(scheduled - finished), 0)::int8,
-                    coalesce((SELECT (extract(epoch FROM clock_timestamp() - min(run_at)) * 1000)::int8
+                    coalesce((SELECT greatest(0, extract(epoch FROM clock_timestamp() - min(run_at)) * 1000)::int8
                        FROM (SELECT run_at FROM crawl_schedule ORDER BY tenant, host, priority, run_at LIMIT 1000) s), 0)
                FROM (SELECT scheduled, finished FROM dispatch_progress p
                        JOIN dispatch d ON d.tenant = p.tenant AND d.id = p.dispatch AND d.state <> 'done'

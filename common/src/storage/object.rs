@@ -16,9 +16,11 @@ use object_store::list::{PaginatedListOptions, PaginatedListStore as _};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, ClientOptions, Error as BackendError, ObjectStore, ObjectStoreExt as _, PutMode, RetryConfig,
+    BackoffConfig, ClientOptions, Error as BackendError, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, RetryConfig,
 };
 use url::{Host, Url};
+
+use crate::clock::Millis;
 
 /// To open a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -39,6 +41,8 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 pub const OBJECT_BYTES_MAX: u64 = 1 << 30;
 /// Most keys one `list` returns; past it the call fails rather than answer with a part.
 pub const LIST_KEYS_MAX: usize = 1_000_000;
+/// A second write within this of the first may bear the same time, milliseconds.
+const YOUNG_MS: Millis = 3_000;
 
 /// A bucket. Cheap to clone: clones share their connections.
 #[derive(Clone, Debug)]
@@ -240,22 +244,37 @@ impl Store {
     /// # Errors
     /// `Bound` past [`LIST_KEYS_MAX`] keys: ask again with a longer prefix.
     pub async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<(String, u64)>, StoreError> {
+        Ok(self.list_meta(prefix, start_after).await?.into_iter().map(|m| (String::from(m.location), m.size)).collect())
+    }
+
+    /// The same with a stamp: as long as an object's stamp is the same, so is its content. It is empty where the
+    /// store names no entity tag and the object is too young for its time alone to tell.
+    pub async fn list_stamped(&self, prefix: &str, now: Millis) -> Result<Vec<(String, u64, String)>, StoreError> {
+        let stamp = |m: &ObjectMeta| match &m.e_tag {
+            None if m.last_modified.timestamp_millis() > now - YOUNG_MS => String::new(),
+            tag => format!("{} {} {}", tag.as_deref().unwrap_or("-"), m.last_modified, m.size),
+        };
+        let metas = self.list_meta(prefix, None).await?;
+        Ok(metas.into_iter().map(|m| (m.location.to_string(), m.size, stamp(&m))).collect())
+    }
+
+    async fn list_meta(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<ObjectMeta>, StoreError> {
         let below = parse_key(prefix)?;
         let below = (!prefix.is_empty()).then_some(&below);
         let mut pages = match start_after {
             Some(key) => self.objects().list_with_offset(below, &parse_key(key)?),
             None => self.objects().list(below),
         };
-        let mut keys = Vec::new();
+        let mut metas = Vec::new();
         while let Some(meta) = self.bounded("list", prefix, pages.try_next()).await? {
-            if keys.len() == LIST_KEYS_MAX {
+            if metas.len() == LIST_KEYS_MAX {
                 let what = format!("the number of keys below {prefix}");
                 return Err(StoreError::Bound { what, bound: LIST_KEYS_MAX as u64 });
             }
-            keys.push((String::from(meta.location), meta.size));
+            metas.push(meta);
         }
-        keys.sort_unstable();
-        Ok(keys)
+        metas.sort_unstable_by(|a, b| a.location.cmp(&b.location));
+        Ok(metas)
     }
 
     /// Deletes an object; that there was none is no error.

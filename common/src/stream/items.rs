@@ -1,11 +1,10 @@
-//! The group that processes the items: read, take over what another left, acknowledge; and how far it is.
+//! The group that processes the items: read, take over what another left, acknowledge.
 
 use redis::Value;
 
 use crate::model::stream_id::StreamId;
 use crate::stream::connection::{BLOCK_MS, Redis, StreamResult};
 use crate::stream::names::{ITEMS, PROCESS};
-use crate::stream::queue::parse_id;
 use crate::stream::raw::{Stored, stored_of};
 
 /// Reads up to `count` new entries, waiting up to [`BLOCK_MS`]. Needs a connection of its own.
@@ -39,31 +38,4 @@ pub async fn acknowledge(redis: &Redis, entries: &[StreamId]) -> StreamResult<()
     }
     let _: i64 = redis.run(async |c| command.query_async(c).await).await?;
     Ok(())
-}
-
-/// The horizon: the first entry that the group has not acknowledged. Nothing from there on may leave the stream; a
-/// missing group has acknowledged nothing.
-pub async fn horizon(redis: &Redis) -> StreamResult<StreamId> {
-    let mut pipe = redis::pipe();
-    pipe.cmd("XINFO").arg("GROUPS").arg(ITEMS);
-    pipe.cmd("XPENDING").arg(ITEMS).arg(PROCESS).arg("-").arg("+").arg(1);
-    let (groups, pending): (Vec<std::collections::HashMap<String, Value>>, Value) =
-        redis.run(async |c| pipe.query_async(c).await).await?;
-    let ours = groups.iter().find(|g| matches!(g.get("name"), Some(Value::BulkString(name)) if name == PROCESS.as_bytes()));
-    let delivered = match ours.and_then(|g| g.get("last-delivered-id")) {
-        Some(Value::BulkString(id)) => parse_id(&String::from_utf8_lossy(id))?,
-        _ => return Ok(StreamId { ms: 0, seq: 0 }),
-    };
-    let first = first_pending(pending)?;
-    Ok(first.map_or_else(|| delivered.next(), |first| first.min(delivered.next())))
-}
-
-/// The first id of an extended XPENDING answer.
-fn first_pending(value: Value) -> StreamResult<Option<StreamId>> {
-    let Value::Array(rows) = value else { return Ok(None) };
-    let Some(Value::Array(row)) = rows.into_iter().next() else { return Ok(None) };
-    match row.into_iter().next() {
-        Some(Value::BulkString(id)) => Ok(Some(parse_id(&String::from_utf8_lossy(&id))?)),
-        _ => Ok(None),
-    }
 }

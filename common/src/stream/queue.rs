@@ -149,7 +149,7 @@ pub async fn pending(redis: &Redis, consumer: Option<&str>) -> StreamResult<Vec<
 /// Every entry that is not settled: pending ones with their consumer, undelivered ones without.
 pub async fn outstanding(redis: &Redis) -> StreamResult<Vec<(JobEntry, Option<String>)>> {
     let pending: std::collections::HashMap<StreamId, String> = pending(redis, None).await?.into_iter().collect();
-    let delivered = crate::stream::status::last_delivered(redis).await?;
+    let delivered = crate::stream::status::last_delivered(redis, JOBS, GROUP).await?;
     let mut command = redis::cmd("XRANGE");
     command.arg(JOBS).arg("-").arg("+");
     let value: Value = redis.run(async |c| command.query_async(c).await).await?;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::stream_id::StreamId;
 use crate::stream::connection::{Redis, StreamResult};
-use crate::stream::names::{DONE, EPOCH, GROUP, JOBS, RAW_STREAMS};
+use crate::stream::names::{DONE, EPOCH, GROUP, JOBS, RAW_STREAMS, group_of};
 use crate::stream::queue::parse_id;
 
 const ZERO: StreamId = StreamId { ms: 0, seq: 0 };
@@ -33,20 +33,20 @@ static TRIM: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// The group's last delivered entry.
-pub async fn last_delivered(redis: &Redis) -> StreamResult<StreamId> {
-    let group = group(redis).await?;
+/// A group's last delivered entry; a missing group has been given nothing.
+pub async fn last_delivered(redis: &Redis, stream: &str, name: &str) -> StreamResult<StreamId> {
+    let group = group(redis, stream, name).await?;
     match group.get("last-delivered-id") {
         Some(Value::BulkString(id)) => parse_id(&String::from_utf8_lossy(id)),
         _ => Ok(ZERO),
     }
 }
 
-/// The horizon of the jobs stream: the lower of oldest pending and first undelivered entry.
-pub async fn horizon(redis: &Redis) -> StreamResult<StreamId> {
-    let delivered = last_delivered(redis).await?.next();
+/// The horizon of a stream with a group: the lower of oldest pending and first undelivered entry.
+pub async fn horizon(redis: &Redis, stream: &str, name: &str) -> StreamResult<StreamId> {
+    let delivered = last_delivered(redis, stream, name).await?.next();
     let mut command = redis::cmd("XPENDING");
-    command.arg(JOBS).arg(GROUP).arg("-").arg("+").arg(1);
+    command.arg(stream).arg(name).arg("-").arg("+").arg(1);
     let oldest: Vec<(String, String, i64, i64)> = redis.run(async |c| command.query_async(c).await).await?;
     Ok(match oldest.first() {
         Some((id, ..)) => parse_id(id)?.min(delivered),
@@ -56,7 +56,7 @@ pub async fn horizon(redis: &Redis) -> StreamResult<StreamId> {
 
 /// Trims the jobs stream below its horizon and `done` up to what the leader has read.
 pub async fn trim_window(redis: &Redis, epoch: i64, reported: StreamId) -> StreamResult<()> {
-    let horizon = horizon(redis).await?;
+    let horizon = horizon(redis, JOBS, GROUP).await?;
     for (stream, first_kept) in [(JOBS, horizon), (DONE, reported)] {
         let mut call = TRIM.prepare_invoke();
         call.key(EPOCH).key(stream).arg(epoch).arg(first_kept.to_string());
@@ -73,18 +73,19 @@ pub async fn all(redis: &Redis) -> StreamResult<Vec<StreamStatus>> {
         pipe.cmd("XLEN").arg(name);
     }
     let lengths: Vec<u64> = redis.run(async |c| pipe.query_async(c).await).await?;
-    let group = group(redis).await.unwrap_or_default();
-    let number = |key: &str| match group.get(key) {
-        Some(Value::Int(n)) => Some(*n as u64),
-        _ => None,
-    };
     let mut all = Vec::new();
-    for (name, length) in names.into_iter().zip(lengths) {
-        let mut status = StreamStatus { name: name.to_owned(), length, pending: 0, lag: None, horizon: None };
-        if name == JOBS {
+    for (stream, length) in names.into_iter().zip(lengths) {
+        let mut status = StreamStatus { name: stream.to_owned(), length, pending: 0, lag: None, horizon: None };
+        let name = if stream == JOBS { Some(GROUP) } else { group_of(stream) };
+        if let Some(name) = name {
+            let group = group(redis, stream, name).await.unwrap_or_default();
+            let number = |key: &str| match group.get(key) {
+                Some(Value::Int(n)) => Some(*n as u64),
+                _ => None,
+            };
             status.pending = number("pending").unwrap_or_default();
             status.lag = number("lag");
-            status.horizon = horizon(redis).await.ok().map(|id| id.to_string());
+            status.horizon = horizon(redis, stream, name).await.ok().map(|id| id.to_string());
         }
         all.push(status);
     }
@@ -99,12 +100,12 @@ pub async fn memory_bytes(redis: &Redis) -> StreamResult<u64> {
     Ok(info.get::<u64>("used_memory").unwrap_or_default())
 }
 
-async fn group(redis: &Redis) -> StreamResult<HashMap<String, Value>> {
+async fn group(redis: &Redis, stream: &str, name: &str) -> StreamResult<HashMap<String, Value>> {
     let mut command = redis::cmd("XINFO");
-    command.arg("GROUPS").arg(JOBS);
+    command.arg("GROUPS").arg(stream);
     let groups: Vec<HashMap<String, Value>> = redis.run(async |c| command.query_async(c).await).await?;
     Ok(groups
         .into_iter()
-        .find(|g| matches!(g.get("name"), Some(Value::BulkString(name)) if name == GROUP.as_bytes()))
+        .find(|g| matches!(g.get("name"), Some(Value::BulkString(found)) if found == name.as_bytes()))
         .unwrap_or_default())
 }

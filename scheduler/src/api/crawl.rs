@@ -10,6 +10,7 @@ use dodo_common::model::spec::CrawlSpec;
 use dodo_common::model::url::{Canonical, canonical};
 use dodo_common::stream::queue;
 use serde::{Deserialize, Serialize};
+use url::Url;
 use uuid::Uuid;
 
 use crate::api::{Api, ApiError, ApiResult, bad_request};
@@ -73,7 +74,7 @@ pub async fn submit(
     body: Result<Json<CrawlRequest>, JsonRejection>,
 ) -> ApiResult<(StatusCode, Json<Accepted>)> {
     let Json(request) = body.map_err(rejected)?;
-    let (spec, key, seeds) = checked(request, &api.contact)?;
+    let (spec, key, seeds) = checked(request, &api.ctx.duties.contact)?;
     let accepted = submit_crawl(&api.ctx, &spec, key.as_deref(), &seeds).await?;
     Ok((StatusCode::ACCEPTED, Json(accepted)))
 }
@@ -119,11 +120,7 @@ pub fn checked(request: CrawlRequest, contact: &str) -> ApiResult<(CrawlSpec, Op
     let mut seeds = Vec::with_capacity(request.urls.len());
     for raw in &request.urls {
         let seed = canonical(raw, None).map_err(|error| bad_request(format!("{raw:?} cannot be crawled: {error}")))?;
-        if contact.is_empty() && !is_loopback(&seed) {
-            return Err(bad_request(
-                "no contact is configured: set DODO_CONTACT to your address or a page about your crawler before anything but loopback is crawled",
-            ));
-        }
+        may_ask(&seed.url, contact).map_err(bad_request)?;
         seeds.push(seed);
     }
     let scope = request.scope.as_deref().unwrap_or("host").parse().map_err(|error: String| bad_request(error))?;
@@ -140,23 +137,28 @@ pub fn checked(request: CrawlRequest, contact: &str) -> ApiResult<(CrawlSpec, Op
     Ok((spec, request.key, seeds))
 }
 
-/// A name may lead anywhere, so only the worker, which resolves it, knows; here only what the URL says.
-fn is_loopback(seed: &Canonical) -> bool {
-    match seed.url.host() {
+/// Without a contact only loopback may be asked. A name may lead anywhere, so only the worker, which resolves it,
+/// knows; here only what the URL says.
+pub fn may_ask(url: &Url, contact: &str) -> Result<(), &'static str> {
+    let local = match url.host() {
         Some(url::Host::Ipv4(address)) => address.is_loopback(),
         Some(url::Host::Ipv6(address)) => address.is_loopback(),
         Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost") || name.ends_with(".test"),
         None => false,
+    };
+    if local || !contact.is_empty() {
+        return Ok(());
     }
+    Err("no contact is configured: set DODO_CONTACT to your address or a page about your crawler before anything but loopback is asked")
 }
 
-async fn hint(ctx: &Context, gained: Vec<(String, String)>) {
+pub async fn hint(ctx: &Context, gained: Vec<(String, String)>) {
     if let Err(error) = queue::hint(&ctx.redis, gained).await {
         // The dispatcher's scan finds the rows all the same, within a minute.
         tracing::debug!(%error, "the hint did not get through");
     }
 }
 
-fn rejected(rejection: JsonRejection) -> ApiError {
+pub fn rejected(rejection: JsonRejection) -> ApiError {
     ApiError(rejection.status(), rejection.body_text())
 }

@@ -1,9 +1,13 @@
 //! The HTTP API: one file a resource, one OpenAPI document, served beside it.
 
 pub mod crawl;
+pub mod dead;
 pub mod dispatch;
 pub mod export;
 pub mod job;
+pub mod manifest;
+pub mod record;
+pub mod source;
 pub mod status;
 pub mod why;
 
@@ -15,7 +19,7 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use dodo_common::db::pool::DbError;
 use dodo_common::stream::connection::StreamError;
@@ -33,8 +37,6 @@ pub struct Api {
     pub ctx: Arc<Context>,
     /// Asked for on every path but the health checks, where there is one.
     pub token: Option<Arc<str>>,
-    /// Who is responsible for the crawler; without it only loopback is crawled.
-    pub contact: Arc<str>,
     /// Renders the metrics; a function, so that the API does not know which exporter it is.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
@@ -58,6 +60,21 @@ pub struct Api {
         status::metrics,
         export::pages,
         export::links,
+        manifest::submit,
+        manifest::list,
+        source::put,
+        source::list,
+        source::get,
+        source::delete,
+        source::run,
+        source::put_secret,
+        source::secrets,
+        record::list,
+        record::unfit,
+        record::replay,
+        record::report,
+        dead::list,
+        dead::replay,
     )
 )]
 struct Document;
@@ -113,6 +130,18 @@ pub fn router(api: Api) -> Router {
         .route("/v1/streams", get(status::streams))
         .route("/v1/export/pages", get(export::pages))
         .route("/v1/export/links", get(export::links))
+        .route("/v1/manifests", get(manifest::list).post(manifest::submit))
+        .route("/v1/sources", get(source::list))
+        .route("/v1/sources/{name}", get(source::get).put(source::put).delete(source::delete))
+        .route("/v1/sources/{name}/dispatches", post(source::run))
+        .route("/v1/secrets", get(source::secrets))
+        .route("/v1/secrets/{name}", put(source::put_secret))
+        .route("/v1/records", get(record::list))
+        .route("/v1/unfit", get(record::unfit))
+        .route("/v1/unfit/replay", post(record::replay))
+        .route("/v1/report", get(record::report))
+        .route("/v1/dead", get(dead::list))
+        .route("/v1/dead/replay", post(dead::replay))
         .route("/metrics", get(status::metrics))
         .route("/openapi.json", get(async || Json(Document::openapi())))
         .layer(middleware::from_fn_with_state(api.clone(), authorise));

@@ -15,7 +15,7 @@ use dodo_common::telemetry::{logging, metric};
 
 use crate::api::{self, Api};
 use crate::cli::{archive, say};
-use crate::context::Context;
+use crate::context::{Context, Duties};
 use crate::leader;
 
 /// Connections to Postgres of one scheduler.
@@ -29,6 +29,8 @@ pub struct Serve {
     pub logging: Logging,
     #[command(flatten)]
     pub http: Http,
+    #[command(flatten)]
+    pub duties: Duties,
 }
 
 /// The API's settings, for `dodo serve` and `dodo up`.
@@ -40,9 +42,6 @@ pub struct Http {
     /// Token the API asks for
     #[arg(long, env = "DODO_ADMIN_TOKEN", hide_env_values = true)]
     pub admin_token: Option<String>,
-    /// Who to write to about this crawler (an address or a URL); needed to crawl anything but loopback
-    #[arg(long, env = "DODO_CONTACT", default_value = "")]
-    pub contact: String,
 }
 
 #[derive(Args, Debug)]
@@ -59,7 +58,7 @@ pub async fn serve(serve: Serve) -> anyhow::Result<ExitCode> {
     let lifecycle = Lifecycle::install().context("cannot listen for signals")?;
     let name = format!("scheduler-{}", serve.http.listen.port());
     let guard = logging::start(&serve.logging, &name, true).map_err(anyhow::Error::msg)?;
-    let ctx = open(&serve.servers, &lifecycle).await?;
+    let ctx = open(&serve.servers, serve.duties, &lifecycle).await?;
     let api = api(&ctx, &serve.http)?;
     let listener = api::bind(serve.http.listen, serve.http.admin_token.as_deref()).await?;
     tracing::info!(listen = %serve.http.listen, scheduler = %ctx.id, "serving");
@@ -74,12 +73,12 @@ pub async fn serve(serve: Serve) -> anyhow::Result<ExitCode> {
 }
 
 /// Connects, and refuses what would only fail later: an unknown schema, a Redis that evicts, a missing bucket.
-pub async fn open(servers: &Servers, lifecycle: &Lifecycle) -> anyhow::Result<Arc<Context>> {
+pub async fn open(servers: &Servers, duties: Duties, lifecycle: &Lifecycle) -> anyhow::Result<Arc<Context>> {
     let db = Db::pipeline(&servers.database_url, "dodo-scheduler", DB_CONNECTIONS)?;
     migrations::check(&db).await?;
-    let ctx = Context::new(db, &servers.redis_url, lifecycle.soft.clone())?;
+    let ctx = Context::new(db, &servers.redis_url, archive::store(&servers.s3)?, duties, lifecycle.soft.clone())?;
     control::check_fit(&ctx.redis).await?;
-    archive::store(&servers.s3)?.check().await?;
+    ctx.store.check().await?;
     Ok(ctx)
 }
 
@@ -88,7 +87,6 @@ pub fn api(ctx: &Arc<Context>, http: &Http) -> anyhow::Result<Api> {
     Ok(Api {
         ctx: Arc::clone(ctx),
         token: http.admin_token.as_deref().filter(|token| !token.is_empty()).map(Arc::from),
-        contact: http.contact.as_str().into(),
         metrics: Arc::new(move || handle.render()),
     })
 }

@@ -21,7 +21,7 @@ use crate::api;
 use crate::cli::crawl::{self as bar, CrawlFlags};
 use crate::cli::serve::{self, Http};
 use crate::cli::{bytes, say};
-use crate::context::Context;
+use crate::context::{Context, Duties};
 use crate::leader;
 use crate::local::postgres::PostgresServer;
 use crate::local::redis::RedisServer;
@@ -31,6 +31,9 @@ use crate::local::workers::{self, WorkerEnv};
 use crate::local::{lock_dir, make_dir, write_private};
 
 const BUCKET: &str = "dodo";
+/// On one machine nobody wants to wait a minute for a manifest.
+const MANIFESTS: &str = "manifests";
+const MANIFEST_REFRESH_MS: u64 = 1000;
 const POLL: Duration = Duration::from_millis(200);
 /// The delay at which the bundled site is crawled: it is our own.
 const SAMPLE_DELAY_MS: i64 = 20;
@@ -108,9 +111,13 @@ async fn run_on(
     started: Instant,
 ) -> anyhow::Result<ExitCode> {
     migrate::migrate(&ground.servers.database_url).await?;
-    let ctx = serve::open(&ground.servers, lifecycle).await?;
-    let http =
-        Http { listen: SocketAddr::from(([127, 0, 0, 1], up.port)), admin_token: None, contact: up.contact.clone() };
+    let duties = Duties {
+        contact: up.contact.clone(),
+        manifest_prefix: MANIFESTS.to_owned(),
+        manifest_refresh_ms: MANIFEST_REFRESH_MS,
+    };
+    let ctx = serve::open(&ground.servers, duties, lifecycle).await?;
+    let http = Http { listen: SocketAddr::from(([127, 0, 0, 1], up.port)), admin_token: None };
     let listener = api::bind(http.listen, None).await?;
     let address = listener.local_addr()?;
     let urls = crawl_urls(up, data, ground)?;

@@ -1,0 +1,163 @@
+//! Sources: their documents, their secrets, and the page dispatches they start.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use dodo_common::db::source::{self, SecretName, Source};
+use dodo_common::model::job::TENANT_DEFAULT;
+use dodo_common::model::source::{Document, PagedSpec, Place};
+use dodo_common::stream::queue;
+use serde::{Deserialize, Serialize};
+
+use crate::api::crawl::{Accepted, may_ask, rejected};
+use crate::api::{Api, ApiResult, bad_request, not_found};
+
+/// Bytes of a secret.
+const SECRET_BYTES_MAX: usize = 8192;
+
+/// What a dispatch of a source may say.
+#[derive(Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunRequest {
+    /// What `{base}` stands for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// Which installation of the platform; the authority of its URL when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// Names in braces of the URL, and what they stand for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub subject: BTreeMap<String, String>,
+    /// An answer that holds the count, if it is known: then the API is not asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Object)]
+    pub metadata: Option<serde_json::Value>,
+    /// A second request with the same key returns the first one's dispatch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Stored {
+    pub name: String,
+    pub version: i32,
+}
+
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretRequest {
+    pub value: String,
+}
+
+/// Store a source's document
+#[utoipa::path(put, path = "/v1/sources/{name}", params(("name" = String, Path)), request_body = Document,
+    responses((status = 200, body = Stored), (status = 400, description = "One line says what is wrong")))]
+pub async fn put(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    body: Result<Json<Document>, JsonRejection>,
+) -> ApiResult<Json<Stored>> {
+    let Json(document) = body.map_err(rejected)?;
+    if !is_name(&name, 39) || ["crawl", "page"].contains(&name.as_str()) {
+        return Err(bad_request(
+            "a source's name has up to 39 of a-z, 0-9 and -, begins with a letter or digit, and is not crawl or page",
+        ));
+    }
+    document.check().map_err(bad_request)?;
+    if document.every_s.is_some() {
+        // What a timer starts, nobody completes.
+        PagedSpec::new(&name, 1, document.clone(), None, None, BTreeMap::new()).map_err(bad_request)?;
+    }
+    let version = source::put(&api.ctx.db, TENANT_DEFAULT, &name, &document).await?;
+    Ok(Json(Stored { name, version }))
+}
+
+/// The stored sources
+#[utoipa::path(get, path = "/v1/sources", responses((status = 200, body = Vec<Source>)))]
+pub async fn list(State(api): State<Api>) -> ApiResult<Json<Vec<Source>>> {
+    Ok(Json(source::list(&api.ctx.db, TENANT_DEFAULT).await?))
+}
+
+/// One source
+#[utoipa::path(get, path = "/v1/sources/{name}", params(("name" = String, Path)),
+    responses((status = 200, body = Source), (status = 404)))]
+pub async fn get(State(api): State<Api>, Path(name): Path<String>) -> ApiResult<Json<Source>> {
+    Ok(Json(source::get(&api.ctx.db, TENANT_DEFAULT, &name).await?.ok_or_else(|| not_found("such source"))?))
+}
+
+/// Forget a source; its records stay
+#[utoipa::path(delete, path = "/v1/sources/{name}", params(("name" = String, Path)),
+    responses((status = 204), (status = 404)))]
+pub async fn delete(State(api): State<Api>, Path(name): Path<String>) -> ApiResult<StatusCode> {
+    if source::delete(&api.ctx.db, TENANT_DEFAULT, &name).await? {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    Err(not_found("such source"))
+}
+
+/// Start a page dispatch
+#[utoipa::path(post, path = "/v1/sources/{name}/dispatches", params(("name" = String, Path)), request_body = RunRequest,
+    responses((status = 202, body = Accepted), (status = 400, description = "One line says what is wrong"), (status = 404)))]
+pub async fn run(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    body: Result<Json<RunRequest>, JsonRejection>,
+) -> ApiResult<(StatusCode, Json<Accepted>)> {
+    let Json(request) = body.map_err(rejected)?;
+    let ctx = &api.ctx;
+    let found = source::get(&ctx.db, TENANT_DEFAULT, &name).await?.ok_or_else(|| not_found("such source"))?;
+    let (base, instance) = (request.base.as_deref(), request.instance.as_deref());
+    let mut spec = PagedSpec::new(&name, found.version, found.document, base, instance, request.subject).map_err(bad_request)?;
+    spec.metadata = request.metadata;
+    for url in [spec.page_url(Place { page: 1, cursor: None }), spec.count_url()] {
+        may_ask(&url.map_err(bad_request)?, &ctx.duties.contact).map_err(bad_request)?;
+    }
+    if let Some(auth) = &spec.document.auth
+        && source::secret(&ctx.db, TENANT_DEFAULT, &auth.secret).await?.is_none()
+    {
+        let advice = format!("there is no secret {0}; store it with `dodo sources secret {0}`", auth.secret);
+        return Err(bad_request(advice));
+    }
+    let submitted = source::submit(&ctx.db, TENANT_DEFAULT, request.key.as_deref(), &spec, &BTreeMap::new()).await?;
+    if let Err(error) = queue::hint(&ctx.redis, vec![(TENANT_DEFAULT.to_owned(), String::new())]).await {
+        tracing::debug!(%error, "the hint did not get through");
+    }
+    let accepted = Accepted { dispatch: submitted.id, created: submitted.created, scheduled: submitted.scheduled };
+    Ok((StatusCode::ACCEPTED, Json(accepted)))
+}
+
+/// Store a secret's value; no answer ever shows it
+#[utoipa::path(put, path = "/v1/secrets/{name}", params(("name" = String, Path)), request_body = SecretRequest,
+    responses((status = 204), (status = 400, description = "One line says what is wrong")))]
+pub async fn put_secret(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    body: Result<Json<SecretRequest>, JsonRejection>,
+) -> ApiResult<StatusCode> {
+    // The rejection of a body may quote it.
+    let Json(request) = body.map_err(|_| bad_request("send the secret as {\"value\": \"...\"}"))?;
+    if !is_name(&name, 63) {
+        return Err(bad_request("a secret's name has up to 63 of a-z, 0-9, - . and _"));
+    }
+    if request.value.is_empty() || request.value.len() > SECRET_BYTES_MAX || request.value.chars().any(char::is_control) {
+        return Err(bad_request(format!("a secret has between 1 and {SECRET_BYTES_MAX} bytes, none of them a control character")));
+    }
+    source::put_secret(&api.ctx.db, TENANT_DEFAULT, &name, &request.value).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The names of the stored secrets
+#[utoipa::path(get, path = "/v1/secrets", responses((status = 200, body = Vec<SecretName>)))]
+pub async fn secrets(State(api): State<Api>) -> ApiResult<Json<Vec<SecretName>>> {
+    Ok(Json(source::secrets(&api.ctx.db, TENANT_DEFAULT).await?))
+}
+
+fn is_name(name: &str, length_max: usize) -> bool {
+    let more = if length_max > 39 { "-._" } else { "-" };
+    name.len() <= length_max
+        && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || more.contains(c))
+}
