@@ -80,7 +80,8 @@ pub async fn refresh(ctx: &Context, term: &Term) -> Result<Summary, ManifestErro
         Ok(summary) => (summary.files as i32, summary.accepted as i32, None),
         Err(error) => (0, 0, Some(error.to_string())),
     };
-    metrics::counter!("dodo_manifest_refreshes_total", "ok" => if error.is_none() { "true" } else { "false" }).increment(1);
+    metrics::counter!("dodo_manifest_refreshes_total", "ok" => if error.is_none() { "true" } else { "false" })
+        .increment(1);
     manifest::refreshed(&ctx.db, term.epoch, files, accepted, error.as_deref()).await?;
     outcome
 }
@@ -94,7 +95,9 @@ async fn tick(ctx: &Context, term: &Term) -> Result<Summary, ManifestError> {
         .map(|manifest| (manifest.name.clone(), manifest))
         .collect();
     let mut names = HashSet::new();
-    for (name, bytes, stamp) in listing.into_iter().filter(|(name, ..)| name.ends_with(".json")).take(FILES_MAX as usize) {
+    for (name, bytes, stamp) in
+        listing.into_iter().filter(|(name, ..)| name.ends_with(".json")).take(FILES_MAX as usize)
+    {
         summary.files += 1;
         let known = current.get(&name);
         if stamp.is_empty() || known.is_none_or(|known| known.stamp != stamp) {
@@ -163,7 +166,12 @@ pub async fn record(
         Ok(entries) => tracing::info!(manifest = name, entries = entries.len(), "manifest accepted"),
         Err(reasons) => {
             let first = reasons.first().map(|reason| format!("entry {:?}: {}", reason.entry, reason.reason));
-            tracing::warn!(manifest = name, reasons = reasons.len(), "manifest malformed: {}", first.unwrap_or_default());
+            tracing::warn!(
+                manifest = name,
+                reasons = reasons.len(),
+                "manifest malformed: {}",
+                first.unwrap_or_default()
+            );
         }
     }
     Ok(recorded)

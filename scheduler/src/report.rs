@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use dodo_common::db::dispatch;
 use dodo_common::db::pool::DbResult;
 use dodo_common::db::record::{self, RecordQuery};
-use dodo_common::db::dispatch;
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;

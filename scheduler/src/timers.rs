@@ -43,7 +43,9 @@ pub async fn tick(ctx: &Context, term: &Term) -> DbResult<usize> {
                 tracing::info!(source = s.name, tenant = due.tenant, at = %due.at, "a timer starts a page dispatch");
                 started += 1;
             }
-            Err(why) => tracing::warn!(source = s.name, tenant = due.tenant, "a timer cannot start a page dispatch: {why}"),
+            Err(why) => {
+                tracing::warn!(source = s.name, tenant = due.tenant, "a timer cannot start a page dispatch: {why}")
+            }
         }
         source::tick(&ctx.db, term.epoch, &due, spec.as_ref().ok()).await?;
         if let Err(error) = queue::hint(&ctx.redis, vec![(due.tenant.clone(), String::new())]).await {

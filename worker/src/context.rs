@@ -142,7 +142,8 @@ impl Context {
             .map_err(|error| DbError::Input(format!("dispatch {id} has a seed that is no URL: {error}")))?;
         let headers = dispatch::headers(&self.db, tenant, id).await?;
         let headers = secret_headers(&headers).map_err(DbError::Input)?;
-        let seed_hosts = seeds.iter().filter_map(|seed| canonical(seed.as_str(), None).ok()).map(|seed| seed.host).collect();
+        let seed_hosts =
+            seeds.iter().filter_map(|seed| canonical(seed.as_str(), None).ok()).map(|seed| seed.host).collect();
         let crawl = Arc::new(Crawl { scope: Scope::new(spec.scope, seeds), spec, headers, seed_hosts });
         let mut crawls = self.crawls.lock().expect("no panic under this lock");
         if crawls.len() >= CRAWLS_MAX {
@@ -187,7 +188,8 @@ impl Context {
                 (Some(_), None, None) => {}
             }
         }
-        let mapper = Mapper::new(&spec.source, &spec.instance, &document.id, &document.fields).map_err(DbError::Input)?;
+        let mapper =
+            Mapper::new(&spec.source, &spec.instance, &document.id, &document.fields).map_err(DbError::Input)?;
         Ok(Paging { spec, mapper, headers, query, missing, read_ms })
     }
 

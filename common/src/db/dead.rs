@@ -54,8 +54,9 @@ pub async fn replay(db: &Db, q: &DeadQuery<'_>, force: bool) -> DbResult<Replaye
               ORDER BY id LIMIT $8 FOR UPDATE"
         );
         let after = q.after.unwrap_or_default();
-        let rows =
-            tx.query(&sql, &[&q.tenant, &after, &q.dispatch, &q.kind, &q.outcome, &q.host, &q.reason, &q.limit]).await?;
+        let rows = tx
+            .query(&sql, &[&q.tenant, &after, &q.dispatch, &q.kind, &q.outcome, &q.host, &q.reason, &q.limit])
+            .await?;
         let (taken, left): (Vec<_>, Vec<_>) = rows.iter().partition(|row| force || !row.get::<_, bool>(2));
         let ids: Vec<Uuid> = taken.iter().map(|row| row.get(0)).collect();
         let finished: Vec<chrono::DateTime<chrono::Utc>> = taken.iter().map(|row| row.get(1)).collect();

@@ -150,7 +150,10 @@ pub(crate) async fn keep_headers(
 pub async fn headers(db: &Db, tenant: &str, id: Uuid) -> DbResult<BTreeMap<String, String>> {
     let client = db.client().await?;
     let row = client
-        .query_opt("-- headers\nSELECT headers FROM dispatch_secret WHERE tenant = $1 AND dispatch = $2", &[&tenant, &id])
+        .query_opt(
+            "-- headers\nSELECT headers FROM dispatch_secret WHERE tenant = $1 AND dispatch = $2",
+            &[&tenant, &id],
+        )
         .await?;
     let Some(row) = row else { return Ok(BTreeMap::new()) };
     serde_json::from_value(row.get(0)).map_err(|error| DbError::Input(format!("dispatch {id} has no headers: {error}")))
@@ -271,7 +274,10 @@ pub async fn totals(db: &Db, tenant: &str) -> DbResult<BTreeMap<String, Progress
 /// How many dispatches are not done, of all tenants.
 pub async fn open_count(db: &Db) -> DbResult<i64> {
     let client = db.client().await?;
-    Ok(client.query_one("-- count-open-dispatches\nSELECT count(*) FROM dispatch WHERE state <> 'done'", &[]).await?.get(0))
+    Ok(client
+        .query_one("-- count-open-dispatches\nSELECT count(*) FROM dispatch WHERE state <> 'done'", &[])
+        .await?
+        .get(0))
 }
 
 /// Sums delta rows into progress. Returns how many rows it took.

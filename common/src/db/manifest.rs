@@ -55,7 +55,8 @@ pub struct Read<'a> {
     pub bytes: i64,
 }
 
-const SELECT: &str = "SELECT name, hash, origin, state, bytes, entries, reasons, dispatch, seen_at, ended_at, stamp FROM manifest_log";
+const SELECT: &str =
+    "SELECT name, hash, origin, state, bytes, entries, reasons, dispatch, seen_at, ended_at, stamp FROM manifest_log";
 
 /// Manifests of a tenant, newest first; with `current` only those of S3 that are in force.
 pub async fn list(db: &Db, tenant: &str, current: bool, limit: i64) -> DbResult<Vec<Manifest>> {
@@ -80,7 +81,11 @@ pub async fn record(
             leader::authorise(tx, epoch).await?;
         }
         // Two readers of one name take turns.
-        tx.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", &[&format!("manifest:{tenant}:{}", read.name)]).await?;
+        tx.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))",
+            &[&format!("manifest:{tenant}:{}", read.name)],
+        )
+        .await?;
         end(tx, tenant, read.name, Some(read.hash), "replaced").await?;
         let (state, entries, reasons) = match content {
             Ok(entries) => ("accepted", entries.len(), Value::Array(Vec::new())),
@@ -326,7 +331,14 @@ pub struct Started {
 ///
 /// # Errors
 /// [`DbError::Input`] says why the entry cannot be started (its source is gone); it goes on all the same.
-pub async fn start(db: &Db, worker: &Incarnation, job: &JobKey, manifest: Uuid, entry: i32, number: i64) -> DbResult<Option<Started>> {
+pub async fn start(
+    db: &Db,
+    worker: &Incarnation,
+    job: &JobKey,
+    manifest: Uuid,
+    entry: i32,
+    number: i64,
+) -> DbResult<Option<Started>> {
     run_tx!(db, "start-occurrence", |tx| {
         authorise_worker(tx, worker).await?;
         let row = tx
@@ -357,8 +369,15 @@ pub async fn start(db: &Db, worker: &Incarnation, job: &JobKey, manifest: Uuid, 
             name => {
                 let found = source::find(tx, &job.tenant, name).await?;
                 let found = found.ok_or_else(|| DbError::Input(format!("there is no source {name} any more")))?;
-                let spec = PagedSpec::new(name, found.version, found.document, Some(&url), options.instance.as_deref(), options.subject)
-                    .map_err(DbError::Input)?;
+                let spec = PagedSpec::new(
+                    name,
+                    found.version,
+                    found.document,
+                    Some(&url),
+                    options.instance.as_deref(),
+                    options.subject,
+                )
+                .map_err(DbError::Input)?;
                 let submitted = source::submit_in(tx, &job.tenant, place.0, place.1, &spec, &headers).await?;
                 Started { submitted, hosts: vec![String::new()] }
             }

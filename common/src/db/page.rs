@@ -204,15 +204,8 @@ pub(crate) async fn settle(tx: &Transaction<'_>, prepared: Option<&Prepared<'_>>
     let rounds_max = ROUNDS_MAX;
     let store: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
         [&p.keys.tenant, &p.keys.id, &p.keys.attempt, &p.items, &p.stores, &p.kept];
-    let count: [&(dyn tokio_postgres::types::ToSql + Sync); 7] = [
-        &p.counted.tenant,
-        &p.counted.id,
-        &p.counted.attempt,
-        &p.round,
-        &p.total_items,
-        &p.total_pages,
-        &rounds_max,
-    ];
+    let count: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
+        [&p.counted.tenant, &p.counted.id, &p.counted.attempt, &p.round, &p.total_items, &p.total_pages, &rounds_max];
     let n = &p.next;
     let follow: [&(dyn tokio_postgres::types::ToSql + Sync); 11] = [
         &n.parent.tenant,

@@ -219,9 +219,9 @@ pub async fn load(db: &Db, keys: &[JobKey]) -> DbResult<Vec<Loaded>> {
                     remake_of: row.get(20),
                 },
                 paging: LoadedPaging {
-                    metadata: row.get::<_, Option<i64>>(21).map(|total_items| {
-                        (Metadata { total_items, total_pages: row.get(22) }, row.get(23))
-                    }),
+                    metadata: row
+                        .get::<_, Option<i64>>(21)
+                        .map(|total_items| (Metadata { total_items, total_pages: row.get(22) }, row.get(23))),
                     stored_by: row.get(24),
                 },
                 host: row.get::<_, Option<Vec<String>>>(10).map(|addresses| LoadedHost {

@@ -157,8 +157,9 @@ pub async fn tick(db: &Db, epoch: i64, due: &Due, spec: Option<&PagedSpec>) -> D
 
 fn of_row(row: &tokio_postgres::Row) -> DbResult<Source> {
     let name: String = row.get(0);
-    let document = serde_json::from_value::<Document>(row.get::<_, Value>(2))
-        .map_err(|error| DbError::Input(format!("the document of source {name} is not one of this version: {error}")))?;
+    let document = serde_json::from_value::<Document>(row.get::<_, Value>(2)).map_err(|error| {
+        DbError::Input(format!("the document of source {name} is not one of this version: {error}"))
+    })?;
     Ok(Source { document, name, version: row.get(1), next_at: row.get(3), updated_at: row.get(4) })
 }
 

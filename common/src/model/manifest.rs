@@ -151,7 +151,13 @@ impl Entry {
                 if !matches!(url.scheme(), "http" | "https") {
                     return Err(format!("url {:?} is no http or https URL", self.url));
                 }
-                if self.options != (Options { subject: self.options.subject.clone(), instance: self.options.instance.clone(), ..Options::default() }) {
+                if self.options
+                    != (Options {
+                        subject: self.options.subject.clone(),
+                        instance: self.options.instance.clone(),
+                        ..Options::default()
+                    })
+                {
                     return Err("a source takes the options subject and instance only".to_owned());
                 }
             }

@@ -157,7 +157,12 @@ impl Mapper {
 }
 
 /// Absent and null are nothing; what cannot be read is an error.
-fn attribute<T>(item: &Value, path: Option<&Path>, what: &str, read: fn(&Value) -> Option<T>) -> Result<Option<T>, String> {
+fn attribute<T>(
+    item: &Value,
+    path: Option<&Path>,
+    what: &str,
+    read: fn(&Value) -> Option<T>,
+) -> Result<Option<T>, String> {
     let Some(path) = path else { return Ok(None) };
     match path.path.query(item).first().filter(|value| !value.is_null()) {
         None => Ok(None),
@@ -197,9 +202,9 @@ pub fn without_nul(value: &Value) -> Value {
     match value {
         Value::String(text) => Value::String(text.replace('\0', "\u{fffd}")),
         Value::Array(values) => Value::Array(values.iter().map(without_nul).collect()),
-        Value::Object(map) => {
-            Value::Object(map.iter().map(|(name, value)| (name.replace('\0', "\u{fffd}"), without_nul(value))).collect())
-        }
+        Value::Object(map) => Value::Object(
+            map.iter().map(|(name, value)| (name.replace('\0', "\u{fffd}"), without_nul(value))).collect(),
+        ),
         other => other.clone(),
     }
 }
@@ -230,7 +235,10 @@ mod tests {
 
     #[test]
     fn attributes_are_taken_and_the_rest_kept() {
-        let made = make(json!({ "id": 7, "user": { "name": "Ann" }, "body": "hi", "stars": "4.5", "at": 1_700_000_000, "x": [1] })).unwrap();
+        let made = make(
+            json!({ "id": 7, "user": { "name": "Ann" }, "body": "hi", "stars": "4.5", "at": 1_700_000_000, "x": [1] }),
+        )
+        .unwrap();
         assert_eq!((made.external_id.as_str(), made.author.as_deref(), made.rating), ("7", Some("Ann"), Some(4.5)));
         assert_eq!(made.created_at.unwrap().to_rfc3339(), "2023-11-14T22:13:20+00:00");
         assert_eq!(made.metadata, json!({ "user": { "name": "Ann" }, "x": [1] }));

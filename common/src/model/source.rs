@@ -196,7 +196,9 @@ impl Document {
         if self.every_s.is_some_and(|every| every < 1) {
             return Err("every_s must be at least 1".to_owned());
         }
-        check_headers(self.headers.iter().chain(self.auth.iter().filter_map(|auth| Some((auth.header.as_ref()?, &auth.prefix)))))
+        check_headers(
+            self.headers.iter().chain(self.auth.iter().filter_map(|auth| Some((auth.header.as_ref()?, &auth.prefix)))),
+        )
     }
 
     pub fn page_size(&self) -> i64 {
@@ -217,8 +219,11 @@ fn check_size(size: i64) -> Result<(), String> {
 pub fn check_headers<'a>(headers: impl IntoIterator<Item = (&'a String, &'a String)>) -> Result<(), String> {
     for (name, value) in headers {
         reqwest::header::HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("{name:?} is no header name"))?;
-        reqwest::header::HeaderValue::from_str(value).map_err(|_| format!("the value of header {name} is not allowed"))?;
-        if ["host", "content-length", "transfer-encoding", "connection", "accept-encoding"].contains(&name.to_ascii_lowercase().as_str()) {
+        reqwest::header::HeaderValue::from_str(value)
+            .map_err(|_| format!("the value of header {name} is not allowed"))?;
+        if ["host", "content-length", "transfer-encoding", "connection", "accept-encoding"]
+            .contains(&name.to_ascii_lowercase().as_str())
+        {
             return Err(format!("header {name} is the client's own"));
         }
     }
@@ -239,7 +244,15 @@ impl PagedSpec {
         if document.url.contains("{base}") && base.is_empty() {
             return Err(format!("source {source} needs a base URL: its url holds {{base}}"));
         }
-        let mut spec = Self { source: source.to_owned(), version, document, base, instance: String::new(), subject, metadata: None };
+        let mut spec = Self {
+            source: source.to_owned(),
+            version,
+            document,
+            base,
+            instance: String::new(),
+            subject,
+            metadata: None,
+        };
         let first = spec.page_url(Place { page: 1, cursor: None })?;
         spec.instance = match instance {
             Some(name) => name.to_owned(),
@@ -259,7 +272,9 @@ impl PagedSpec {
     /// Where the count is asked for.
     pub fn count_url(&self) -> Result<Url, String> {
         match &self.document.paging {
-            Paging::Numbered { count: Count { url: Some(url), .. }, .. } => self.expand(url, Place { page: 1, cursor: None }),
+            Paging::Numbered { count: Count { url: Some(url), .. }, .. } => {
+                self.expand(url, Place { page: 1, cursor: None })
+            }
             _ => self.page_url(Place { page: 1, cursor: None }),
         }
     }
@@ -328,7 +343,8 @@ impl PagedSpec {
         let mut rest = template;
         while let Some(open) = rest.find('{') {
             text.push_str(&rest[..open]);
-            let close = rest[open..].find('}').ok_or_else(|| format!("{template:?} has a brace that is not closed"))? + open;
+            let close =
+                rest[open..].find('}').ok_or_else(|| format!("{template:?} has a brace that is not closed"))? + open;
             match &rest[open + 1..close] {
                 "base" => text.push_str(&self.base),
                 "page" => text.push_str(&(place.page - 1 + first).to_string()),
@@ -336,7 +352,10 @@ impl PagedSpec {
                 "offset" => text.push_str(&((place.page - 1) * size).to_string()),
                 "cursor" => text.extend(utf8_percent_encode(place.cursor.unwrap_or_default(), VALUE)),
                 name => {
-                    let value = self.subject.get(name).ok_or_else(|| format!("nothing says what {{{name}}} of {template:?} is"))?;
+                    let value = self
+                        .subject
+                        .get(name)
+                        .ok_or_else(|| format!("nothing says what {{{name}}} of {template:?} is"))?;
                     text.extend(utf8_percent_encode(value, VALUE));
                 }
             }
@@ -426,7 +445,10 @@ mod tests {
 
     fn numbered() -> PagedSpec {
         let count = json!({ "path": "$.total" });
-        spec(json!({ "style": "numbered", "size": 10, "first": 0, "count": count }), "{base}/{app}?p={page}&o={offset}&n={page_size}")
+        spec(
+            json!({ "style": "numbered", "size": 10, "first": 0, "count": count }),
+            "{base}/{app}?p={page}&o={offset}&n={page_size}",
+        )
     }
 
     #[test]
@@ -446,7 +468,14 @@ mod tests {
         assert_eq!(of(json!({ "total": 401 })), Ok(Metadata { total_items: 401, total_pages: 41 }));
         assert_eq!(of(json!({ "total": "400" })), Ok(Metadata { total_items: 400, total_pages: 40 }));
         assert_eq!(of(json!({ "total": 0 })), Ok(Metadata { total_items: 0, total_pages: 0 }));
-        for bad in [json!({}), json!({ "total": null }), json!({ "total": -1 }), json!({ "total": 1.5 }), json!({ "total": 1e15 }), json!([])] {
+        for bad in [
+            json!({}),
+            json!({ "total": null }),
+            json!({ "total": -1 }),
+            json!({ "total": 1.5 }),
+            json!({ "total": 1e15 }),
+            json!([]),
+        ] {
             assert!(of(bad.clone()).is_err(), "{bad}");
         }
     }

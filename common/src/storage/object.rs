@@ -16,7 +16,8 @@ use object_store::list::{PaginatedListOptions, PaginatedListStore as _};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, ClientOptions, Error as BackendError, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, RetryConfig,
+    BackoffConfig, ClientOptions, Error as BackendError, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode,
+    RetryConfig,
 };
 use url::{Host, Url};
 

@@ -149,7 +149,9 @@ pub fn may_ask(url: &Url, contact: &str) -> Result<(), &'static str> {
     if local || !contact.is_empty() {
         return Ok(());
     }
-    Err("no contact is configured: set DODO_CONTACT to your address or a page about your crawler before anything but loopback is asked")
+    Err(
+        "no contact is configured: set DODO_CONTACT to your address or a page about your crawler before anything but loopback is asked",
+    )
 }
 
 pub async fn hint(ctx: &Context, gained: Vec<(String, String)>) {

@@ -80,7 +80,8 @@ pub async fn replay(State(api): State<Api>, Json(request): Json<ReplayRequest>) 
         };
         let (mut fit, mut still) = (Vec::new(), Vec::new());
         for item in items {
-            let mapper = Mapper::new(&item.source, &item.instance, &found.document.id, &found.document.fields).map_err(bad_request)?;
+            let mapper = Mapper::new(&item.source, &item.instance, &found.document.id, &found.document.fields)
+                .map_err(bad_request)?;
             match mapper.record(&item.item, item.fetched_at) {
                 Ok(record) => fit.push((item, record)),
                 Err(reason) => still.push(Unfit { reason, ..item }),

@@ -110,7 +110,8 @@ pub async fn run(
     let ctx = &api.ctx;
     let found = source::get(&ctx.db, TENANT_DEFAULT, &name).await?.ok_or_else(|| not_found("such source"))?;
     let (base, instance) = (request.base.as_deref(), request.instance.as_deref());
-    let mut spec = PagedSpec::new(&name, found.version, found.document, base, instance, request.subject).map_err(bad_request)?;
+    let mut spec =
+        PagedSpec::new(&name, found.version, found.document, base, instance, request.subject).map_err(bad_request)?;
     spec.metadata = request.metadata;
     for url in [spec.page_url(Place { page: 1, cursor: None }), spec.count_url()] {
         may_ask(&url.map_err(bad_request)?, &ctx.duties.contact).map_err(bad_request)?;
@@ -142,8 +143,11 @@ pub async fn put_secret(
     if !is_name(&name, 63) {
         return Err(bad_request("a secret's name has up to 63 of a-z, 0-9, - . and _"));
     }
-    if request.value.is_empty() || request.value.len() > SECRET_BYTES_MAX || request.value.chars().any(char::is_control) {
-        return Err(bad_request(format!("a secret has between 1 and {SECRET_BYTES_MAX} bytes, none of them a control character")));
+    if request.value.is_empty() || request.value.len() > SECRET_BYTES_MAX || request.value.chars().any(char::is_control)
+    {
+        return Err(bad_request(format!(
+            "a secret has between 1 and {SECRET_BYTES_MAX} bytes, none of them a control character"
+        )));
     }
     source::put_secret(&api.ctx.db, TENANT_DEFAULT, &name, &request.value).await?;
     Ok(StatusCode::NO_CONTENT)

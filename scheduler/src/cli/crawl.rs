@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use dodo_common::db::dispatch::Dispatch;
 use indicatif::{ProgressBar, ProgressStyle};
+use uuid::Uuid;
 
 use crate::api::crawl::{Accepted, CrawlRequest};
 use crate::cli::client::Client;
@@ -71,24 +72,41 @@ pub async fn run(crawl: Crawl) -> anyhow::Result<ExitCode> {
         say(if crawl.remote.json { serde_json::to_string(&accepted)? } else { accepted.dispatch.to_string() })?;
         return Ok(ExitCode::SUCCESS);
     }
-    let bar = bar(crawl.remote.json);
+    wait(&client, accepted.dispatch, crawl.remote.json).await
+}
+
+/// Waits until a dispatch is done, with a progress bar, and says what came of it.
+pub async fn wait(client: &Client, id: Uuid, json: bool) -> anyhow::Result<ExitCode> {
+    let bar = bar(json);
     loop {
-        let dispatch: Dispatch = client.get(&format!("/v1/dispatches/{}", accepted.dispatch), &[]).await?;
+        let dispatch: Dispatch = client.get(&format!("/v1/dispatches/{id}"), &[]).await?;
         show(&bar, std::slice::from_ref(&dispatch));
         if dispatch.state == "done" {
             bar.finish_and_clear();
-            let p = &dispatch.progress;
-            say(if crawl.remote.json {
-                serde_json::to_string(&dispatch)?
-            } else {
-                format!(
-                    "{} done: {} pages, {} links, {} duplicates skipped, {} failed, {} not allowed",
-                    dispatch.id, p.pages, p.links, p.duplicates, p.failed, p.skipped
-                )
-            })?;
+            say(if json { serde_json::to_string(&dispatch)? } else { done_line(&dispatch) })?;
             return Ok(ExitCode::SUCCESS);
         }
         tokio::time::sleep(POLL).await;
+    }
+}
+
+fn done_line(dispatch: &Dispatch) -> String {
+    let (id, p) = (dispatch.id, &dispatch.progress);
+    match dispatch.kind.as_str() {
+        "paged" => format!(
+            "{id} done: {} pages, {} items, {} records, {} unfit, {} failed",
+            p.pages, p.items, p.records, p.unfit, p.failed
+        ),
+        "manifest" => format!(
+            "{id} done: {} started, {} failed, {} cancelled",
+            p.finished - p.failed - p.skipped,
+            p.failed,
+            p.skipped
+        ),
+        _ => format!(
+            "{id} done: {} pages, {} links, {} duplicates skipped, {} failed, {} not allowed",
+            p.pages, p.links, p.duplicates, p.failed, p.skipped
+        ),
     }
 }
 

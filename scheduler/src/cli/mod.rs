@@ -3,10 +3,14 @@
 pub mod archive;
 pub mod client;
 pub mod crawl;
+pub mod dead;
 pub mod export;
+pub mod records;
 pub mod rules;
 pub mod serve;
 pub mod show;
+pub mod sources;
+pub mod submit;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -33,6 +37,16 @@ enum Command {
     Migrate(serve::Migrate),
     /// Submit a crawl to a running cluster
     Crawl(crawl::Crawl),
+    /// Submit a manifest: a list of jobs as a file
+    Submit(submit::Submit),
+    /// Store, list and run sources: APIs that are read page by page
+    Sources(sources::Sources),
+    /// List records, and the items that did not fit
+    Records(records::Records),
+    /// Totals of what was gathered
+    Report(records::Report),
+    /// List and replay jobs that ended without success
+    Dead(dead::Dead),
     /// Show the cluster at a glance
     Status(show::Status),
     /// List workers
@@ -71,6 +85,11 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve(serve) => serve::serve(*serve).await,
         Command::Migrate(migrate) => serve::migrate(migrate).await,
         Command::Crawl(crawl) => crawl::run(crawl).await,
+        Command::Submit(submit) => submit::run(submit).await,
+        Command::Sources(sources) => sources::run(sources).await,
+        Command::Records(records) => records::run(records).await,
+        Command::Report(report) => records::report(report).await,
+        Command::Dead(dead) => dead::run(dead).await,
         Command::Status(status) => show::status(status).await,
         Command::Workers(plain) => show::workers(plain).await,
         Command::Jobs(jobs) => show::jobs(jobs).await,

@@ -29,7 +29,7 @@ pub struct Status {
 
 #[derive(Args, Debug)]
 pub struct Jobs {
-    /// pending, or an outcome: ok, redirect, http_error, robots, refused, budget, dead, failed
+    /// pending, or an outcome: ok, redirect, http_error, robots, refused, budget, dead, failed, duplicate, cancelled, unknown
     #[arg(long)]
     state: Option<String>,
     /// Only those of this dispatch
@@ -132,12 +132,22 @@ pub async fn jobs(args: Jobs) -> anyhow::Result<ExitCode> {
             say(serde_json::to_string(&job)?)?;
             continue;
         }
-        let status = job.status.map_or("-".to_owned(), |status| status.to_string());
-        let what = job.url.unwrap_or(job.kind);
-        let reason = job.reason.map_or(String::new(), |reason| format!("  ({reason})"));
-        say(format!("{}  {:<10} {status:>3}  {what}{reason}", job.id, job.state))?;
+        say(job_line(&job))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A job on one line.
+pub fn job_line(job: &JobReport) -> String {
+    let status = job.status.map_or("-".to_owned(), |status| status.to_string());
+    let what = job.url.as_deref().unwrap_or(&job.kind);
+    let page = match (job.page, job.total_pages) {
+        (Some(page), Some(total)) if total > 0 => format!("  page {page} of {total}"),
+        (Some(page), _) => format!("  page {page}"),
+        _ => String::new(),
+    };
+    let reason = job.reason.as_ref().map_or(String::new(), |reason| format!("  ({reason})"));
+    format!("{}  {:<10} {status:>3}  {what}{page}{reason}", job.id, job.state)
 }
 
 pub async fn why(args: Why) -> anyhow::Result<ExitCode> {

@@ -131,7 +131,8 @@ impl Fetcher {
         let name = url.host_str().ok_or("the URL has no host")?;
         self.pinned.pin(name, addresses);
         let started = std::time::Instant::now();
-        let mut response = self.client.get(url.clone()).headers(headers.clone()).send().await.map_err(|error| explain(&error))?;
+        let mut response =
+            self.client.get(url.clone()).headers(headers.clone()).send().await.map_err(|error| explain(&error))?;
         let address = response.remote_addr().map(|address| address.ip());
         if address.is_some_and(|address| !addresses.contains(&address)) {
             return Err("the connection went to an address that is not pinned".to_owned());
@@ -183,7 +184,8 @@ pub fn secret_headers<'a>(headers: impl IntoIterator<Item = (&'a String, &'a Str
     let mut map = HeaderMap::new();
     for (name, value) in headers {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("{name:?} is no header name"))?;
-        let mut value = HeaderValue::from_str(value).map_err(|_| format!("the value of header {name} is not allowed"))?;
+        let mut value =
+            HeaderValue::from_str(value).map_err(|_| format!("the value of header {name} is not allowed"))?;
         value.set_sensitive(true);
         map.append(name, value);
     }

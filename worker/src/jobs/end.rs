@@ -18,7 +18,12 @@ const BACKOFF_MS_MAX: i64 = 60_000;
 const EXPANSION_MAX: usize = 4;
 
 /// The host of a job, prepared; or what comes of the job instead: it prepares its host, or ends with it.
-pub async fn ready(ctx: &Context, entry: StreamId, job: &Job, host: Option<LoadedHost>) -> Result<LoadedHost, Box<Done>> {
+pub async fn ready(
+    ctx: &Context,
+    entry: StreamId,
+    job: &Job,
+    host: Option<LoadedHost>,
+) -> Result<LoadedHost, Box<Done>> {
     let ready = match host {
         Some(host) if host.fresh => host,
         stale => return Err(Box::new(prepare(ctx, entry, job, stale.as_ref()).await)),

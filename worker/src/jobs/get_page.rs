@@ -14,8 +14,8 @@ use url::Url;
 
 use crate::committer::{Done, Effect};
 use crate::context::{Context, Paging};
-use crate::jobs::paging::{self, Answer, NoAnswer};
 use crate::jobs::end;
+use crate::jobs::paging::{self, Answer, NoAnswer};
 
 /// A database that does not answer is asked again this often.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -73,7 +73,9 @@ fn store(ctx: &Context, entry: StreamId, job: &Job, paging: &Paging, known: Load
     });
     let items = match spec.items(&answer.value) {
         Ok(items) => items,
-        Err(why) if spec.document.at_most_once => return end_once(entry, job, NoAnswer::Malformed(Box::new(answer.fetched), why)),
+        Err(why) if spec.document.at_most_once => {
+            return end_once(entry, job, NoAnswer::Malformed(Box::new(answer.fetched), why));
+        }
         Err(why) => return paging::again(ctx, entry, job, NoAnswer::Malformed(Box::new(answer.fetched), why)),
     };
     let (mut paged, reason) = match follow(spec, job, known.metadata, &items, &answer.value) {
@@ -123,7 +125,10 @@ fn follow(
     {
         paged.metadata = Some((Some(round), now));
         paged.next.push(paging::pages_job(job.dispatch, round + 1, 1));
-        let reason = format!("the count changed from {} to {}: the pages are fetched again", before.total_items, now.total_items);
+        let reason = format!(
+            "the count changed from {} to {}: the pages are fetched again",
+            before.total_items, now.total_items
+        );
         return Ok((paged, reason));
     }
     // A count may be too low: a full last page is not believed to be the last.
@@ -149,10 +154,14 @@ fn about_of(spec: &PagedSpec, job: &Job, items: &[Value], fetched_ms: i64) -> Ve
 fn end_once(entry: StreamId, job: &Job, why: NoAnswer) -> Done {
     let (outcome, reason, fetched) = match why {
         NoAnswer::Lost(why) => (Outcome::Unknown, why, None),
-        NoAnswer::Refused(fetched) => {
-            (Outcome::HttpError, format!("the API answered {}; the call is not repeated", fetched.status), Some(fetched))
+        NoAnswer::Refused(fetched) => (
+            Outcome::HttpError,
+            format!("the API answered {}; the call is not repeated", fetched.status),
+            Some(fetched),
+        ),
+        NoAnswer::Malformed(fetched, why) => {
+            (Outcome::Failed, format!("{why}; the call is not repeated"), Some(fetched))
         }
-        NoAnswer::Malformed(fetched, why) => (Outcome::Failed, format!("{why}; the call is not repeated"), Some(fetched)),
     };
     let mut finished = paging::ended(job, outcome, &reason);
     if let Some(fetched) = fetched {
@@ -177,7 +186,8 @@ async fn kept(ctx: &Context, job: &Job) -> Option<Vec<u8>> {
 
 fn store_kept(ctx: &Context, entry: StreamId, job: &Job, answer: Vec<u8>) -> Done {
     let items = serde_json::from_slice::<Value>(&answer).ok().and_then(|about| Some(about["items"].as_array()?.len()));
-    let paged = Paged { items: items.unwrap_or(0) as i32, stores: true, kept: Some(answer.clone()), ..Paged::default() };
+    let paged =
+        Paged { items: items.unwrap_or(0) as i32, stores: true, kept: Some(answer.clone()), ..Paged::default() };
     let mut finished = paging::ended(job, Outcome::Ok, "made again of the answer that was kept");
     finished.paged = Some(Box::new(paged));
     let raw = Some((ITEMS, paging::raw_entry(ctx, job, answer)));

@@ -41,7 +41,11 @@ fn plan(spec: &PagedSpec, job: &Job, known: Option<(Metadata, i32)>) -> Result<(
     let reason = match spec.metadata.as_ref().map(|given| spec.metadata(given)) {
         Some(Ok(metadata)) => {
             let next = pages(spec, job, 1, from, metadata)?;
-            return Ok((Outcome::Ok, String::new(), Paged { metadata: Some((None, metadata)), next, ..Paged::default() }));
+            return Ok((
+                Outcome::Ok,
+                String::new(),
+                Paged { metadata: Some((None, metadata)), next, ..Paged::default() },
+            ));
         }
         Some(Err(why)) => format!("its metadata is malformed: {why}"),
         None => "its metadata is missing".to_owned(),
