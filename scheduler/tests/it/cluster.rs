@@ -57,6 +57,8 @@ pub struct Cluster {
     pub s3: S3Endpoint,
     /// More variables for the workers.
     pub worker_env: Vec<(String, String)>,
+    /// More variables for the schedulers.
+    pub scheduler_env: Vec<(String, String)>,
     http: reqwest::Client,
     apis: Vec<u16>,
 }
@@ -76,7 +78,8 @@ impl Cluster {
             [("DODO_RETRY_BASE_MS", "100"), ("DODO_ARCHIVE_AGE_MS", "1000"), ("DODO_LOG", "info,dodo_worker=debug")]
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .to_vec();
-        let cluster = Self { dir, redis, postgres, s3, worker_env, http, apis: Vec::new() };
+        let scheduler_env = vec![("DODO_MANIFEST_REFRESH_MS".to_owned(), "200".to_owned())];
+        let cluster = Self { dir, redis, postgres, s3, worker_env, scheduler_env, http, apis: Vec::new() };
         let out = cluster.dodo(&["migrate"]);
         anyhow::ensure!(out.status.success(), "migrate: {}", String::from_utf8_lossy(&out.stderr));
         Ok(cluster)
@@ -107,6 +110,7 @@ impl Cluster {
         let child = Command::new(dodo_program())
             .args(["serve", "--listen", &format!("127.0.0.1:{port}")])
             .envs(self.env())
+            .envs(self.scheduler_env.iter().cloned())
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
@@ -170,6 +174,38 @@ impl Cluster {
             }
         }
         bail!("no scheduler answers")
+    }
+
+    /// Any request to the first scheduler that answers: its status and its answer.
+    pub async fn call(&self, method: reqwest::Method, path: &str, body: impl Into<String>) -> Result<(u16, Value)> {
+        let body = body.into();
+        for port in &self.apis {
+            let request = self.http.request(method.clone(), format!("http://127.0.0.1:{port}{path}"));
+            if let Ok(answer) = request.header("content-type", "application/json").body(body.clone()).send().await {
+                let status = answer.status().as_u16();
+                return Ok((status, serde_json::from_str(&answer.text().await?).unwrap_or(Value::Null)));
+            }
+        }
+        bail!("no scheduler answers")
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> Result<()> {
+        let (status, answer) = self.call(reqwest::Method::PUT, path, body.to_string()).await?;
+        anyhow::ensure!((200..300).contains(&status), "{path}: {status} {answer}");
+        Ok(())
+    }
+
+    /// Whether something holds within the limit; asked again and again.
+    pub async fn until(&self, what: &str, limit: Duration, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+        let start = Instant::now();
+        while start.elapsed() < limit {
+            if holds().await? {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+        self.print_logs();
+        bail!("{what}: not within {limit:?}")
     }
 
     pub async fn progress(&self, dispatch: &str) -> Result<Value> {

@@ -1,0 +1,1 @@
+//! Manifests: dropped, edited, deleted, malformed, huge.
