@@ -9,7 +9,7 @@ fn main() -> std::process::ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("dodo: cannot start the runtime: {error}");
+            cli::tell(format!("cannot start the runtime: {error}"));
             return std::process::ExitCode::FAILURE;
         }
     };
@@ -18,7 +18,7 @@ fn main() -> std::process::ExitCode {
         // A reader that has seen enough (`dodo export .. | head`) is not our failure.
         Err(error) if cli::is_broken_pipe(&error) => std::process::ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("dodo: {error:#}");
+            cli::tell(format!("{error:#}"));
             std::process::ExitCode::FAILURE
         }
     };

@@ -107,6 +107,11 @@ pub fn say(text: impl AsRef<str>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Writes one line to standard error; unlike `eprintln!` it does not panic when the terminal is gone.
+pub fn tell(text: impl AsRef<str>) {
+    let _ = writeln!(std::io::stderr().lock(), "dodo: {}", text.as_ref());
+}
+
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::api;
 use crate::cli::crawl::{self as bar, CrawlFlags};
 use crate::cli::serve::{self, Http};
-use crate::cli::{bytes, say};
+use crate::cli::{bytes, say, tell};
 use crate::context::{Context, Duties};
 use crate::leader;
 use crate::local::postgres::PostgresServer;
@@ -137,7 +137,7 @@ async fn run_on(
         WorkerEnv { servers: ground.servers.clone(), logging: logging.clone(), contact: up.contact.clone(), open };
     keep_archive(data, &ground.servers.s3)?;
     let workers = workers::start(&env, up.workers, lifecycle)?;
-    eprintln!("dodo: API http://{address}  logs {}", logging.log_dir.display());
+    tell(format!("API http://{address}  logs {}", logging.log_dir.display()));
     let mut watched: Vec<Uuid> = dispatch::open(&ctx.db).await?.iter().map(|open| open.id).collect();
     if let Some((spec, key, seeds)) = checked {
         let accepted = api::crawl::submit_crawl(&ctx, &spec, key.as_deref(), &seeds).await.map_err(plain)?;
@@ -147,12 +147,13 @@ async fn run_on(
     }
     let finished = wait(&ctx, lifecycle, &watched, up.json).await;
     let summary = finished.map(|dispatches| summary_of(&dispatches, started));
+    let mut printed = Ok(());
     if let Ok(summary) = &summary {
         let (objects, archived) = segment::totals(&ctx.db).await.unwrap_or_default();
-        print_summary(up, summary, objects, archived, &address.to_string(), logging)?;
+        printed = print_summary(up, summary, objects, archived, &address.to_string(), logging);
     }
     if summary.is_ok() && !up.exit_when_done && !lifecycle.soft.is_cancelled() {
-        eprintln!("dodo: running until Ctrl-C");
+        tell("running until Ctrl-C");
         lifecycle.soft.cancelled().await;
     }
     lifecycle.soft.cancel();
@@ -160,6 +161,8 @@ async fn run_on(
     workers.stop().await;
     let _ = leading.await;
     let _ = tokio::time::timeout(Duration::from_secs(3), serving).await;
+    // Nobody may be there to read it any more, and everything was to be stopped in order all the same.
+    printed?;
     summary.map(|_| ExitCode::SUCCESS)
 }
 

@@ -134,6 +134,48 @@ fn an_interrupt_stops_everything_and_two_cannot_share_a_directory() -> Result<()
     Ok(())
 }
 
+/// A terminal that is closed: SIGHUP, and nobody reads what is written any more.
+#[test]
+fn a_closed_terminal_stops_everything() -> Result<()> {
+    let dir = data()?;
+    let mut child = up(dir.path(), &["--sample", "--delay", "100"])?;
+    wait_for_pages(dir.path())?;
+    drop((child.stdout.take(), child.stderr.take()));
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGHUP)?;
+    let status = child.wait()?;
+    assert!(status.success(), "{status}");
+    assert_eq!(processes_of(dir.path()), Vec::<String>::new());
+    let logs = std::fs::read_dir(dir.path().join("log"))?.flatten();
+    let workers = logs.filter(|entry| entry.file_name().to_string_lossy().starts_with("worker-"));
+    for file in workers.flat_map(|dir| std::fs::read_dir(dir.path()).into_iter().flatten().flatten()) {
+        let text = std::fs::read_to_string(file.path())?;
+        assert!(text.contains("drained"), "{} was not drained: {text}", file.path().display());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_run_that_was_told_to_outlive_its_terminal_does() -> Result<()> {
+    let dir = data()?;
+    let mut child = Command::new("nohup")
+        .arg(dodo_program())
+        .args(["up", "--port", "0", "--json", "--sample", "--delay", "100", "--data"])
+        .arg(dir.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    wait_for_pages(dir.path())?;
+    let target = Pid::from_raw(child.id() as i32);
+    kill(target, Signal::SIGHUP)?;
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(child.try_wait()?.is_none(), "it goes on");
+    kill(target, Signal::SIGTERM)?;
+    assert!(child.wait()?.success());
+    assert_eq!(processes_of(dir.path()), Vec::<String>::new());
+    Ok(())
+}
+
 #[test]
 fn a_wrong_url_and_a_missing_contact_stop_the_start() -> Result<()> {
     let dir = data()?;
