@@ -63,7 +63,17 @@ pub async fn renew(ctx: &Context, term: &Term, why: &str) -> Result<Generation, 
     control::start_generation(&ctx.redis, term.epoch, generation.number).await?;
     let remade = reconcile(ctx, term).await?;
     metrics::counter!("dodo_generations_total").increment(1);
-    tracing::warn!(generation = generation.number, epoch = term.epoch, remade, "a new generation has started: {why}");
+    if generation.number == 1 {
+        // Nothing was lost: before it there was none.
+        tracing::info!(generation = generation.number, epoch = term.epoch, "the first generation has started");
+    } else {
+        tracing::warn!(
+            generation = generation.number,
+            epoch = term.epoch,
+            remade,
+            "a new generation has started: {why}"
+        );
+    }
     Ok(generation)
 }
 
