@@ -36,7 +36,7 @@ pub enum Effect {
     Prepared,
     /// Its row was gone.
     Gone,
-    /// It has not been started.
+    /// It has not been started, or our proxy did not let it out.
     Returned,
 }
 

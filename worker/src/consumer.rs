@@ -27,6 +27,11 @@ pub async fn run(ctx: Arc<Context>, reader: Redis, results: Results) {
     // Entries may lie in our own pending list: at the start, and after any read whose answer was lost.
     let mut from_history = true;
     while !ctx.soft.is_cancelled() && !ctx.refused.is_cancelled() {
+        tokio::select! {
+            () = ctx.fetcher.ready() => {}
+            () = ctx.soft.cancelled() => break,
+            () = ctx.refused.cancelled() => break,
+        }
         let first = tokio::select! {
             permit = Arc::clone(&permits).acquire_owned() => permit.expect("the semaphore is never closed"),
             () = ctx.soft.cancelled() => break,

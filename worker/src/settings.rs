@@ -1,8 +1,10 @@
 //! What a worker is told.
 
+use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use dodo_common::config::{Logging, Servers};
 use dodo_common::model::address::Openings;
+use dodo_common::model::proxy::Proxy;
 
 /// What a worker does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -42,6 +44,10 @@ pub struct Settings {
     /// Region it works from; names its log file
     #[arg(long, env = "DODO_REGION")]
     pub region: Option<String>,
+    /// Proxy its requests leave by, http://[user:password@]host:port or socks5://..; names its log file
+    // Plain text here: clap would repeat a wrong value, and with it a password.
+    #[arg(long, env = "DODO_PROXY", hide_env_values = true, default_value = "")]
+    pub proxy: String,
     /// Who to write to about this crawler (an address or a URL); needed to fetch anything but loopback
     #[arg(long, env = "DODO_CONTACT", default_value = "")]
     pub contact: String,
@@ -75,4 +81,17 @@ pub struct Settings {
     /// Stop the archiver with SIGKILL at this step, for tests of what a successor does
     #[arg(long, hide = true, env = "DODO_FAIL_POINT", default_value = "")]
     pub fail_point: String,
+}
+
+impl Settings {
+    /// The proxy, if one is set.
+    ///
+    /// # Errors
+    /// One line that does not hold what was given.
+    pub fn proxy(&self) -> anyhow::Result<Option<Proxy>> {
+        if self.proxy.trim().is_empty() {
+            return Ok(None);
+        }
+        self.proxy.parse().map(Some).context("DODO_PROXY")
+    }
 }

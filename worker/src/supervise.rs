@@ -26,24 +26,24 @@ const START_TRIES: u32 = 150;
 
 pub async fn run(settings: Settings, lifecycle: Lifecycle) -> anyhow::Result<()> {
     metric::install().map_err(anyhow::Error::msg)?;
+    let about = about(&settings)?;
     let mut before = None;
     let mut log = None;
     loop {
         let id = Uuid::now_v7();
         let db = Db::pipeline(&settings.servers.database_url, &worker::session_name(id), DB_CONNECTIONS)?;
-        let about = about(&settings);
         let incarnation = match register(&db, id, before, &about, &lifecycle).await? {
             Some(incarnation) => incarnation,
             None => return Ok(()),
         };
         if log.is_none() {
-            let place = about.region.clone().map_or(String::new(), |region| format!("{region}-"));
-            let name = format!("worker-{place}{}-{}", about.address, incarnation.slot);
+            let name = log_name(&about, incarnation.slot);
             let guard = logging::start(&settings.logging, &name, settings.log_console).map_err(anyhow::Error::msg)?;
             tokio::spawn(guard.report_dropped());
             log = Some(guard);
         }
-        tracing::info!(worker = %id, slot = incarnation.slot, generation = incarnation.generation, "registered");
+        let (region, proxy) = (about.region.as_deref(), about.proxy.as_deref());
+        tracing::info!(worker = %id, slot = incarnation.slot, generation = incarnation.generation, region, proxy, "registered");
         let redis = Redis::new(&settings.servers.redis_url, &format!("{id}:write"))?;
         let reader = Redis::blocking(&settings.servers.redis_url, &format!("{id}:read"))?;
         let ctx = Arc::new(Context::new(
@@ -152,17 +152,26 @@ async fn register(
     }
 }
 
-fn about(settings: &Settings) -> Registration {
-    Registration {
+fn about(settings: &Settings) -> anyhow::Result<Registration> {
+    Ok(Registration {
         host: std::fs::read_to_string("/proc/sys/kernel/hostname")
             .map_or("unknown".to_owned(), |name| name.trim().to_owned()),
         address: own_address().to_string(),
-        region: settings.region.clone(),
+        region: settings.region.clone().filter(|region| !region.trim().is_empty()),
+        proxy: settings.proxy()?.map(|proxy| proxy.to_string()),
         roles: settings.roles.iter().map(|role| role.as_str().to_owned()).collect(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id() as i32,
         permits: i32::from(settings.permits),
-    }
+    })
+}
+
+/// `worker-REGION-via-HOST:PORT-ADDRESS-SLOT`, without what is not set. A region is the operator's text, and no path.
+fn log_name(about: &Registration, slot: i32) -> String {
+    let plain = |c: char| if c.is_alphanumeric() || matches!(c, '.' | '_') { c } else { '-' };
+    let region = about.region.as_ref().map(|region| format!("{}-", region.chars().map(plain).collect::<String>()));
+    let proxy = about.proxy.as_ref().map(|proxy| format!("via-{proxy}-"));
+    format!("worker-{}{}{}-{slot}", region.unwrap_or_default(), proxy.unwrap_or_default(), about.address)
 }
 
 /// The address this machine would send from; loopback where it has no route. Connecting a UDP socket

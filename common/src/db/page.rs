@@ -249,6 +249,21 @@ pub async fn begin(db: &Db, worker: &Incarnation, key: &JobKey) -> DbResult<bool
     })
 }
 
+/// Marks a begun job as not begun: nothing was sent.
+pub async fn take_back(db: &Db, worker: &Incarnation, key: &JobKey) -> DbResult<()> {
+    run_tx!(db, "take-call-back", |tx| {
+        authorise_worker(tx, worker).await?;
+        tx.execute(
+            "-- take-call-back
+             UPDATE crawl_schedule SET started_at = NULL, started_by = NULL
+              WHERE tenant = $1 AND id = $2 AND attempt = $3 AND started_by = $4",
+            &[&key.tenant, &key.id, &key.attempt, &worker.id],
+        )
+        .await?;
+        Ok(())
+    })
+}
+
 /// The answer that the job kept whose lost result is made again.
 pub async fn kept_answer(db: &Db, tenant: &str, job: Uuid) -> DbResult<Option<Vec<u8>>> {
     let client = db.client().await?;

@@ -17,6 +17,8 @@ pub struct Registration {
     pub host: String,
     pub address: String,
     pub region: Option<String>,
+    /// host:port of the proxy its requests leave by.
+    pub proxy: Option<String>,
     pub roles: Vec<String>,
     pub version: String,
     pub pid: i32,
@@ -40,6 +42,8 @@ pub struct WorkerRow {
     pub host: String,
     pub address: String,
     pub region: Option<String>,
+    /// host:port of the proxy its requests leave by.
+    pub proxy: Option<String>,
     pub roles: Vec<String>,
     pub version: String,
     pub pid: i32,
@@ -77,9 +81,9 @@ pub async fn register(db: &Db, id: Uuid, before: Option<Uuid>, about: &Registrat
         let row = tx
             .query_opt(
                 "-- register-worker
-                 INSERT INTO worker (id, slot, generation, host, address, region, roles, version, pid, permits)
-                 SELECT $1, slot, (SELECT number FROM generation), $2, $3, $4, $5, $6, $7, $8
-                   FROM generate_series(1, $9::int) slot
+                 INSERT INTO worker (id, slot, generation, host, address, region, proxy, roles, version, pid, permits)
+                 SELECT $1, slot, (SELECT number FROM generation), $2, $3, $4, $5, $6, $7, $8, $9
+                   FROM generate_series(1, $10::int) slot
                   WHERE NOT EXISTS (SELECT 1 FROM worker w WHERE w.slot = slot.slot AND w.released_at IS NULL)
                   ORDER BY slot LIMIT 1 RETURNING slot, generation",
                 &[
@@ -87,6 +91,7 @@ pub async fn register(db: &Db, id: Uuid, before: Option<Uuid>, about: &Registrat
                     &about.host,
                     &about.address,
                     &about.region,
+                    &about.proxy,
                     &about.roles,
                     &about.version,
                     &about.pid,
@@ -222,6 +227,7 @@ async fn rows(db: &Db, sql: &str) -> DbResult<Vec<WorkerRow>> {
             host: row.get("host"),
             address: row.get("address"),
             region: row.get("region"),
+            proxy: row.get("proxy"),
             roles: row.get("roles"),
             version: row.get("version"),
             pid: row.get("pid"),

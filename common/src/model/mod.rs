@@ -3,6 +3,7 @@
 pub mod address;
 pub mod job;
 pub mod manifest;
+pub mod proxy;
 pub mod record;
 pub mod robots;
 pub mod scope;

@@ -22,7 +22,7 @@ pub enum Verdict {
     Prepared,
     /// Its row was gone or had moved on; nothing was requested.
     Gone,
-    /// The worker is leaving: nothing was requested, issue it again.
+    /// The worker is leaving, or its proxy is down: nothing was requested, issue it again.
     Returned,
 }
 

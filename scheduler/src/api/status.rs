@@ -25,6 +25,8 @@ pub struct WorkerView {
     pub host: String,
     pub address: String,
     pub region: Option<String>,
+    /// host:port of the proxy its requests leave by.
+    pub proxy: Option<String>,
     pub roles: Vec<String>,
     pub version: String,
     pub pid: i32,
@@ -112,6 +114,7 @@ fn view(row: WorkerRow, beats: &HashMap<Uuid, (i64, Beat)>) -> WorkerView {
         host: row.host,
         address: row.address,
         region: row.region,
+        proxy: row.proxy,
         roles: row.roles,
         version: row.version,
         pid: row.pid,
@@ -160,7 +163,11 @@ pub async fn metrics(State(api): State<Api>) -> String {
     }
     if let Ok(views) = views(&api.ctx).await {
         for view in views.into_iter().filter(|view| !matches!(view.state.as_str(), "lost" | "ended")) {
-            let labels = [("slot", view.slot.to_string()), ("region", view.region.unwrap_or_default())];
+            let labels = [
+                ("slot", view.slot.to_string()),
+                ("region", view.region.unwrap_or_default()),
+                ("proxy", view.proxy.unwrap_or_default()),
+            ];
             metrics::gauge!("dodo_worker_in_flight", &labels).set(view.in_flight as f64);
             metrics::gauge!("dodo_worker_settled", &labels).set(view.settled as f64);
         }

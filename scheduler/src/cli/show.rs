@@ -103,16 +103,17 @@ pub async fn workers(args: Plain) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     say(format!(
-        "{:<5} {:<9} {:<16} {:<10} {:>8} {:>9} {:>10}  REASON",
-        "SLOT", "STATE", "ADDRESS", "REGION", "PID", "HOLDS", "SETTLED"
+        "{:<5} {:<9} {:<16} {:<10} {:<21} {:>8} {:>9} {:>10}  REASON",
+        "SLOT", "STATE", "ADDRESS", "REGION", "PROXY", "PID", "HOLDS", "SETTLED"
     ))?;
     for w in workers {
         say(format!(
-            "{:<5} {:<9} {:<16} {:<10} {:>8} {:>9} {:>10}  {}",
+            "{:<5} {:<9} {:<16} {:<10} {:<21} {:>8} {:>9} {:>10}  {}",
             w.slot,
             w.state,
             w.address,
             w.region.unwrap_or_default(),
+            w.proxy.unwrap_or_default(),
             w.pid,
             w.in_flight,
             w.settled,

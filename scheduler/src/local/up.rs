@@ -13,6 +13,7 @@ use dodo_common::config::{Logging, S3, Servers};
 use dodo_common::db::dispatch::{self, Dispatch, Progress};
 use dodo_common::db::{migrate, segment};
 use dodo_common::lifecycle::Lifecycle;
+use dodo_common::model::proxy::Proxy;
 use dodo_common::telemetry::logging;
 use url::Url;
 use uuid::Uuid;
@@ -72,6 +73,10 @@ pub struct Up {
     /// Who to write to about this crawler (an address or a URL); needed to crawl anything but loopback
     #[arg(long, env = "DODO_CONTACT", default_value = "")]
     contact: String,
+    /// Proxy the workers' requests leave by, http://[user:password@]host:port or socks5://..
+    // Plain text here: clap would repeat a wrong value, and with it a password.
+    #[arg(long, env = "DODO_PROXY", hide_env_values = true, default_value = "")]
+    proxy: String,
     /// What to log: error, warn, info, debug
     #[arg(long, env = "DODO_LOG", default_value = "info,s3s=warn,s3s_fs=warn")]
     log: String,
@@ -90,6 +95,9 @@ struct Ground {
 }
 
 pub async fn run(up: Up) -> anyhow::Result<ExitCode> {
+    if !up.proxy.trim().is_empty() {
+        up.proxy.parse::<Proxy>().context("DODO_PROXY")?;
+    }
     let lifecycle = Lifecycle::install().context("cannot listen for signals")?;
     let data = make_dir(&data_dir(up.data.as_deref())?)?;
     let _lock = lock_dir(&data)?;
@@ -133,8 +141,13 @@ async fn run_on(
     let open = openings(data, checked.iter().flat_map(|(_, _, seeds)| seeds.iter().map(|seed| &seed.url)))?;
     let serving = tokio::spawn(api::serve(listener, serve::api(&ctx, &http)?));
     let leading = tokio::spawn(leader::run(Arc::clone(&ctx)));
-    let env =
-        WorkerEnv { servers: ground.servers.clone(), logging: logging.clone(), contact: up.contact.clone(), open };
+    let env = WorkerEnv {
+        servers: ground.servers.clone(),
+        logging: logging.clone(),
+        contact: up.contact.clone(),
+        proxy: up.proxy.clone(),
+        open,
+    };
     keep_archive(data, &ground.servers.s3)?;
     let workers = workers::start(&env, up.workers, lifecycle)?;
     tell(format!("API http://{address}  logs {}", logging.log_dir.display()));

@@ -21,11 +21,13 @@ const STEADY: Duration = Duration::from_secs(30);
 const DRAIN: Duration = Duration::from_secs(15);
 
 /// What each worker is told, through its environment: no secret stands on a command line.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct WorkerEnv {
     pub servers: Servers,
     pub logging: Logging,
     pub contact: String,
+    /// The proxy of every worker, credentials included; empty for none.
+    pub proxy: String,
     /// Private host:port that may be fetched.
     pub open: String,
 }
@@ -100,6 +102,7 @@ fn spawn(program: &PathBuf, env: &WorkerEnv) -> anyhow::Result<Child> {
         .env("DODO_LOG_DIR", &env.logging.log_dir)
         .env("DODO_LOG", &env.logging.log)
         .env("DODO_CONTACT", &env.contact)
+        .env("DODO_PROXY", &env.proxy)
         .env("DODO_OPEN", &env.open)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

@@ -163,6 +163,12 @@ impl Cluster {
         Err(last.unwrap_or_else(|| anyhow::anyhow!("no scheduler runs")))
     }
 
+    /// What the first scheduler answers, as it is.
+    pub async fn text(&self, path: &str) -> Result<String> {
+        let port = self.apis.first().context("no scheduler runs")?;
+        Ok(self.http.get(format!("http://127.0.0.1:{port}{path}")).send().await?.error_for_status()?.text().await?)
+    }
+
     /// Submits to the first scheduler that answers; returns the dispatch.
     pub async fn post(&self, path: &str, body: &Value) -> Result<String> {
         for port in &self.apis {

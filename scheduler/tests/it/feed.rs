@@ -21,7 +21,6 @@ pub struct Asked {
     pub path: String,
     pub page: usize,
     pub status: u16,
-    pub at_ms: i64,
     pub headers: HeaderMap,
     pub key: Option<String>,
 }
@@ -152,8 +151,7 @@ impl Shared {
             Some(answer) => answer.status().as_u16(),
             None => 200,
         };
-        let at_ms = dodo_common::clock::Clock::System.now_ms();
-        let asked = Asked { path: path.to_owned(), page, status, at_ms, headers: headers.clone(), key };
+        let asked = Asked { path: path.to_owned(), page, status, headers: headers.clone(), key };
         self.log.lock().unwrap().push(asked);
         failure
     }

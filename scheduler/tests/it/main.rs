@@ -11,6 +11,8 @@ mod manifest;
 mod manual;
 mod paged;
 mod politeness;
+mod proxies;
+mod proxy;
 mod security;
 mod survive;
 mod up;

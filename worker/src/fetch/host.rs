@@ -13,6 +13,7 @@ use dodo_common::model::robots::Robots;
 use dodo_common::model::source::api_origin;
 use url::Url;
 
+use crate::fetch::proxy::FetchError;
 use crate::fetch::resolve::Resolved;
 use crate::fetch::{AGENT, Fetcher};
 
@@ -29,7 +30,15 @@ pub struct Preparation {
 }
 
 /// Prepares the host of `url`; `name` is its `scheme://authority`.
-pub async fn prepare(fetcher: &Fetcher, name: &str, known: Option<&LoadedHost>, backoff_ms: i64) -> Preparation {
+///
+/// # Errors
+/// What the trouble of our proxy is: nothing was learned of the host.
+pub async fn prepare(
+    fetcher: &Fetcher,
+    name: &str,
+    known: Option<&LoadedHost>,
+    backoff_ms: i64,
+) -> Result<Preparation, String> {
     let known = known.filter(|host| host.state != HostState::Dead);
     let failures = known.map_or(0, |host| host.failures);
     // A URL kept here is the target of an earlier preparation's redirect.
@@ -62,7 +71,7 @@ pub async fn prepare(fetcher: &Fetcher, name: &str, known: Option<&LoadedHost>, 
             update.valid_ms = VALID_MS;
             update.failures = 0;
         }
-        return Preparation { update, requested: false };
+        return Ok(Preparation { update, requested: false });
     }
     let addresses = resolved;
     update.addresses = addresses.iter().map(ToString::to_string).collect();
@@ -71,11 +80,12 @@ pub async fn prepare(fetcher: &Fetcher, name: &str, known: Option<&LoadedHost>, 
         Err(why) => {
             // A redirect to where we may not go is a robots.txt that is not there (RFC 9309 2.3.1.3).
             update.last_error = Some(why);
-            return Preparation { update, requested: false };
+            return Ok(Preparation { update, requested: false });
         }
     };
     match answer {
-        Err(why) => fail(&mut update, failures, backoff_ms, why),
+        Err(FetchError::Proxy(why)) => return Err(why),
+        Err(FetchError::Failed(why)) => fail(&mut update, failures, backoff_ms, why),
         Ok((url, answer)) => {
             update.robots_status = Some(answer.status as i16);
             match answer.status {
@@ -105,7 +115,7 @@ pub async fn prepare(fetcher: &Fetcher, name: &str, known: Option<&LoadedHost>, 
             }
         }
     }
-    Preparation { update, requested: true }
+    Ok(Preparation { update, requested: true })
 }
 
 /// A preparation that failed: the host waits, and is dead after the last one (RFC 9309 2.3.1.4: while

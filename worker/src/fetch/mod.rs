@@ -2,6 +2,7 @@
 
 pub mod decode;
 pub mod host;
+pub mod proxy;
 pub mod resolve;
 
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use reqwest::header::{
 use reqwest::redirect::Policy;
 use url::Url;
 
+use crate::fetch::proxy::{FetchError, Uplink};
 use crate::fetch::resolve::Resolver;
 use crate::settings::Settings;
 
@@ -86,6 +88,7 @@ impl Fetched {
 pub struct Fetcher {
     client: reqwest::Client,
     pinned: Arc<Pinned>,
+    uplink: Option<Arc<Uplink>>,
     pub resolver: Resolver,
     body_bytes_max: usize,
 }
@@ -96,8 +99,9 @@ impl Fetcher {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, "text/html,application/xhtml+xml,*/*;q=0.8".parse()?);
         headers.insert(ACCEPT_ENCODING, "gzip, br, zstd".parse()?);
-        let pinned = Arc::new(Pinned::default());
-        let client = reqwest::Client::builder()
+        let uplink = settings.proxy()?.map(|proxy| Arc::new(Uplink::new(proxy)));
+        let pinned = Arc::new(Pinned { uplink: uplink.clone(), ..Pinned::default() });
+        let mut builder = reqwest::Client::builder()
             .user_agent(format!("{AGENT}/{}{contact}", env!("CARGO_PKG_VERSION")))
             .default_headers(headers)
             .redirect(Policy::none())
@@ -108,15 +112,31 @@ impl Fetcher {
             .timeout(TOTAL_TIMEOUT)
             .pool_max_idle_per_host(IDLE_MAX)
             .pool_idle_timeout(IDLE_TIMEOUT)
-            .tcp_nodelay(true)
-            .build()
-            .context("cannot build the HTTP client")?;
+            .tcp_nodelay(true);
+        if let Some(uplink) = &uplink {
+            // Its own words could repeat the credentials.
+            let all = reqwest::Proxy::all(uplink.proxy.url_at(proxy::NAME));
+            builder = builder.proxy(all.map_err(|_| anyhow::anyhow!("DODO_PROXY: the HTTP client does not take it"))?);
+        }
+        let client = builder.build().context("cannot build the HTTP client")?;
         let resolver = Resolver::new(settings)?;
-        Ok(Self { client, pinned, resolver, body_bytes_max: settings.body_bytes_max })
+        Ok(Self { client, pinned, uplink, resolver, body_bytes_max: settings.body_bytes_max })
+    }
+
+    /// Waits while the proxy, if there is one, is in trouble.
+    pub async fn ready(&self) {
+        if let Some(uplink) = &self.uplink {
+            uplink.ready().await;
+        }
     }
 
     /// One request to pinned addresses; at most `body_bytes_max` of the body, or the setting's.
-    pub async fn get(&self, url: &Url, addresses: &[IpAddr], body_bytes_max: Option<usize>) -> Result<Fetched, String> {
+    pub async fn get(
+        &self,
+        url: &Url,
+        addresses: &[IpAddr],
+        body_bytes_max: Option<usize>,
+    ) -> Result<Fetched, FetchError> {
         self.get_with(url, addresses, &HeaderMap::new(), body_bytes_max).await
     }
 
@@ -127,19 +147,25 @@ impl Fetcher {
         addresses: &[IpAddr],
         headers: &HeaderMap,
         body_bytes_max: Option<usize>,
-    ) -> Result<Fetched, String> {
+    ) -> Result<Fetched, FetchError> {
         let name = url.host_str().ok_or("the URL has no host")?;
         self.pinned.pin(name, addresses);
         let started = std::time::Instant::now();
-        let mut response =
-            self.client.get(url.clone()).headers(headers.clone()).send().await.map_err(|error| explain(&error))?;
-        let address = response.remote_addr().map(|address| address.ip());
-        if address.is_some_and(|address| !addresses.contains(&address)) {
-            return Err("the connection went to an address that is not pinned".to_owned());
+        let request = self.client.get(url.clone()).headers(headers.clone());
+        let mut response = match (request.send().await, &self.uplink) {
+            (Ok(response), _) => response,
+            (Err(error), None) => return Err(FetchError::Failed(explain(&error))),
+            (Err(error), Some(uplink)) => return Err(uplink.judge(&error, explain(&error)).await),
+        };
+        let mut address = response.remote_addr().map(|address| address.ip());
+        if let Some(uplink) = &self.uplink {
+            address = uplink.accept(address, response.status().as_u16(), addresses)?;
+        } else if address.is_some_and(|address| !addresses.contains(&address)) {
+            return Err("the connection went to an address that is not pinned".into());
         }
         let limit = body_bytes_max.unwrap_or(self.body_bytes_max);
         let (mut body, mut truncated) = (Vec::new(), None);
-        while let Some(chunk) = response.chunk().await.map_err(|error| explain(&error))? {
+        while let Some(chunk) = response.chunk().await.map_err(|error| FetchError::Failed(explain(&error)))? {
             let room = limit - body.len();
             body.extend_from_slice(&chunk[..chunk.len().min(room)]);
             if chunk.len() > room {
@@ -207,10 +233,11 @@ fn explain(error: &reqwest::Error) -> String {
     format!("{kind}: {cause}")
 }
 
-/// The resolver of the client: it knows pinned names and asks nobody.
+/// The resolver of the client: it knows pinned names and asks nobody, but for the proxy.
 #[derive(Debug, Default)]
 struct Pinned {
     names: RwLock<HashMap<String, Vec<IpAddr>>>,
+    uplink: Option<Arc<Uplink>>,
 }
 
 impl Pinned {
@@ -228,9 +255,13 @@ impl Pinned {
 
 impl Resolve for Pinned {
     fn resolve(&self, name: Name) -> Resolving {
+        let uplink = self.uplink.clone().filter(|_| name.as_str() == proxy::NAME);
         let known = self.names.read().expect("no panic under this lock").get(name.as_str()).cloned();
         Box::pin(async move {
-            let addresses = known.ok_or("the name is not pinned")?;
+            let addresses = match uplink {
+                Some(uplink) => uplink.resolve().await?,
+                None => known.ok_or("the name is not pinned")?,
+            };
             let addresses: Addrs = Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0)));
             Ok(addresses)
         })

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::committer::{Done, Effect};
 use crate::context::{Context, Crawl};
 use crate::extract::html::{self, Page};
+use crate::fetch::proxy::FetchError;
 use crate::fetch::{AGENT, Fetched};
 use crate::jobs::end::{body_of, clean, finish, is_refusal, ready, refused, retry};
 
@@ -49,7 +50,8 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     let headers = if crawl.seed_hosts.contains(&job.host) { &crawl.headers } else { &none };
     let mut done = match ctx.fetcher.get_with(&url, &addresses, headers, None).await {
         Ok(fetched) => judge(ctx, entry, &job, &crawl, &url, fetched, started_ms),
-        Err(why) => retry(ctx, entry, &job, &why),
+        Err(FetchError::Failed(why)) => retry(ctx, entry, &job, &why),
+        Err(FetchError::Proxy(_)) => return Done::new(entry, Effect::Returned),
     };
     done.requested = true;
     done

@@ -39,7 +39,9 @@ pub async fn ready(
 
 async fn prepare(ctx: &Context, entry: StreamId, job: &Job, known: Option<&LoadedHost>) -> Done {
     let backoff_ms = ctx.settings.retry_base_ms << known.map_or(0, |host| host.failures.clamp(0, 6));
-    let preparation = host::prepare(&ctx.fetcher, &job.host, known, backoff_ms.min(BACKOFF_MS_MAX)).await;
+    let Ok(preparation) = host::prepare(&ctx.fetcher, &job.host, known, backoff_ms.min(BACKOFF_MS_MAX)).await else {
+        return Done::new(entry, Effect::Returned);
+    };
     tracing::debug!(host = %job.host, job = %job.key.id, state = preparation.update.state.as_str(), "host prepared");
     let mut done = Done::new(entry, Effect::Prepared);
     done.requested = preparation.requested;

@@ -46,6 +46,10 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     }
     match paging::ask(ctx, &paging, &url, &host).await {
         Ok(answer) => store(ctx, entry, &job, &paging, known, answer),
+        Err(NoAnswer::Unsent) if once => {
+            take_back(ctx, &job).await;
+            Done::new(entry, Effect::Returned)
+        }
         Err(why) if once => end_once(entry, &job, why),
         Err(why) => paging::again(ctx, entry, &job, why),
     }
@@ -153,6 +157,7 @@ fn about_of(spec: &PagedSpec, job: &Job, items: &[Value], fetched_ms: i64) -> Ve
 /// The end of a call that may not be repeated and gave nothing to store.
 fn end_once(entry: StreamId, job: &Job, why: NoAnswer) -> Done {
     let (outcome, reason, fetched) = match why {
+        NoAnswer::Unsent => (Outcome::Unknown, String::new(), None),
         NoAnswer::Lost(why) => (Outcome::Unknown, why, None),
         NoAnswer::Refused(fetched) => (
             Outcome::HttpError,
@@ -205,6 +210,18 @@ async fn begin(ctx: &Context, job: &Job) -> bool {
             }
             Err(error) => tracing::warn!(%error, "cannot begin a call; trying again"),
         }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Nothing was sent after all: the call may be begun again.
+async fn take_back(ctx: &Context, job: &Job) {
+    while let Err(error) = page::take_back(&ctx.db, &ctx.incarnation, &job.key).await {
+        if let DbError::WorkerRefused(why) = error {
+            // The next leader's look ends the call as unknown, which is the safe side.
+            return ctx.refuse(&why);
+        }
+        tracing::warn!(%error, "cannot take a call back; trying again");
         tokio::time::sleep(PAUSE).await;
     }
 }

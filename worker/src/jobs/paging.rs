@@ -17,6 +17,7 @@ use uuid::Uuid;
 use crate::committer::{Done, Effect};
 use crate::context::{Context, Paging};
 use crate::fetch::Fetched;
+use crate::fetch::proxy::FetchError;
 use crate::jobs::end::{body_of, clean, is_refusal, refused, retry};
 
 /// An hour: no API's reset is waited for longer, milliseconds.
@@ -43,6 +44,8 @@ pub struct Answer {
 
 /// Why there is no answer to work with.
 pub enum NoAnswer {
+    /// The way out is shut: the API has not seen it.
+    Unsent,
     /// Nobody knows whether the API has seen the request.
     Lost(String),
     /// It answered with an error.
@@ -59,7 +62,10 @@ pub async fn ask(ctx: &Context, paging: &Paging, url: &Url, host: &LoadedHost) -
     }
     let addresses: Vec<IpAddr> = host.addresses.iter().filter_map(|address| address.parse().ok()).collect();
     let started_ms = ctx.clock.now_ms();
-    let fetched = ctx.fetcher.get_with(&url, &addresses, &paging.headers, None).await.map_err(NoAnswer::Lost)?;
+    let fetched = ctx.fetcher.get_with(&url, &addresses, &paging.headers, None).await.map_err(|error| match error {
+        FetchError::Failed(why) => NoAnswer::Lost(why),
+        FetchError::Proxy(_) => NoAnswer::Unsent,
+    })?;
     if !(200..=299).contains(&fetched.status) {
         return Err(NoAnswer::Refused(Box::new(fetched)));
     }
@@ -79,6 +85,7 @@ pub async fn ask(ctx: &Context, paging: &Paging, url: &Url, host: &LoadedHost) -
 /// What comes of a job without an answer that may be asked again.
 pub fn again(ctx: &Context, entry: StreamId, job: &Job, why: NoAnswer) -> Done {
     let mut done = match why {
+        NoAnswer::Unsent => return Done::new(entry, Effect::Returned),
         NoAnswer::Lost(why) => retry(ctx, entry, job, &why),
         NoAnswer::Refused(fetched) if is_refusal(&fetched) => refused(ctx, entry, job, &fetched),
         NoAnswer::Refused(fetched) => {

@@ -1,0 +1,139 @@
+//! The way out through a proxy: where it is now, and whether it is in trouble.
+//!
+//! A proxy that is down says nothing about a site. What fails because of it is no try of a job and no failure
+//! of a host: the job is handed back, and the worker takes no more until its proxy answers.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use dodo_common::model::proxy::{Proxy, ProxyKind};
+use tokio::net::{TcpStream, lookup_host};
+
+/// What the HTTP client calls the proxy. No page can have this name (RFC 6761 6.4), so its addresses and those
+/// pinned for pages never mix.
+pub const NAME: &str = "proxy.dodo.invalid";
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A proxy that does not accept a connection within this long is down.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// It is asked again this often; the first wait doubles with each trouble that follows without a success.
+const PAUSE: Duration = Duration::from_secs(1);
+const DOUBLINGS_MAX: u32 = 5;
+/// Addresses of the proxy that are remembered: idle connections may be to an earlier one.
+const ADDRESSES_MAX: usize = 64;
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum FetchError {
+    /// The site's failure, as far as one can tell.
+    Failed(String),
+    /// The proxy's trouble: nothing was tried.
+    Proxy(String),
+}
+
+impl From<&str> for FetchError {
+    fn from(why: &str) -> Self {
+        FetchError::Failed(why.to_owned())
+    }
+}
+
+#[derive(Debug)]
+pub struct Uplink {
+    pub proxy: Proxy,
+    addresses: Mutex<VecDeque<IpAddr>>,
+    trouble: Mutex<Option<String>>,
+    /// Troubles since the last success.
+    troubles: AtomicU32,
+}
+
+impl Uplink {
+    pub fn new(proxy: Proxy) -> Self {
+        Self { proxy, addresses: Mutex::default(), trouble: Mutex::default(), troubles: AtomicU32::new(0) }
+    }
+
+    /// The proxy's addresses by the system's resolver; they may be private.
+    pub async fn resolve(&self) -> Result<Vec<IpAddr>, String> {
+        let found = tokio::time::timeout(RESOLVE_TIMEOUT, lookup_host((self.proxy.host.as_str(), self.proxy.port)));
+        let found: Vec<IpAddr> = match found.await {
+            Ok(Ok(found)) => found.map(|address| address.ip()).collect(),
+            Ok(Err(error)) => return Err(format!("the proxy {} cannot be resolved: {error}", self.proxy)),
+            Err(_) => return Err(format!("the proxy {} was not resolved in time", self.proxy)),
+        };
+        let mut known = self.addresses.lock().expect("no panic under this lock");
+        for address in &found {
+            if !known.contains(address) {
+                known.push_back(*address);
+            }
+        }
+        while known.len() > ADDRESSES_MAX {
+            known.pop_front();
+        }
+        Ok(found)
+    }
+
+    /// Checks an answer that came from `remote`; returns the address of the site if that is certain. A SOCKS5
+    /// proxy was told the first pinned one; an HTTP proxy resolves names by itself.
+    pub fn accept(&self, remote: Option<IpAddr>, status: u16, pinned: &[IpAddr]) -> Result<Option<IpAddr>, FetchError> {
+        let known = |address| self.addresses.lock().expect("no panic under this lock").contains(&address);
+        if !remote.is_some_and(known) {
+            return Err("the connection did not go to the proxy".into());
+        }
+        // Only a proxy says 407 (RFC 9110 15.5.8); taken for a site's answer it would end jobs.
+        if self.proxy.kind == ProxyKind::Http && status == 407 {
+            return Err(self.in_trouble("it does not accept our credentials (407)".to_owned()));
+        }
+        self.troubles.store(0, Ordering::Relaxed);
+        Ok(match self.proxy.kind {
+            ProxyKind::Socks5 => pinned.first().copied(),
+            ProxyKind::Http => None,
+        })
+    }
+
+    /// Tells the proxy's trouble from the site's after a failed request.
+    pub async fn judge(&self, error: &reqwest::Error, why: String) -> FetchError {
+        if !error.is_connect() {
+            return FetchError::Failed(why);
+        }
+        // What the SOCKS5 and the CONNECT handshake say of credentials.
+        if ["credentials", "authentication", "proxy authorization"].iter().any(|word| why.contains(word)) {
+            return self.in_trouble(why);
+        }
+        match self.probe().await {
+            Ok(()) => FetchError::Failed(why),
+            Err(why) => self.in_trouble(why),
+        }
+    }
+
+    /// Waits while the proxy is in trouble; at once when it is not.
+    pub async fn ready(&self) {
+        let Some(why) = self.trouble.lock().expect("no panic under this lock").take() else { return };
+        let troubles = self.troubles.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(proxy = %self.proxy, "the proxy is in trouble; jobs are handed back until it answers: {why}");
+        tokio::time::sleep(PAUSE * (1 << troubles.min(DOUBLINGS_MAX))).await;
+        while let Err(why) = self.probe().await {
+            tracing::debug!(proxy = %self.proxy, "the proxy does not answer yet: {why}");
+            tokio::time::sleep(PAUSE).await;
+        }
+        // What failed while it was away says nothing any more.
+        *self.trouble.lock().expect("no panic under this lock") = None;
+        tracing::info!(proxy = %self.proxy, "the proxy answers; jobs are taken again");
+    }
+
+    fn in_trouble(&self, why: String) -> FetchError {
+        *self.trouble.lock().expect("no panic under this lock") = Some(why.clone());
+        FetchError::Proxy(why)
+    }
+
+    /// Whether it accepts a connection.
+    async fn probe(&self) -> Result<(), String> {
+        let addresses = self.resolve().await?;
+        let targets: Vec<_> = addresses.into_iter().map(|address| (address, self.proxy.port).into()).collect();
+        match tokio::time::timeout(PROBE_TIMEOUT, TcpStream::connect(targets.as_slice())).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(format!("the proxy {} does not answer: {error}", self.proxy)),
+            Err(_) => Err(format!("the proxy {} does not answer in time", self.proxy)),
+        }
+    }
+}
