@@ -11,13 +11,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from datetime import datetime
 
 LINKS = 50
 PAGE_BYTES = 20_000
+LIMIT_S = 600
 TICKS = os.sysconf("SC_CLK_TCK")
 ROLES = {"dodo": "scheduler and S3", "dodo-worker": "workers", "redis-server": "Redis", "postgres": "Postgres", "nginx": "site (nginx)"}
 
@@ -60,7 +61,13 @@ def start_nginx(work: pathlib.Path, site: pathlib.Path) -> tuple[subprocess.Pope
         f"server {{ listen 127.0.0.1:{port}; root {site}; }} }}"
     )
     program = shutil.which("nginx") or "/usr/sbin/nginx"
-    return subprocess.Popen([program, "-c", config, "-p", work], stderr=subprocess.DEVNULL), port
+    return start([program, "-c", config, "-p", work], work, subprocess.DEVNULL), port
+
+
+def start(command: list, work: pathlib.Path, output: object) -> subprocess.Popen[bytes]:
+    """A child in a session of its own, so that a signal of the terminal is ours to pass on, once; in `work`, by which
+    [`leftovers`] knows it and what it starts."""
+    return subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=work, start_new_session=True)
 
 
 def fetch(api: str, path: str, body: object = None) -> dict:
@@ -107,37 +114,66 @@ def cpu_seconds(roots: list[int]) -> dict[str, float]:
     return total
 
 
-def memory(roots: list[int]) -> list[tuple[str, float, float]]:
-    """(name, resident now, resident at most) in MiB; Postgres' backends share most of theirs and are left out."""
+def memory(roots: list[int]) -> list[tuple[str, float, float | None]]:
+    """(name, resident now, resident at most) in MiB. Postgres' processes share most of theirs: they are one row, the sum
+    of their proportional shares, which have no peak."""
     rows = []
+    shares = 0
     for pid, name in sorted(family(roots).items()):
         try:
             status = pathlib.Path(f"/proc/{pid}/status").read_text()
+            rollup = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text() if name == "postgres" else ""
         except OSError:
             continue
+        shares += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
         values = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if line.startswith("Vm")}
         if name != "postgres" and "VmRSS" in values:
             rows.append((name, int(values["VmRSS"]) / 1024, int(values["VmHWM"]) / 1024))
-    return rows
+    return rows + [("postgres", shares / 1024, None)]
 
 
 def seconds_between(first: str, last: str) -> float:
     return (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds()
 
 
-def wait_done(api: str, dispatch: str, limit: float) -> tuple[dict, float]:
+def poll(api: str, dispatch: str, up: subprocess.Popen[bytes], pause: float) -> Iterator[dict]:
+    """The dispatch again and again; ends the program when nothing comes of it any more."""
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        if up.poll() is not None:
+            sys.exit(f"bench: dodo up has ended with {up.returncode}")
+        try:
+            state = fetch(api, f"/v1/dispatches/{dispatch}")
+        except OSError as error:
+            sys.exit(f"bench: dodo up does not answer any more: {error}")
+        yield state
+        if time.monotonic() > deadline:
+            sys.exit(f"bench: dispatch {dispatch} was not done after {LIMIT_S} s: {state['progress']}")
+        time.sleep(pause)
+
+
+def wait_done(api: str, dispatch: str, up: subprocess.Popen[bytes]) -> tuple[dict, float]:
     """The finished dispatch, and when its last job had ended, seconds after its start."""
-    start = time.monotonic()
     fetched = 0.0
-    while time.monotonic() - start < limit:
-        state = fetch(api, f"/v1/dispatches/{dispatch}")
+    for state in poll(api, dispatch, up, 0.1):
         progress = state["progress"]
         if not fetched and progress["scheduled"] and progress["scheduled"] == progress["finished"]:
             fetched = datetime.now().timestamp() - datetime.fromisoformat(state["created_at"]).timestamp()
         if state["state"] == "done":
             return state, fetched
-        time.sleep(0.1)
-    sys.exit(f"bench: dispatch {dispatch} was not done after {limit} s: {progress}")
+    raise AssertionError("poll ends by itself only with the program")
+
+
+def wait_noops(api: str, dispatch: str, up: subprocess.Popen[bytes], jobs: int) -> float:
+    """When the last no-op job had ended, by the clock of [`time.monotonic`]."""
+    for state in poll(api, dispatch, up, 0.05):
+        progress = state["progress"]
+        if progress["finished"] >= jobs:
+            break
+    ended = time.monotonic()
+    if progress["failed"] or progress["finished"] != jobs:
+        sys.exit(f"bench: {jobs} no-op jobs were to be done: {progress}")
+    return ended
 
 
 def run(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]]) -> dict:
@@ -148,22 +184,25 @@ def run(options: argparse.Namespace, work: pathlib.Path, children: list[subproce
     port = free_port()
     api = f"http://127.0.0.1:{port}"
     log = (work / "up.log").open("wb")
-    command = [f"{options.bin}/dodo", "up", "--data", work / "data", "--workers", str(options.workers), "--port", str(port)]
+    command = [pathlib.Path(options.bin).absolute() / "dodo", "up", "--data", work / "data", "--workers", str(options.workers), "--port", str(port)]
     command += ["--crawl", f"http://127.0.0.1:{site_port}/p0.html", "--delay", "0", "--host-concurrency", "64"]
-    up = subprocess.Popen(command, stdout=log, stderr=log)
+    up = start(command, work, log)
     children.append(up)
     roots = [up.pid, nginx.pid]
+    dispatch = None
     for _ in range(600):
         try:
             dispatch = fetch(api, "/v1/dispatches")[0]["id"]
             break
         except (OSError, IndexError):
+            if up.poll() is not None:
+                break
             time.sleep(0.05)
-    else:
+    if dispatch is None:
         sys.exit(f"bench: dodo up does not answer: {(work / 'up.log').read_text()[-500:]}")
     # Servers have started and hardly anything is fetched: what they used so far is not the crawl's.
     before = cpu_seconds(roots)
-    state, fetched = wait_done(api, dispatch, 600)
+    state, fetched = wait_done(api, dispatch, up)
     after = cpu_seconds(roots)
     progress = state["progress"]
     if progress["pages"] != options.pages or progress["failed"]:
@@ -182,12 +221,10 @@ def run(options: argparse.Namespace, work: pathlib.Path, children: list[subproce
         },
         "memory_after_crawl_mib": memory(roots),
     }
-    start = time.monotonic()
+    began = time.monotonic()
     dispatch = fetch(api, "/v1/noops", {"count": options.jobs})["dispatch"]
-    while fetch(api, f"/v1/dispatches/{dispatch}")["progress"]["finished"] < options.jobs:
-        time.sleep(0.05)
     result["noop_jobs"] = options.jobs
-    result["noop_jobs_per_s"] = options.jobs / (time.monotonic() - start)
+    result["noop_jobs_per_s"] = options.jobs / (wait_noops(api, dispatch, up, options.jobs) - began)
     result["memory_at_end_mib"] = memory(roots)
     return result
 
@@ -198,15 +235,54 @@ def table(result: dict, options: argparse.Namespace) -> str:
         (f"pages/s, {result['pages']} pages fetched and committed", f"{result['pages_per_s_fetched_and_committed']:.0f}"),
         ("pages/s, archived and verified too", f"{result['pages_per_s_archived_and_verified']:.0f}"),
         ("links stored", str(result["links"])),
-        ("archive: MB/s of bodies, ratio", f"{result['archive_mb_per_s']:.1f}, {result['archive_ratio']:.2f}"),
+        ("archive: MB/s of bodies over the whole crawl, ratio", f"{result['archive_mb_per_s']:.1f}, {result['archive_ratio']:.2f}"),
         (f"no-op jobs/s, {result['noop_jobs']} submitted to committed", f"{result['noop_jobs_per_s']:.0f}"),
     ]
     rows += [(f"CPU-s per 1000 pages: {role}", f"{cpu[name]:.3f}") for name, role in ROLES.items()]
     rows.append(("CPU-s per 1000 pages: all", f"{sum(cpu.values()):.3f}"))
-    rows += [(f"MiB resident at the end (most): {ROLES.get(name, name)}", f"{now:.0f} ({most:.0f})") for name, now, most in result["memory_at_end_mib"]]
+    for name, now, most in result["memory_at_end_mib"]:
+        if most is None:
+            rows.append((f"MiB at the end, shared memory counted once: {ROLES[name]}", f"{now:.0f}"))
+        else:
+            rows.append((f"MiB resident at the end (most): {ROLES.get(name, name)}", f"{now:.0f} ({most:.0f})"))
     width = max(len(label) for label, _ in rows)
     head = f"{os.cpu_count()} cores, {options.workers} workers, --delay 0 --host-concurrency 64"
     return "\n".join([head] + [f"{label:<{width}}  {value}" for label, value in rows])
+
+
+def leftovers(work: pathlib.Path) -> list[int]:
+    """Processes that live in `work`: whatever was started there and has outlived its parent."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                place = pathlib.Path(os.readlink(entry / "cwd"))
+            except OSError:
+                continue
+            if place == work or work in place.parents:
+                found.append(int(entry.name))
+    return found
+
+
+def stop(children: list[subprocess.Popen[bytes]], work: pathlib.Path) -> None:
+    """Ends the children in order, the last one first; then what they may have left behind."""
+    for child in reversed(children):
+        child.send_signal(signal.SIGINT if child is not children[0] else signal.SIGQUIT)
+        try:
+            child.wait(30)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+    # SIGQUIT is Postgres' quick end; what does not heed it in time is killed.
+    for number in (signal.SIGQUIT, signal.SIGKILL):
+        for pid in leftovers(work):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+        deadline = time.monotonic() + 5
+        while leftovers(work) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 def main() -> None:
@@ -220,8 +296,11 @@ def main() -> None:
     options = parser.parse_args()
     if min(options.pages, options.jobs, options.workers) < 1 or options.jobs > 100_000:
         parser.error("--pages, --jobs and --workers are at least 1, --jobs at most 100000")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    work = pathlib.Path(tempfile.mkdtemp(prefix="dodo-bench-"))
+    # What it was started to ignore (nohup) stays ignored.
+    stops = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    for number in stops:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    work = pathlib.Path(tempfile.mkdtemp(prefix="dodo-bench-")).resolve()
     # Postgres runs as another user when we are root: it must be able to walk here.
     work.chmod(0o755)
     children: list[subprocess.Popen[bytes]] = []
@@ -229,12 +308,10 @@ def main() -> None:
         result = run(options, work, children)
         print(json.dumps(result) if options.json else table(result, options))
     finally:
-        for child in reversed(children):
-            child.send_signal(signal.SIGINT if child is not children[0] else signal.SIGQUIT)
-            killer = threading.Timer(30, child.kill)
-            killer.start()
-            child.wait()
-            killer.cancel()
+        # A second signal must not leave half of it running.
+        for number in stops:
+            signal.signal(number, signal.SIG_IGN)
+        stop(children, work)
         shutil.rmtree(work, ignore_errors=True)
 
 
