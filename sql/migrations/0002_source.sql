@@ -196,9 +196,8 @@ GRANT SELECT ON source, manifest_log, page_metadata, page_scrape, record, unfit_
 -- What a manifest sends is not for reading; which of its entries are to come is.
 GRANT SELECT (tenant, dispatch, entry, state) ON manifest_entry TO dodo_tenant;
 GRANT INSERT ON dispatch_secret TO dodo_tenant;
--- A secret is written and named, never read back.
-GRANT INSERT (tenant, name, value, updated_at), UPDATE (value, updated_at), DELETE, SELECT (tenant, name, updated_at)
-  ON secret TO dodo_tenant;
+-- A secret is named to a tenant, never read back.
+GRANT SELECT (tenant, name, updated_at) ON secret TO dodo_tenant;
 GRANT INSERT, UPDATE, DELETE ON source TO dodo_tenant;
 GRANT DELETE ON unfit_item TO dodo_tenant;
 GRANT SELECT, INSERT, DELETE ON manifest_refresh TO dodo_pipeline;

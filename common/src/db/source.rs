@@ -171,7 +171,7 @@ pub struct SecretName {
 }
 
 pub async fn put_secret(db: &Db, tenant: &str, name: &str, value: &str) -> DbResult<()> {
-    run_tx!(db, "put-secret", tenant: tenant, |tx| {
+    run_tx!(db, "put-secret", |tx| {
         tx.execute(
             "-- put-secret
              INSERT INTO secret (tenant, name, value, updated_at) VALUES ($1, $2, $3, clock_timestamp())
