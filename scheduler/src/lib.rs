@@ -12,5 +12,6 @@ pub mod manifests;
 pub mod politeness;
 pub mod reaper;
 pub mod report;
+pub mod sentinel;
 pub mod timers;
 pub mod window;

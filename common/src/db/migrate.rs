@@ -11,6 +11,7 @@ const LOCK: i64 = 0x646f_646f;
 const MIGRATIONS: &[(i32, &str, &str)] = &[
     (1, "core", include_str!("../../../sql/migrations/0001_core.sql")),
     (2, "source", include_str!("../../../sql/migrations/0002_source.sql")),
+    (3, "sentinel", include_str!("../../../sql/migrations/0003_sentinel.sql")),
     (4, "proxy", include_str!("../../../sql/migrations/0004_proxy.sql")),
 ];
 

@@ -11,6 +11,8 @@ use crate::stream::connection::{Redis, StreamResult};
 use crate::stream::names::{DONE, EPOCH, GROUP, JOBS, RAW_STREAMS, group_of};
 use crate::stream::queue::parse_id;
 
+/// Undelivered entries that are counted one by one.
+const COUNT_MAX: usize = 10_000;
 const ZERO: StreamId = StreamId { ms: 0, seq: 0 };
 
 /// One stream as the API shows it.
@@ -90,6 +92,40 @@ pub async fn all(redis: &Redis) -> StreamResult<Vec<StreamStatus>> {
         all.push(status);
     }
     Ok(all)
+}
+
+/// Entries of the jobs stream that nobody has read yet. Where Redis has lost count (its `lag` is nil after
+/// some trims) they are counted, up to [`COUNT_MAX`].
+pub async fn undelivered(redis: &Redis) -> StreamResult<u64> {
+    let group = group(redis).await?;
+    if let Some(Value::Int(lag)) = group.get("lag") {
+        return Ok((*lag).max(0) as u64);
+    }
+    let mut command = redis::cmd("XRANGE");
+    command.arg(JOBS).arg(last_delivered(redis).await?.next().to_string()).arg("+").arg("COUNT").arg(COUNT_MAX);
+    let entries: Vec<Value> = redis.run(async |c| command.query_async(c).await).await?;
+    Ok(entries.len() as u64)
+}
+
+/// The age of the first entry of the raw streams, the older one, milliseconds by Redis' clock; 0 when both are empty.
+pub async fn raw_age_ms(redis: &Redis) -> StreamResult<i64> {
+    let mut pipe = redis::pipe();
+    pipe.cmd("TIME");
+    for stream in RAW_STREAMS {
+        pipe.cmd("XRANGE").arg(stream).arg("-").arg("+").arg("COUNT").arg(1);
+    }
+    let answers: Vec<Value> = redis.run(async |c| pipe.query_async(c).await).await?;
+    let (seconds, micros): (i64, i64) = redis::from_redis_value(answers[0].clone()).map_err(redis::RedisError::from)?;
+    let mut age_ms = 0;
+    for answer in &answers[1..] {
+        let Value::Array(entries) = answer else { continue };
+        let Some(Value::Array(entry)) = entries.first() else { continue };
+        if let Some(Value::BulkString(id)) = entry.first() {
+            let first = parse_id(&String::from_utf8_lossy(id))?;
+            age_ms = age_ms.max(seconds * 1000 + micros / 1000 - first.ms as i64);
+        }
+    }
+    Ok(age_ms)
 }
 
 /// Bytes that Redis holds.

@@ -4,6 +4,7 @@ pub mod crawl;
 pub mod dead;
 pub mod dispatch;
 pub mod export;
+pub mod incident;
 pub mod job;
 pub mod manifest;
 pub mod record;
@@ -52,6 +53,7 @@ pub struct Api {
         job::list,
         job::get,
         why::why,
+        incident::list,
         status::status,
         status::workers,
         status::streams,
@@ -125,6 +127,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/jobs", get(job::list))
         .route("/v1/jobs/{id}", get(job::get))
         .route("/v1/why", get(why::why))
+        .route("/v1/incidents", get(incident::list))
         .route("/v1/status", get(status::status))
         .route("/v1/workers", get(status::workers))
         .route("/v1/streams", get(status::streams))

@@ -7,6 +7,7 @@ pub mod dead;
 pub mod export;
 pub mod records;
 pub mod rules;
+pub mod sentinel;
 pub mod serve;
 pub mod show;
 pub mod sources;
@@ -33,6 +34,8 @@ enum Command {
     Up(Box<up::Up>),
     /// Run a scheduler: HTTP API, and the dispatcher while it leads
     Serve(Box<serve::Serve>),
+    /// Watch the cluster by rules and alert by Slack and mail
+    Sentinel(Box<sentinel::Sentinel>),
     /// Bring the database's schema up to date
     Migrate(serve::Migrate),
     /// Submit a crawl to a running cluster
@@ -53,6 +56,8 @@ enum Command {
     Workers(show::Plain),
     /// List jobs, finished or pending
     Jobs(show::Jobs),
+    /// List incidents, the open ones first
+    Incidents(sentinel::Incidents),
     /// Explain every decision about a URL or a job
     Why(show::Why),
     /// List, read and check the archive, from S3 alone
@@ -83,6 +88,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Up(up) => up::run(*up).await,
         Command::Serve(serve) => serve::serve(*serve).await,
+        Command::Sentinel(args) => sentinel::run(*args).await,
         Command::Migrate(migrate) => serve::migrate(migrate).await,
         Command::Crawl(crawl) => crawl::run(crawl).await,
         Command::Submit(submit) => submit::run(submit).await,
@@ -93,6 +99,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(status) => show::status(status).await,
         Command::Workers(plain) => show::workers(plain).await,
         Command::Jobs(jobs) => show::jobs(jobs).await,
+        Command::Incidents(incidents) => sentinel::incidents(incidents).await,
         Command::Why(why) => show::why(why).await,
         Command::Archive(archive) => archive::run(archive).await,
         Command::Export(export) => export::run(export).await,

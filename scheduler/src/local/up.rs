@@ -58,6 +58,9 @@ pub struct Up {
     sample: bool,
     #[command(flatten)]
     flags: CrawlFlags,
+    /// Start no sentinel; with one, the DODO_SLACK_, DODO_SMTP_ and DODO_MAIL_ variables say whom it alerts
+    #[arg(long)]
+    no_sentinel: bool,
     /// Stop everything when every crawl is fetched and archived
     #[arg(long)]
     exit_when_done: bool,
@@ -99,6 +102,9 @@ pub async fn run(up: Up) -> anyhow::Result<ExitCode> {
         up.proxy.parse::<Proxy>().context("DODO_PROXY")?;
     }
     let lifecycle = Lifecycle::install().context("cannot listen for signals")?;
+    if !up.no_sentinel {
+        workers::check_sentinel()?;
+    }
     let data = make_dir(&data_dir(up.data.as_deref())?)?;
     let _lock = lock_dir(&data)?;
     let logging = Logging { log_dir: data.join("log"), log: up.log.clone() };
@@ -150,6 +156,9 @@ async fn run_on(
     };
     keep_archive(data, &ground.servers.s3)?;
     let workers = workers::start(&env, up.workers, lifecycle)?;
+    if !up.no_sentinel {
+        workers::start_sentinel(&workers, &env, &data.join("sentinel"), lifecycle)?;
+    }
     tell(format!("API http://{address}  logs {}", logging.log_dir.display()));
     let mut watched: Vec<Uuid> = dispatch::open(&ctx.db).await?.iter().map(|open| open.id).collect();
     if let Some((spec, key, seeds)) = checked {

@@ -1,6 +1,7 @@
-//! The worker processes of `dodo up`: started, and started again with a backoff when they die.
+//! The worker processes of `dodo up`: started, and started again with a backoff when they die. The sentinel's
+//! process is kept the same way.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -12,12 +13,12 @@ use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 use tokio_util::task::TaskTracker;
 
-/// A worker that died is started again after this long, and twice as long each further time.
+/// A child that died is started again after this long, and twice as long each further time.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// One that lived this long starts over with the shortest backoff.
 const STEADY: Duration = Duration::from_secs(30);
-/// A worker has this long to drain.
+/// A child has this long to drain.
 const DRAIN: Duration = Duration::from_secs(15);
 
 /// What each worker is told, through its environment: no secret stands on a command line.
@@ -49,9 +50,33 @@ pub fn start(env: &WorkerEnv, count: u16, lifecycle: &Lifecycle) -> anyhow::Resu
     let program = program()?;
     let tasks = TaskTracker::new();
     for _ in 0..count {
-        tasks.spawn(keep(program.clone(), env.clone(), lifecycle.clone()));
+        tasks.spawn(keep("worker", worker(&program, env), lifecycle.clone()));
     }
     Ok(Workers { tasks })
+}
+
+/// Starts a sentinel beside the workers and keeps it running. What it alerts by is in our own environment,
+/// which it inherits; a spool in its environment would be shared with nobody, ours is of this cluster.
+pub fn start_sentinel(workers: &Workers, env: &WorkerEnv, spool: &Path, lifecycle: &Lifecycle) -> anyhow::Result<()> {
+    let mut command = child(&std::env::current_exe().context("cannot tell where this program is")?, env);
+    command.arg("sentinel").arg("--exit-with-stdin").env("DODO_SENTINEL_SPOOL", spool);
+    workers.tasks.spawn(keep("sentinel", command, lifecycle.clone()));
+    Ok(())
+}
+
+/// Asks a sentinel whether it would start: a wrong rule or channel stops us before anything runs.
+///
+/// # Errors
+/// The sentinel's own line.
+pub fn check_sentinel() -> anyhow::Result<()> {
+    let own = std::env::current_exe().context("cannot tell where this program is")?;
+    let out =
+        std::process::Command::new(own).args(["sentinel", "--check"]).output().context("cannot run a sentinel")?;
+    if !out.status.success() {
+        let said = String::from_utf8_lossy(&out.stderr);
+        bail!("{}", said.trim().trim_start_matches("dodo: "));
+    }
+    Ok(())
 }
 
 /// `dodo-worker` beside this program.
@@ -64,21 +89,21 @@ fn program() -> anyhow::Result<PathBuf> {
     Ok(program)
 }
 
-async fn keep(program: PathBuf, env: WorkerEnv, lifecycle: Lifecycle) {
+async fn keep(what: &'static str, mut command: Command, lifecycle: Lifecycle) {
     let mut backoff = BACKOFF_MIN;
     while !lifecycle.soft.is_cancelled() {
         let started = Instant::now();
-        match spawn(&program, &env) {
+        match command.spawn() {
             Ok(mut child) => {
                 let pid = child.id();
                 // Waiting for a child closes its standard input, unless it is held elsewhere.
                 let _lifeline = child.stdin.take();
                 tokio::select! {
-                    status = child.wait() => tracing::warn!(?status, pid, "a worker ended; it is started again"),
-                    () = lifecycle.soft.cancelled() => return drain(child, &lifecycle).await,
+                    status = child.wait() => tracing::warn!(?status, pid, "a {what} ended; it is started again"),
+                    () = lifecycle.soft.cancelled() => return drain(what, child, &lifecycle).await,
                 }
             }
-            Err(error) => tracing::error!("cannot start a worker: {error:#}"),
+            Err(error) => tracing::error!("cannot start a {what}: {error:#}"),
         }
         backoff = if started.elapsed() > STEADY { BACKOFF_MIN } else { backoff };
         tokio::select! { () = lifecycle.soft.cancelled() => {}, () = tokio::time::sleep(backoff) => {} }
@@ -86,41 +111,47 @@ async fn keep(program: PathBuf, env: WorkerEnv, lifecycle: Lifecycle) {
     }
 }
 
-fn spawn(program: &PathBuf, env: &WorkerEnv) -> anyhow::Result<Child> {
+fn worker(program: &Path, env: &WorkerEnv) -> Command {
     let s3 = &env.servers.s3;
-    // Its standard input is our end of a pipe: it closes when we die, however we die, and the worker drains.
-    // A group of its own: a Ctrl-C at the terminal reaches us only, and we drain them in order.
-    Command::new(program)
+    let mut command = child(program, env);
+    command
         .arg("--exit-with-stdin")
-        .env("DODO_REDIS_URL", &env.servers.redis_url)
-        .env("DODO_DATABASE_URL", &env.servers.database_url)
         .env("DODO_S3_ENDPOINT", &s3.s3_endpoint)
         .env("DODO_S3_BUCKET", &s3.s3_bucket)
         .env("DODO_S3_REGION", &s3.s3_region)
         .env("AWS_ACCESS_KEY_ID", &s3.s3_access_key)
         .env("AWS_SECRET_ACCESS_KEY", &s3.s3_secret_key)
-        .env("DODO_LOG_DIR", &env.logging.log_dir)
-        .env("DODO_LOG", &env.logging.log)
         .env("DODO_CONTACT", &env.contact)
         .env("DODO_PROXY", &env.proxy)
-        .env("DODO_OPEN", &env.open)
+        .env("DODO_OPEN", &env.open);
+    command
+}
+
+/// Its standard input is our end of a pipe: it closes when we die, however we die, and the child drains.
+/// A group of its own: a Ctrl-C at the terminal reaches us only, and we drain them in order.
+fn child(program: &Path, env: &WorkerEnv) -> Command {
+    let mut command = Command::new(program);
+    command
+        .env("DODO_REDIS_URL", &env.servers.redis_url)
+        .env("DODO_DATABASE_URL", &env.servers.database_url)
+        .env("DODO_LOG_DIR", &env.logging.log_dir)
+        .env("DODO_LOG", &env.logging.log)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::inherit())
         .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .with_context(|| format!("cannot start {}", program.display()))
+        .kill_on_drop(true);
+    command
 }
 
-async fn drain(mut child: Child, lifecycle: &Lifecycle) {
+async fn drain(what: &'static str, mut child: Child, lifecycle: &Lifecycle) {
     if let Some(pid) = child.id() {
         // It may have ended by itself meanwhile, which is what we want.
         let _ = kill(Pid::from_raw(pid as i32), Signal::SIGTERM);
     }
     tokio::select! {
         _ = child.wait() => {}
-        () = tokio::time::sleep(DRAIN) => tracing::warn!("a worker did not drain in time and is killed"),
+        () = tokio::time::sleep(DRAIN) => tracing::warn!("a {what} did not drain in time and is killed"),
         () = lifecycle.hard.cancelled() => {}
     }
     let _ = child.kill().await;
