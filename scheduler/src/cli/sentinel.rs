@@ -112,13 +112,13 @@ async fn watch(args: Sentinel, rules: Rules, channels: &[Channel]) -> anyhow::Re
     let guard = logging::start(&args.logging, "sentinel", !args.exit_with_stdin).map_err(anyhow::Error::msg)?;
     let spool = Spool::open(&args.spool)?;
     let db = Db::pipeline(&args.database_url, "dodo-sentinel", DB_CONNECTIONS)?;
+    let redis = Redis::new(&args.redis_url, "sentinel")?;
     match migrations::check(&db).await {
         Ok(()) => {}
         Err(error @ DbError::Schema(_)) => return Err(error.into()),
         // A database that is down at the start is an incident like any other.
         Err(error) => tracing::warn!(%error, "starting without Postgres"),
     }
-    let redis = Redis::new(&args.redis_url, "sentinel")?;
     let clock = Clock::System;
     let names: Vec<String> = channels.iter().map(Channel::name).collect();
     tracing::info!(rules = rules.rules.len(), channels = names.join(","), "watching");

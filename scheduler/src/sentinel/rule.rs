@@ -189,13 +189,13 @@ pub struct Rules {
     pub rules: Vec<Rule>,
 }
 
-/// The file before its rules are read one by one.
+/// The file, with its rules read or not read yet.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Document {
+struct Document<R> {
     absent_after: Span,
     absent_severity: Severity,
-    rules: Vec<yaml_serde::Value>,
+    rules: Vec<R>,
 }
 
 impl Rules {
@@ -224,7 +224,7 @@ impl Rules {
     /// # Errors
     /// One line.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let document: Document = yaml_serde::from_str(text).map_err(|error| one_line(&error))?;
+        let document: Document<yaml_serde::Value> = yaml_serde::from_str(text).map_err(|error| one_line(&error))?;
         if document.rules.len() > RULES_MAX {
             return Err(format!("there are more than {RULES_MAX} rules"));
         }
@@ -235,8 +235,11 @@ impl Rules {
         for (index, value) in document.rules.into_iter().enumerate() {
             let name = value.get("name").and_then(|name| name.as_str()).map(str::to_owned);
             let name = name.unwrap_or_else(|| format!("number {}", index + 1));
-            let rule: Rule =
-                yaml_serde::from_value(value).map_err(|error| format!("rule {name}: {}", one_line(&error)))?;
+            let rule: Rule = yaml_serde::from_value(value).map_err(|error| {
+                // Read whole, the first rule that is wrong is complained about with its field and line.
+                let placed = yaml_serde::from_str::<Document<Rule>>(text).err().unwrap_or(error);
+                format!("rule {name}: {}", one_line(&placed))
+            })?;
             check(&rule).map_err(|error| format!("rule {name}: {error}"))?;
             if rules.iter().any(|other| other.name == rule.name) {
                 return Err(format!("rule {name}: there are two of this name"));
@@ -292,15 +295,15 @@ mod tests {
     fn a_complaint_is_one_line_and_names_the_rule() {
         assert!(Rules::parse(RULE).is_ok());
         for (wrong, expected) in [
-            (RULE.replace("threshold: 5", "threshold: much"), "rule lag: "),
-            (RULE.replace("window: 10s", "window: 10"), "rule lag: \"10\" is no time; write one as 500ms"),
+            (RULE.replace("threshold: 5", "threshold: much"), "rule lag: rules[0].threshold: invalid type"),
+            (RULE.replace("window: 10s", "window: 10"), "\"10\" is no time; write one as 500ms"),
             (RULE.replace("window: 10s", "window: 10 parsecs"), "is no time"),
             (RULE.replace("window: 10s", "window: 2d"), "at most 1 d"),
             (RULE.replace("metric: lag", "metric: leg"), "unknown variant `leg`"),
-            (RULE.replace("  for: 500ms\n", ""), "rule lag: missing field `for`"),
+            (RULE.replace("  for: 500ms\n", ""), "missing field `for`"),
             (RULE.replace("severity: info", "severity: info\n  colour: red"), "unknown field `colour`"),
             (RULE.replace("name: lag", "name: Lag!"), "rule Lag!: a name has small letters"),
-            (RULE.replace("- name: lag\n ", "-"), "rule number 1: missing field `name`"),
+            (RULE.replace("- name: lag\n ", "-"), "rule number 1: "),
             (RULE.replace("absent_after: 60s\n", ""), "missing field `absent_after`"),
             (format!("{RULE}{}", &RULE[RULE.find('-').expect("a rule")..]), "two of this name"),
             ("rules: [".to_owned(), "at line 2 column 1"),

@@ -140,6 +140,20 @@ impl Cluster {
         Ok(Process { child })
     }
 
+    /// Starts a sentinel that looks ten times a second.
+    pub fn sentinel(&self, more: &[(&str, &str)]) -> Result<Process> {
+        let child = Command::new(dodo_program())
+            .arg("sentinel")
+            .envs(self.env())
+            .env("DODO_SENTINEL_EVERY_MS", "100")
+            .env("DODO_SENTINEL_SPOOL", self.dir.path().join("spool"))
+            .envs(more.iter().copied())
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok(Process { child })
+    }
+
     /// Runs the operator's tool.
     pub fn dodo(&self, arguments: &[&str]) -> std::process::Output {
         Command::new(dodo_program()).args(arguments).envs(self.env()).output().expect("dodo runs")

@@ -14,6 +14,8 @@ mod politeness;
 mod proxies;
 mod proxy;
 mod security;
+mod sentinel;
+mod sink;
 mod survive;
 mod up;
 mod web;
