@@ -681,6 +681,10 @@ fn wrong_settings_are_one_clear_line() -> Result<()> {
     Ok(())
 }
 
+/// What tells a child's command line; arguments end with a zero byte.
+const WORKER: &str = "/dodo-worker\0";
+const SENTINEL: &str = "\0sentinel\0";
+
 /// The processes of a `dodo up` whose log directory is below `dir` and whose command line has `word`.
 fn children(dir: &std::path::Path, word: &str) -> Vec<i32> {
     let needle = format!("DODO_LOG_DIR={}", dir.display());
@@ -720,28 +724,28 @@ async fn under_up_a_rolling_restart_is_silent_and_killed_workers_alert_within_15
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .spawn()?;
-    let alive = |count: usize| children(dir.path(), "dodo-worker").len() == count;
-    until(|| alive(3) && children(dir.path(), "sentinel").len() == 1).await?;
+    let alive = |count: usize| children(dir.path(), WORKER).len() == count;
+    until(|| alive(3) && children(dir.path(), SENTINEL).len() == 1).await?;
     tokio::time::sleep(Duration::from_secs(4)).await;
 
     // A rolling restart: each worker drains and is followed by another. Then all of them at once.
-    let before = children(dir.path(), "dodo-worker");
+    let before = children(dir.path(), WORKER);
     for pid in &before {
         send(&[*pid], Signal::SIGTERM);
-        until(|| !children(dir.path(), "dodo-worker").contains(pid) && alive(3)).await?;
+        until(|| !children(dir.path(), WORKER).contains(pid) && alive(3)).await?;
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    send(&children(dir.path(), "dodo-worker"), Signal::SIGTERM);
+    send(&children(dir.path(), WORKER), Signal::SIGTERM);
     tokio::time::sleep(Duration::from_secs(15)).await;
     assert_eq!(web.messages(), Vec::<Value>::new(), "a drain is no incident");
     assert!(mail.mails().is_empty() && alive(3));
 
     // A sentinel that dies is started again, and it is the successor that tells.
-    let sentinel = children(dir.path(), "sentinel");
+    let sentinel = children(dir.path(), SENTINEL);
     send(&sentinel, Signal::SIGKILL);
-    until(|| children(dir.path(), "sentinel").iter().any(|pid| !sentinel.contains(pid))).await?;
+    until(|| children(dir.path(), SENTINEL).iter().any(|pid| !sentinel.contains(pid))).await?;
     let killed = Instant::now();
-    send(&children(dir.path(), "dodo-worker"), Signal::SIGKILL);
+    send(&children(dir.path(), WORKER), Signal::SIGKILL);
     until(|| !mail.mails().is_empty() && !web.messages().is_empty()).await?;
     let took = killed.elapsed();
     assert!(took < Duration::from_secs(15), "{took:?}");
