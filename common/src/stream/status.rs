@@ -97,12 +97,12 @@ pub async fn all(redis: &Redis) -> StreamResult<Vec<StreamStatus>> {
 /// Entries of the jobs stream that nobody has read yet. Where Redis has lost count (its `lag` is nil after
 /// some trims) they are counted, up to [`COUNT_MAX`].
 pub async fn undelivered(redis: &Redis) -> StreamResult<u64> {
-    let group = group(redis).await?;
+    let group = group(redis, JOBS, GROUP).await?;
     if let Some(Value::Int(lag)) = group.get("lag") {
         return Ok((*lag).max(0) as u64);
     }
     let mut command = redis::cmd("XRANGE");
-    command.arg(JOBS).arg(last_delivered(redis).await?.next().to_string()).arg("+").arg("COUNT").arg(COUNT_MAX);
+    command.arg(JOBS).arg(last_delivered(redis, JOBS, GROUP).await?.next().to_string()).arg("+").arg("COUNT").arg(COUNT_MAX);
     let entries: Vec<Value> = redis.run(async |c| command.query_async(c).await).await?;
     Ok(entries.len() as u64)
 }

@@ -169,3 +169,71 @@ fn too_few_events_are_seen_even_when_there_are_none() {
         matches!(&changes[..], [Change::Fire { summary, .. }] if summary == "manifest_refreshes: sum over 10 s is 0, below 5")
     );
 }
+
+/// A cluster that does well, seen for `seconds` with the bundled rules; one metric is what `other` says at each
+/// second. Returns what fires, and when.
+fn watch_defaults(seconds: i64, metric: Metric, other: impl Fn(i64) -> Look) -> Vec<(i64, String)> {
+    let mut judge = Judge::new(Rules::parse(crate::sentinel::rule::DEFAULT_RULES).expect("the bundled rules"), 0);
+    let well = |metric: Metric| match metric {
+        Metric::WorkersReady => Look::Level(2.0),
+        Metric::HeartbeatAgeMs => Look::Level(400.0),
+        Metric::Leader | Metric::PostgresUp | Metric::RedisUp => Look::Level(1.0),
+        Metric::Lag | Metric::OldestDueMs | Metric::HorizonAgeMs => Look::Level(0.0),
+        Metric::ManifestRefreshes => Look::Events((0..10).map(|minute| (minute * 60_000, 1)).collect()),
+        Metric::WorkersLost | Metric::DeadJobs => Look::Events(Vec::new()),
+    };
+    let mut fired = Vec::new();
+    for second in 0..seconds {
+        let looks: Vec<_> =
+            Metric::ALL.into_iter().map(|m| (m, if m == metric { other(second) } else { well(m) })).collect();
+        for change in judge.take(second * 1000, &looks) {
+            if let Change::Fire { rule, .. } = change {
+                fired.push((second, rule));
+            }
+        }
+    }
+    fired
+}
+
+#[test]
+fn the_default_rules_are_silent_while_all_is_well() {
+    assert_eq!(watch_defaults(3600, Metric::Lag, |_| Look::Level(1900.0)), []);
+    // Every worker drained, and others in their place within half a minute.
+    let drained = |second| Look::Level(if (600..625).contains(&second) { 0.0 } else { 2.0 });
+    assert_eq!(watch_defaults(1200, Metric::WorkersReady, drained), []);
+    // A cluster that has just begun: no worker, no leader and no refresh yet.
+    let later = |after: i64, value: f64| move |second: i64| Look::Level(if second < after { 0.0 } else { value });
+    assert_eq!(watch_defaults(300, Metric::WorkersReady, later(59, 2.0)), []);
+    assert_eq!(watch_defaults(300, Metric::Leader, later(29, 1.0)), []);
+    let refreshes = |second: i64| Look::Events((0..(second / 60).min(10)).map(|minute| (minute * 60_000, 1)).collect());
+    assert_eq!(watch_defaults(3600, Metric::ManifestRefreshes, refreshes), []);
+}
+
+#[test]
+fn each_default_rule_fires_in_its_time() {
+    let from = |after: i64, value: f64| move |second: i64| Look::Level(if second < after { 1.0 } else { value });
+    let one = |second: i64, rule: &str| vec![(second, rule.to_owned())];
+    let begun = |_| Look::Level(0.0);
+    assert_eq!(watch_defaults(600, Metric::WorkersReady, begun), one(60, "workers-ready"), "it never gets workers");
+    assert_eq!(watch_defaults(600, Metric::WorkersReady, from(300, 0.0)), one(330, "workers-ready"));
+    assert_eq!(watch_defaults(600, Metric::HeartbeatAgeMs, from(300, 5001.0)), one(303, "heartbeats-missing"));
+    assert_eq!(watch_defaults(600, Metric::Leader, from(300, 0.0)), one(315, "leader"));
+    assert_eq!(watch_defaults(900, Metric::Lag, from(300, 2500.0)), one(539, "lag"));
+    assert_eq!(watch_defaults(900, Metric::OldestDueMs, from(300, 2.2e7)), one(600, "oldest-due"));
+    assert_eq!(watch_defaults(900, Metric::HorizonAgeMs, from(300, 4e5)), one(419, "horizon-stuck"));
+    assert_eq!(watch_defaults(600, Metric::PostgresUp, from(300, 0.0)), one(305, "postgres-down"));
+    assert_eq!(watch_defaults(600, Metric::RedisUp, from(300, 0.0)), one(305, "redis-down"));
+    let event = |count: i64| move |second: i64| Look::Events(if second < 300 { vec![] } else { vec![(0, count)] });
+    assert_eq!(watch_defaults(600, Metric::WorkersLost, event(1)), one(300, "workers-lost"));
+    assert_eq!(watch_defaults(600, Metric::DeadJobs, event(101)), one(300, "dead-jobs"));
+    // Five of ten refreshes fail: two and a half in five minutes.
+    let fail = |second: i64| {
+        let count = if second < 300 { 10 } else { 5 };
+        Look::Events((0..count).map(|minute| (minute * 60_000, 1)).collect())
+    };
+    assert_eq!(watch_defaults(600, Metric::ManifestRefreshes, fail), one(300, "manifest-refreshes"));
+    for metric in Metric::ALL {
+        let silent = |_| Look::Absent("gone".to_owned());
+        assert_eq!(watch_defaults(600, metric, silent), one(91, &vanished(metric)));
+    }
+}
