@@ -209,6 +209,7 @@ async fn expand(ctx: &Context, term: &Term) -> DbResult<u64> {
     Ok(scheduled)
 }
 
-fn hash_of(body: &[u8]) -> String {
+/// What a manifest's content is known by.
+pub fn hash_of(body: &[u8]) -> String {
     Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -16,7 +16,7 @@ ALTER TABLE crawl_schedule ADD COLUMN page int4, ADD COLUMN total_pages int4,
 CREATE INDEX crawl_schedule_started ON crawl_schedule (started_by) WHERE started_at IS NOT NULL;
 ALTER TABLE crawl_log ADD COLUMN page int4, ADD COLUMN total_pages int4, ADD COLUMN replayed_by uuid;
 -- Serves list-dead.
-CREATE INDEX crawl_log_dead ON crawl_log (tenant, id)
+CREATE INDEX crawl_log_dead_letter ON crawl_log (tenant, id)
   WHERE outcome IN ('dead', 'failed', 'unknown') AND replayed_by IS NULL;
 
 -- Items are archived only once they are processed; other streams have nothing to process.

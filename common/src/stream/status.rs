@@ -102,7 +102,12 @@ pub async fn undelivered(redis: &Redis) -> StreamResult<u64> {
         return Ok((*lag).max(0) as u64);
     }
     let mut command = redis::cmd("XRANGE");
-    command.arg(JOBS).arg(last_delivered(redis, JOBS, GROUP).await?.next().to_string()).arg("+").arg("COUNT").arg(COUNT_MAX);
+    command
+        .arg(JOBS)
+        .arg(last_delivered(redis, JOBS, GROUP).await?.next().to_string())
+        .arg("+")
+        .arg("COUNT")
+        .arg(COUNT_MAX);
     let entries: Vec<Value> = redis.run(async |c| command.query_async(c).await).await?;
     Ok(entries.len() as u64)
 }

@@ -6,9 +6,12 @@
 
 pub mod postgres;
 pub mod redis;
+pub mod reviews;
 pub mod s3;
+pub mod sample;
 pub mod site;
 pub mod up;
+pub mod watch;
 pub mod workers;
 
 use std::fs::{self, File, OpenOptions};

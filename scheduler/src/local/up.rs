@@ -10,24 +10,24 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use dodo_common::config::{Logging, S3, Servers};
-use dodo_common::db::dispatch::{self, Dispatch, Progress};
-use dodo_common::db::{migrate, segment};
+use dodo_common::db::dispatch;
+use dodo_common::db::migrate;
 use dodo_common::lifecycle::Lifecycle;
 use dodo_common::model::proxy::Proxy;
 use dodo_common::telemetry::logging;
 use url::Url;
-use uuid::Uuid;
 
 use crate::api;
-use crate::cli::crawl::{self as bar, CrawlFlags};
+use crate::cli::crawl::CrawlFlags;
 use crate::cli::serve::{self, Http};
-use crate::cli::{bytes, say, tell};
-use crate::context::{Context, Duties};
+use crate::cli::tell;
+use crate::context::Duties;
 use crate::leader;
 use crate::local::postgres::PostgresServer;
 use crate::local::redis::RedisServer;
 use crate::local::s3::S3Endpoint;
-use crate::local::site::SampleSite;
+use crate::local::sample::Sample;
+use crate::local::watch::{Summary, Watched};
 use crate::local::workers::{self, WorkerEnv};
 use crate::local::{lock_dir, make_dir, write_private};
 
@@ -35,9 +35,6 @@ const BUCKET: &str = "dodo";
 /// On one machine nobody wants to wait a minute for a manifest.
 const MANIFESTS: &str = "manifests";
 const MANIFEST_REFRESH_MS: u64 = 1000;
-const POLL: Duration = Duration::from_millis(200);
-/// The delay at which the bundled site is crawled: it is our own.
-const SAMPLE_DELAY_MS: i64 = 20;
 
 #[derive(Args, Debug)]
 pub struct Up {
@@ -53,7 +50,7 @@ pub struct Up {
     /// Crawl this URL; may be given more than once
     #[arg(long)]
     crawl: Vec<String>,
-    /// Crawl the sample web site that Dodo brings along, served on loopback
+    /// Crawl the sample web site and read the sample API that Dodo brings along, served on loopback
     #[arg(long)]
     sample: bool,
     #[command(flatten)]
@@ -94,7 +91,7 @@ struct Ground {
     redis: Option<RedisServer>,
     postgres: Option<PostgresServer>,
     s3: Option<S3Endpoint>,
-    site: Option<SampleSite>,
+    sample: Option<Sample>,
 }
 
 pub async fn run(up: Up) -> anyhow::Result<ExitCode> {
@@ -134,17 +131,14 @@ async fn run_on(
     let http = Http { listen: SocketAddr::from(([127, 0, 0, 1], up.port)), admin_token: None };
     let listener = api::bind(http.listen, None).await?;
     let address = listener.local_addr()?;
-    let urls = crawl_urls(up, data, ground)?;
-    let request = (!urls.is_empty()).then(|| {
-        let mut request = up.flags.request(urls);
-        if up.sample && up.crawl.is_empty() {
-            request.delay_ms = request.delay_ms.or(Some(SAMPLE_DELAY_MS));
-        }
-        request
-    });
+    let request = (!up.crawl.is_empty()).then(|| up.flags.request(up.crawl.clone()));
     // Checked before anything starts: a wrong URL must not leave a cluster behind.
     let checked = request.map(|request| api::crawl::checked(request, &up.contact)).transpose().map_err(plain)?;
-    let open = openings(data, checked.iter().flat_map(|(_, _, seeds)| seeds.iter().map(|seed| &seed.url)))?;
+    if up.sample {
+        ground.sample = Some(Sample::start(data, &up.flags, MANIFESTS, ctx.clock.now_ms())?);
+    }
+    let seeds = checked.iter().flat_map(|(_, _, seeds)| seeds.iter().map(|seed| &seed.url));
+    let open = openings(data, seeds, ground.sample.iter().flat_map(Sample::places))?;
     let serving = tokio::spawn(api::serve(listener, serve::api(&ctx, &http)?));
     let leading = tokio::spawn(leader::run(Arc::clone(&ctx)));
     let env = WorkerEnv {
@@ -160,19 +154,22 @@ async fn run_on(
         workers::start_sentinel(&workers, &env, &data.join("sentinel"), lifecycle)?;
     }
     tell(format!("API http://{address}  logs {}", logging.log_dir.display()));
-    let mut watched: Vec<Uuid> = dispatch::open(&ctx.db).await?.iter().map(|open| open.id).collect();
+    let mut watched = Watched { ids: dispatch::open(&ctx.db).await?.iter().map(|open| open.id).collect() };
     if let Some((spec, key, seeds)) = checked {
         let accepted = api::crawl::submit_crawl(&ctx, &spec, key.as_deref(), &seeds).await.map_err(plain)?;
-        if !watched.contains(&accepted.dispatch) {
-            watched.push(accepted.dispatch);
-        }
+        watched.ids.insert(accepted.dispatch);
     }
-    let finished = wait(&ctx, lifecycle, &watched, up.json).await;
-    let summary = finished.map(|dispatches| summary_of(&dispatches, started));
+    if let Some(sample) = &ground.sample {
+        sample.submit(&ctx).await?;
+    }
+    let finished = watched.wait(&ctx, lifecycle, ground.sample.as_ref(), up.json).await;
+    let summary = match finished {
+        Ok((dispatches, done)) => Summary::of(&ctx, data, &dispatches, done, started).await,
+        Err(error) => Err(error),
+    };
     let mut printed = Ok(());
     if let Ok(summary) = &summary {
-        let (objects, archived) = segment::totals(&ctx.db).await.unwrap_or_default();
-        printed = print_summary(up, summary, objects, archived, &address.to_string(), logging);
+        printed = summary.print(up.json, &address.to_string(), logging);
     }
     if summary.is_ok() && !up.exit_when_done && !lifecycle.soft.is_cancelled() {
         tell("running until Ctrl-C");
@@ -186,75 +183,6 @@ async fn run_on(
     // Nobody may be there to read it any more, and everything was to be stopped in order all the same.
     printed?;
     summary.map(|_| ExitCode::SUCCESS)
-}
-
-/// Waits until every dispatch is done, or for Ctrl-C; returns how far the watched ones are.
-async fn wait(ctx: &Context, lifecycle: &Lifecycle, watched: &[Uuid], quiet: bool) -> anyhow::Result<Vec<Dispatch>> {
-    let bar = bar::bar(quiet);
-    loop {
-        let mut dispatches = Vec::new();
-        for id in watched {
-            // A database that restarts is waited for.
-            if let Ok(Some(found)) = dispatch::get(&ctx.db, dodo_common::model::job::TENANT_DEFAULT, *id).await {
-                dispatches.push(found);
-            }
-        }
-        bar::show(&bar, &dispatches);
-        let done = dispatches.len() == watched.len() && dispatches.iter().all(|dispatch| dispatch.state == "done");
-        if done || lifecycle.soft.is_cancelled() {
-            bar.finish_and_clear();
-            return Ok(dispatches);
-        }
-        tokio::select! { () = lifecycle.soft.cancelled() => {}, () = tokio::time::sleep(POLL) => {} }
-    }
-}
-
-struct Summary {
-    progress: Progress,
-    done: bool,
-    seconds: f64,
-}
-
-fn summary_of(dispatches: &[Dispatch], started: Instant) -> Summary {
-    let mut progress = Progress::default();
-    for p in dispatches.iter().map(|dispatch| &dispatch.progress) {
-        progress.add(p);
-    }
-    let done = dispatches.iter().all(|dispatch| dispatch.state == "done");
-    Summary { progress, done, seconds: started.elapsed().as_secs_f64() }
-}
-
-fn print_summary(
-    up: &Up,
-    summary: &Summary,
-    objects: i64,
-    archived: i64,
-    api: &str,
-    logging: &Logging,
-) -> anyhow::Result<()> {
-    let p = &summary.progress;
-    if up.json {
-        return say(serde_json::json!({
-            "done": summary.done, "pages": p.pages, "links": p.links, "duplicates": p.duplicates, "failed": p.failed,
-            "skipped": p.skipped, "bytes": p.bytes, "archive_objects": objects, "archive_bytes": archived,
-            "seconds": summary.seconds, "api": format!("http://{api}"), "logs": logging.log_dir,
-        })
-        .to_string());
-    }
-    say(format!(
-        "{}\n  pages       {} fetched, {} received\n  links       {} stored, {} duplicates skipped\n  not fetched {} failed, {} not allowed\n  \
-         archive     {objects} objects, {}\n  time        {:.1} s\n  API         http://{api}\n  logs        {}",
-        if summary.done { "done" } else { "stopped; start again on the same data to go on" },
-        p.pages,
-        bytes(p.bytes.max(0) as u64),
-        p.links,
-        p.duplicates,
-        p.failed,
-        p.skipped,
-        bytes(archived.max(0) as u64),
-        summary.seconds,
-        logging.log_dir.display(),
-    ))
 }
 
 async fn start_ground(up: &Up, data: &Path) -> anyhow::Result<Ground> {
@@ -292,7 +220,7 @@ async fn start_ground(up: &Up, data: &Path) -> anyhow::Result<Ground> {
         database_url: url(&up.database_url, postgres.as_ref().map(PostgresServer::url)),
         s3: settings,
     };
-    Ok(Ground { servers, redis, postgres, s3, site: None })
+    Ok(Ground { servers, redis, postgres, s3, sample: None })
 }
 
 fn external_s3(endpoint: &str) -> S3 {
@@ -307,8 +235,8 @@ fn external_s3(endpoint: &str) -> S3 {
 }
 
 async fn stop_ground(mut ground: Ground) {
-    if let Some(site) = &mut ground.site {
-        site.stop().await;
+    if let Some(sample) = &mut ground.sample {
+        sample.stop().await;
     }
     if let Some(s3) = &ground.s3 {
         s3.stop().await;
@@ -325,29 +253,18 @@ async fn stop_ground(mut ground: Ground) {
     .await;
 }
 
-/// The URLs of this start; the sample site is served where the last start on this directory served it.
-fn crawl_urls(up: &Up, data: &Path, ground: &mut Ground) -> anyhow::Result<Vec<String>> {
-    if !up.sample {
-        return Ok(up.crawl.clone());
-    }
-    let kept = data.join("sample-port");
-    let port = std::fs::read_to_string(&kept).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-    let site = SampleSite::start_on(None, port).or_else(|_| SampleSite::start(None))?;
-    std::fs::write(&kept, site.addr().port().to_string())
-        .with_context(|| format!("cannot write {}", kept.display()))?;
-    let mut urls = up.crawl.clone();
-    urls.push(site.url());
-    ground.site = Some(site);
-    Ok(urls)
-}
-
 /// Exactly the private host:port of the seeds given on this directory, now and before: what is unfinished
 /// stays open.
-fn openings<'a>(data: &Path, seeds: impl Iterator<Item = &'a Url>) -> anyhow::Result<String> {
+fn openings<'a>(
+    data: &Path,
+    seeds: impl Iterator<Item = &'a Url>,
+    places: impl Iterator<Item = String>,
+) -> anyhow::Result<String> {
     let kept = data.join("open");
     let before = std::fs::read_to_string(&kept).unwrap_or_default();
     let mut open: BTreeSet<String> = before.split(',').filter(|entry| !entry.is_empty()).map(str::to_owned).collect();
     open.extend(seeds.filter_map(|seed| Some(format!("{}:{}", seed.host_str()?, seed.port_or_known_default()?))));
+    open.extend(places);
     let open = open.into_iter().collect::<Vec<_>>().join(",");
     std::fs::write(&kept, &open).with_context(|| format!("cannot write {}", kept.display()))?;
     Ok(open)
