@@ -10,42 +10,13 @@ import pathlib
 import subprocess
 import sys
 from collections import Counter
-from html.parser import HTMLParser
-from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit
 
+from html_links import Links
 from warcio.archiveiterator import ArchiveIterator
 
 ROOT, LOG, OUT, PORT = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]), sys.argv[4]
 BASE = f"http://127.0.0.1:{PORT}"
-LINK_RELS = {"alternate", "next", "prev", "canonical"}
-
-
-class Links(HTMLParser):
-    """The distinct links of a page in the order of their appearance."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.page = page
-        self.found: dict[str, None] = {}
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        if tag in ("a", "area"):
-            self.add(given.get("href"))
-        elif tag == "link" and LINK_RELS & set((given.get("rel") or "").lower().split()):
-            self.add(given.get("href"))
-        elif tag in ("iframe", "frame"):
-            self.add(given.get("src"))
-
-    def add(self, reference: str | None) -> None:
-        reference = (reference or "").strip()
-        if not reference or reference.startswith("#"):
-            return
-        url = urldefrag(urljoin(self.page, reference)).url
-        if urlsplit(url).scheme in ("http", "https"):
-            if not urlsplit(url).path:
-                url += "/"
-            self.found.setdefault(url)
 
 
 def links_of(url: str) -> list[str] | None:

@@ -94,6 +94,26 @@ fn a_killed_cluster_goes_on_where_it_was_and_leaves_nothing_behind() -> Result<(
     Ok(())
 }
 
+/// special_file.json is computed again from the raw files of the run.
+#[test]
+fn the_report_is_what_the_raw_files_say() -> Result<()> {
+    let dir = data()?;
+    let out = up(dir.path(), &["--sample", "--delay", "1", "--exit-when-done"])?.wait_with_output()?;
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let summary: Value = serde_json::from_slice(&out.stdout)?;
+    assert_eq!((&summary["api_pages"], &summary["records"]), (&Value::from(41), &Value::from(403)));
+    let python = std::env::var("DODO_TEST_PYTHON").context("run scripts/test: it makes the Python environment")?;
+    let checked = Command::new(python)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/check_report.py"))
+        .arg(dir.path())
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/sample/reviews.json"))
+        .output()?;
+    let said = format!("{}{}", String::from_utf8_lossy(&checked.stdout), String::from_utf8_lossy(&checked.stderr));
+    anyhow::ensure!(checked.status.success(), "{said}");
+    println!("{said}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_from_outside_are_used_and_left_alone() -> Result<()> {
     let cluster = Cluster::start().await?;
