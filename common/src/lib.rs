@@ -5,6 +5,7 @@ pub mod config;
 pub mod db;
 pub mod lifecycle;
 pub mod model;
+pub mod place;
 pub mod storage;
 pub mod stream;
 pub mod telemetry;

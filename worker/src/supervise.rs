@@ -9,6 +9,7 @@ use dodo_common::db::pool::{Db, DbError};
 use dodo_common::db::worker::{self, Registration};
 use dodo_common::db::{generation, migrate};
 use dodo_common::lifecycle::Lifecycle;
+use dodo_common::place;
 use dodo_common::storage::object::{S3Settings, Store};
 use dodo_common::stream::connection::Redis;
 use dodo_common::telemetry::{logging, metric};
@@ -154,9 +155,8 @@ async fn register(
 
 fn about(settings: &Settings) -> anyhow::Result<Registration> {
     Ok(Registration {
-        host: std::fs::read_to_string("/proc/sys/kernel/hostname")
-            .map_or("unknown".to_owned(), |name| name.trim().to_owned()),
-        address: own_address().to_string(),
+        host: place::host_name(),
+        address: place::own_address().to_string(),
         region: settings.region.clone().filter(|region| !region.trim().is_empty()),
         proxy: settings.proxy()?.map(|proxy| proxy.to_string()),
         roles: settings.roles.iter().map(|role| role.as_str().to_owned()).collect(),
@@ -172,17 +172,6 @@ fn log_name(about: &Registration, slot: i32) -> String {
     let region = about.region.as_ref().map(|region| format!("{}-", region.chars().map(plain).collect::<String>()));
     let proxy = about.proxy.as_ref().map(|proxy| format!("via-{proxy}-"));
     format!("worker-{}{}{}-{slot}", region.unwrap_or_default(), proxy.unwrap_or_default(), about.address)
-}
-
-/// The address this machine would send from; loopback where it has no route. Connecting a UDP socket
-/// sends nothing: it only asks the kernel for a route (192.0.2.0/24 is documentation, RFC 5737).
-fn own_address() -> std::net::IpAddr {
-    let ask = || {
-        let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
-        socket.connect("192.0.2.1:9")?;
-        socket.local_addr()
-    };
-    ask().map_or(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), |address| address.ip())
 }
 
 fn store(settings: &Settings) -> anyhow::Result<Store> {

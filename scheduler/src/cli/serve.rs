@@ -10,6 +10,7 @@ use dodo_common::config::{Logging, Servers};
 use dodo_common::db::migrate as migrations;
 use dodo_common::db::pool::Db;
 use dodo_common::lifecycle::Lifecycle;
+use dodo_common::place;
 use dodo_common::stream::control;
 use dodo_common::telemetry::{logging, metric};
 
@@ -56,7 +57,7 @@ pub struct Migrate {
 
 pub async fn serve(serve: Serve) -> anyhow::Result<ExitCode> {
     let lifecycle = Lifecycle::install().context("cannot listen for signals")?;
-    let name = format!("scheduler-{}", serve.http.listen.port());
+    let name = log_name(serve.http.listen);
     let guard = logging::start(&serve.logging, &name, true).map_err(anyhow::Error::msg)?;
     let ctx = open(&serve.servers, serve.duties, &lifecycle).await?;
     let api = api(&ctx, &serve.http)?;
@@ -70,6 +71,16 @@ pub async fn serve(serve: Serve) -> anyhow::Result<ExitCode> {
     }
     let _ = leading.await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The log directory is this scheduler's own: the port tells it from others of this machine; one that listens
+/// everywhere is told from others on the same port, each in its container, by its address.
+fn log_name(listen: SocketAddr) -> String {
+    if listen.ip().is_unspecified() {
+        format!("scheduler-{}-{}", place::own_address(), listen.port())
+    } else {
+        format!("scheduler-{}", listen.port())
+    }
 }
 
 /// Connects, and refuses what would only fail later: an unknown schema, a Redis that evicts, a missing bucket.
