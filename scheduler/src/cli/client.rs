@@ -47,6 +47,11 @@ impl Client {
         Ok(())
     }
 
+    /// The answer as it came, of a path that speaks plain text.
+    pub async fn text(&self, path: &str) -> anyhow::Result<String> {
+        self.ask(self.http.request(Method::GET, self.url(path))).await
+    }
+
     /// Posts a document as it is; an answer that refuses it may still be of the type asked for.
     pub async fn post_bytes<T: DeserializeOwned>(
         &self,

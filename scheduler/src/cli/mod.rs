@@ -5,8 +5,11 @@ pub mod client;
 pub mod crawl;
 pub mod dead;
 pub mod export;
+pub mod health;
 pub mod records;
 pub mod rules;
+pub mod s3;
+pub mod sample;
 pub mod sentinel;
 pub mod serve;
 pub mod show;
@@ -38,6 +41,12 @@ enum Command {
     Sentinel(Box<sentinel::Sentinel>),
     /// Bring the database's schema up to date
     Migrate(serve::Migrate),
+    /// Run an S3 endpoint on a directory, for where there is no other
+    S3(s3::S3Server),
+    /// Serve the sample web site that Dodo brings along
+    Sample(sample::Sample),
+    /// Tell whether a part of the cluster is well, by the exit code: for health checks
+    Health(health::Health),
     /// Submit a crawl to a running cluster
     Crawl(crawl::Crawl),
     /// Submit a manifest: a list of jobs as a file
@@ -90,6 +99,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve(serve) => serve::serve(*serve).await,
         Command::Sentinel(args) => sentinel::run(*args).await,
         Command::Migrate(migrate) => serve::migrate(migrate).await,
+        Command::S3(s3) => s3::run(s3).await,
+        Command::Sample(sample) => sample::run(sample).await,
+        Command::Health(health) => health::run(health).await,
         Command::Crawl(crawl) => crawl::run(crawl).await,
         Command::Submit(submit) => submit::run(submit).await,
         Command::Sources(sources) => sources::run(sources).await,

@@ -1,9 +1,10 @@
 //! An S3 endpoint in this process: the protocol by s3s, the objects as files of a directory.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener as StdTcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdTcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,11 +45,23 @@ pub enum Fault {
     Slow(u32),
 }
 
+/// The one pair of keys that an endpoint accepts.
+#[derive(Clone)]
+pub struct Keys {
+    pub access: String,
+    pub secret: String,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keys {{ {} }}", self.access)
+    }
+}
+
 /// A running endpoint. Dropping it ends it without waiting for requests in flight.
 #[derive(Debug)]
 pub struct S3Endpoint {
-    access_key: String,
-    secret_key: String,
+    keys: Keys,
     bucket: String,
     port: u16,
     fault: Arc<AtomicU64>,
@@ -66,28 +79,32 @@ impl S3Endpoint {
     /// The same on a given port: a restart that clients do not notice.
     pub fn start_on(dir: &Path, bucket: &str, port: Option<u16>) -> Result<Self> {
         let dir = make_dir(dir)?;
-        let access_key = kept_token(&dir.join("access_key"))?;
-        let secret_key = kept_token(&dir.join("secret_key"))?;
+        let keys = Keys { access: kept_token(&dir.join("access_key"))?, secret: kept_token(&dir.join("secret_key"))? };
+        Self::serve(&dir, bucket, SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap_or(0))), keys)
+    }
+
+    /// The same for others, who know the keys.
+    pub fn serve(dir: &Path, bucket: &str, listen: SocketAddr, keys: Keys) -> Result<Self> {
         let objects = make_dir(&dir.join("objects"))?;
         make_dir(&objects.join(bucket))?;
         let files =
             FileSystem::new(&objects).map_err(|err| anyhow::anyhow!("cannot serve {}: {err:?}", objects.display()))?;
         let mut builder = S3ServiceBuilder::new(files);
-        builder.set_auth(SimpleAuth::from_single(access_key.clone(), secret_key.clone()));
+        builder.set_auth(SimpleAuth::from_single(keys.access.clone(), keys.secret.clone()));
 
-        let listener = StdTcpListener::bind((Ipv4Addr::LOCALHOST, port.unwrap_or(0)))
+        let listener = StdTcpListener::bind(listen)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .and_then(TcpListener::from_std)
-            .with_context(|| format!("cannot listen on 127.0.0.1:{}", port.unwrap_or(0)))?;
+            .with_context(|| format!("the S3 endpoint cannot listen on {listen}"))?;
         let port = listener.local_addr().context("cannot read a port")?.port();
         let fault = Arc::new(AtomicU64::new(encode(Fault::None)));
         let door = Door { service: builder.build(), objects, fault: fault.clone() };
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(accept(listener, door, stop.clone(), tasks.clone()));
-        Ok(Self { access_key, secret_key, bucket: bucket.to_owned(), port, fault, stop, tasks })
+        Ok(Self { keys, bucket: bucket.to_owned(), port, fault, stop, tasks })
     }
 
-    /// Base url; buckets are addressed by path.
+    /// Base url on this machine; buckets are addressed by path.
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
@@ -97,11 +114,11 @@ impl S3Endpoint {
     }
 
     pub fn access_key(&self) -> &str {
-        &self.access_key
+        &self.keys.access
     }
 
     pub fn secret_key(&self) -> &str {
-        &self.secret_key
+        &self.keys.secret
     }
 
     pub fn bucket(&self) -> &str {

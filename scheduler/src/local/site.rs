@@ -55,13 +55,19 @@ impl SampleSite {
 
     /// The same on a given port, or on a free one for 0: a crawl that resumes finds the site where it was.
     pub fn start_on(log: Option<RequestLog>, port: u16) -> Result<Self> {
-        let listener = StdTcpListener::bind((Ipv4Addr::LOCALHOST, port))
+        Self::serve(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), None, Duration::ZERO, log)
+    }
+
+    /// The same for others, who know it as `origin` (its own address if there is none), each answer `latency` late.
+    pub fn serve(listen: SocketAddr, origin: Option<&str>, latency: Duration, log: Option<RequestLog>) -> Result<Self> {
+        let listener = StdTcpListener::bind(listen)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .and_then(TcpListener::from_std)
-            .context("the sample site cannot listen on 127.0.0.1")?;
+            .with_context(|| format!("the sample site cannot listen on {listen}"))?;
         let addr = listener.local_addr().context("cannot read a port")?;
-        let pages = Arc::new(Site::generate(addr).pages);
-        let app = Router::new().fallback(serve).with_state((pages, log));
+        let origin = origin.map_or_else(|| format!("http://{addr}"), |origin| origin.trim_end_matches('/').to_owned());
+        let desk = Desk { pages: Site::generate(&origin).pages, latency, log };
+        let app = Router::new().fallback(serve).with_state(Arc::new(desk));
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let server = tokio::spawn(async move {
@@ -105,15 +111,25 @@ enum Page {
 
 type Pages = HashMap<String, Page>;
 
+/// What each request is answered from.
+struct Desk {
+    pages: Pages,
+    latency: Duration,
+    log: Option<RequestLog>,
+}
+
 /// Looks the path up; a query does not change the page.
-async fn serve(State((pages, log)): State<(Arc<Pages>, Option<RequestLog>)>, uri: Uri) -> Response {
-    if let Some(log) = log {
+async fn serve(State(desk): State<Arc<Desk>>, uri: Uri) -> Response {
+    if let Some(log) = &desk.log {
         #[expect(clippy::disallowed_methods, reason = "the log of a test site is not Dodo's time")]
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let now_ns = now.map_or(0, |since| since.as_nanos().try_into().unwrap_or(u64::MAX));
         log.lock().unwrap_or_else(PoisonError::into_inner).push((now_ns, uri.to_string()));
     }
-    match pages.get(uri.path()).cloned() {
+    if !desk.latency.is_zero() {
+        tokio::time::sleep(desk.latency).await;
+    }
+    match desk.pages.get(uri.path()).cloned() {
         Some(Page::Body(kind, body)) => ([(header::CONTENT_TYPE, kind)], body).into_response(),
         Some(Page::Redirect(status, to)) => (status, [(header::LOCATION, to)]).into_response(),
         None => (StatusCode::NOT_FOUND, "no such page\n").into_response(),
@@ -211,7 +227,7 @@ struct Site {
 }
 
 impl Site {
-    fn generate(addr: SocketAddr) -> Self {
+    fn generate(origin: &str) -> Self {
         let mut articles = Vec::new();
         for (index, section) in SECTIONS.iter().enumerate() {
             for n in 0..ARTICLES_PER_SECTION {
@@ -233,7 +249,7 @@ impl Site {
         }
         site.write_archive();
         site.write_extras();
-        site.write_crawler_files(addr);
+        site.write_crawler_files(origin);
         site
     }
 
@@ -340,16 +356,16 @@ impl Site {
         }
     }
 
-    fn write_crawler_files(&mut self, addr: SocketAddr) {
+    fn write_crawler_files(&mut self, origin: &str) {
         let mut sitemap = String::from(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
              <urlset xmlns=\"http://www.sitemaps.org/schemas/sitemap/0.9\">\n",
         );
         for article in &self.articles {
-            let _ = writeln!(sitemap, "<url><loc>http://{addr}{}</loc></url>", article.path);
+            let _ = writeln!(sitemap, "<url><loc>{origin}{}</loc></url>", article.path);
         }
         self.put("/sitemap.xml", "application/xml", sitemap + "</urlset>\n");
-        let robots = format!("User-agent: *\nDisallow: /private/\n\nSitemap: http://{addr}/sitemap.xml\n");
+        let robots = format!("User-agent: *\nDisallow: /private/\n\nSitemap: {origin}/sitemap.xml\n");
         self.put("/robots.txt", TEXT, robots);
     }
 }
@@ -379,7 +395,7 @@ mod tests {
     use super::*;
 
     fn site() -> Site {
-        Site::generate(SocketAddr::from((Ipv4Addr::LOCALHOST, 80)))
+        Site::generate("http://127.0.0.1:80")
     }
 
     #[test]
