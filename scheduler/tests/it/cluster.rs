@@ -22,6 +22,18 @@ pub struct Process {
 }
 
 impl Process {
+    /// Starts `dodo` with these arguments, quietly.
+    pub fn start(arguments: &[&str], env: &[(&str, &str)]) -> Result<Self> {
+        let child = Command::new(dodo_program())
+            .args(arguments)
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok(Self { child })
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("the process is ours");
     }

@@ -10,6 +10,7 @@ mod local;
 mod manifest;
 mod manual;
 mod paged;
+mod parts;
 mod politeness;
 mod proxies;
 mod proxy;
