@@ -42,7 +42,7 @@ pub async fn run(args: S3Server) -> anyhow::Result<ExitCode> {
         bail!("the S3 endpoint needs keys: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY");
     }
     if !is_bucket_name(&args.bucket) {
-        bail!("{:?} is no bucket name: 3 to 63 of a-z, 0-9 and -, a letter or digit at both ends", args.bucket);
+        bail!("{:?} is no bucket name: 3 to 63 of a-z, 0-9, - and ., a letter or digit at both ends", args.bucket);
     }
     let lifecycle = Lifecycle::install().context("cannot listen for signals")?;
     let settings = Logging { log: format!("{},{QUIET}", args.logging.log), ..args.logging };
@@ -62,10 +62,14 @@ pub async fn run(args: S3Server) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The rules of S3 without dots, which a name addressed by path needs no more than slashes.
+/// The rules of S3: what keeps them stays in its directory.
 fn is_bucket_name(name: &str) -> bool {
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (3..=63).contains(&name.len()) && name.bytes().all(inner) && !name.starts_with('-') && !name.ends_with('-')
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    (3..=63).contains(&name.len())
+        && name.bytes().all(|byte| plain(byte) || byte == b'-' || byte == b'.')
+        && name.bytes().next().is_some_and(plain)
+        && name.bytes().last().is_some_and(plain)
+        && !name.contains("..")
 }
 
 #[cfg(test)]
@@ -74,10 +78,10 @@ mod tests {
 
     #[test]
     fn bucket_names_stay_in_their_directory() {
-        for good in ["dodo", "a-1", "0123456789"] {
+        for good in ["dodo", "a-1", "0123456789", "my.bucket"] {
             assert!(is_bucket_name(good), "{good}");
         }
-        for bad in ["", "ab", "..", "../x", "a/b", "Dodo", "-dodo", "dodo-", ".dodo"] {
+        for bad in ["", "ab", "...", "../x", "a..b", "a/b", "Dodo", "-dodo", "dodo-", ".dodo"] {
             assert!(!is_bucket_name(bad), "{bad}");
         }
     }
