@@ -50,6 +50,14 @@ impl NoticeEvent {
     }
 }
 
+/// Names a notice.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct NoticeKey {
+    pub incident: Uuid,
+    pub event: NoticeEvent,
+    pub channel: String,
+}
+
 /// One notice on one channel, as the API shows it.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Delivery {
@@ -64,18 +72,26 @@ pub struct Delivery {
 #[derive(Clone, Debug)]
 pub struct Claim {
     pub incident: Incident,
-    pub event: NoticeEvent,
+    pub key: NoticeKey,
     pub attempts: i32,
 }
 
-/// A notice as a spool kept it while the database was away.
+/// A notice that a spool kept while the database was away.
 #[derive(Clone, Debug)]
 pub struct Kept {
-    pub event: NoticeEvent,
-    pub channel: String,
+    pub key: NoticeKey,
     pub attempts: i32,
     /// Not before this many milliseconds from now: it may be under way.
     pub wait_ms: i64,
+}
+
+/// How an incident ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Resolution<'a> {
+    pub rule: &'a str,
+    pub at: DateTime<Utc>,
+    /// What was seen.
+    pub outcome: &'a str,
 }
 
 /// Opens an incident with its notices; if its rule has an open one already, that one is the answer.
@@ -101,7 +117,7 @@ pub async fn open(db: &Db, incident: &Incident, channels: &[String]) -> DbResult
 }
 
 /// Resolves the open incident of a rule; false means that another sentinel was first.
-pub async fn resolve(db: &Db, rule: &str, at: DateTime<Utc>, outcome: &str, channels: &[String]) -> DbResult<bool> {
+pub async fn resolve(db: &Db, end: Resolution<'_>, channels: &[String]) -> DbResult<bool> {
     let client = db.client().await?;
     let row = client
         .query_one(
@@ -111,7 +127,7 @@ pub async fn resolve(db: &Db, rule: &str, at: DateTime<Utc>, outcome: &str, chan
              noticed AS (
                INSERT INTO notice (incident, event, channel) SELECT id, 'resolved', c FROM closed, unnest($4::text[]) c)
              SELECT count(*) FROM closed",
-            &[&rule, &at, &outcome, &channels],
+            &[&end.rule, &end.at, &end.outcome, &channels],
         )
         .await?;
     Ok(row.get::<_, i64>(0) > 0)
@@ -182,43 +198,37 @@ pub async fn claim(db: &Db, channel: &str, lease_ms: i64) -> DbResult<Option<Cla
             &[&channel, &(lease_ms as f64)],
         )
         .await?;
-    Ok(row.map(|row| Claim {
-        incident: of_row(&row),
-        event: NoticeEvent::parse(row.get("event")),
-        attempts: row.get("attempts"),
+    Ok(row.map(|row| {
+        let incident = of_row(&row);
+        let event = NoticeEvent::parse(row.get("event"));
+        let key = NoticeKey { incident: incident.id, event, channel: channel.to_owned() };
+        Claim { incident, key, attempts: row.get("attempts") }
     }))
 }
 
 /// The notice has arrived.
-pub async fn delivered(db: &Db, incident: Uuid, event: NoticeEvent, channel: &str) -> DbResult<()> {
+pub async fn delivered(db: &Db, key: &NoticeKey) -> DbResult<()> {
     let client = db.client().await?;
     client
         .execute(
             "-- deliver-notice
              UPDATE notice SET delivered_at = coalesce(delivered_at, clock_timestamp()), last_error = NULL
               WHERE incident = $1 AND event = $2 AND channel = $3",
-            &[&incident, &event.as_str(), &channel],
+            &[&key.incident, &key.event.as_str(), &key.channel],
         )
         .await?;
     Ok(())
 }
 
 /// The notice could not be delivered; it is due again in `wait_ms`.
-pub async fn put_off(
-    db: &Db,
-    incident: Uuid,
-    event: NoticeEvent,
-    channel: &str,
-    wait_ms: i64,
-    error: &str,
-) -> DbResult<()> {
+pub async fn put_off(db: &Db, key: &NoticeKey, wait_ms: i64, error: &str) -> DbResult<()> {
     let client = db.client().await?;
     client
         .execute(
             "-- put-off-notice
              UPDATE notice SET next_at = clock_timestamp() + $4 * interval '1 millisecond', last_error = $5
               WHERE incident = $1 AND event = $2 AND channel = $3 AND delivered_at IS NULL",
-            &[&incident, &event.as_str(), &channel, &(wait_ms as f64), &error],
+            &[&key.incident, &key.event.as_str(), &key.channel, &(wait_ms as f64), &error],
         )
         .await?;
     Ok(())
@@ -274,32 +284,27 @@ pub async fn replay_incident(tx: &Transaction<'_>, incident: &Incident) -> DbRes
 }
 
 /// Brings a spooled notice that is still to be delivered.
-pub async fn replay_notice(tx: &Transaction<'_>, incident: Uuid, kept: &Kept) -> DbResult<()> {
+pub async fn replay_notice(tx: &Transaction<'_>, kept: &Kept) -> DbResult<()> {
+    let key = &kept.key;
     tx.execute(
         "-- replay-notice
          INSERT INTO notice (incident, event, channel, attempts, next_at)
          SELECT id, $2, $3, $4, clock_timestamp() + $5 * interval '1 millisecond' FROM incident WHERE id = $1
          ON CONFLICT DO NOTHING",
-        &[&incident, &kept.event.as_str(), &kept.channel, &kept.attempts, &(kept.wait_ms as f64)],
+        &[&key.incident, &key.event.as_str(), &key.channel, &kept.attempts, &(kept.wait_ms as f64)],
     )
     .await?;
     Ok(())
 }
 
 /// Brings the news that a notice was delivered while the database was away.
-pub async fn replay_delivery(
-    tx: &Transaction<'_>,
-    incident: Uuid,
-    event: NoticeEvent,
-    channel: &str,
-    at: DateTime<Utc>,
-) -> DbResult<()> {
+pub async fn replay_delivery(tx: &Transaction<'_>, key: &NoticeKey, at: DateTime<Utc>) -> DbResult<()> {
     tx.execute(
         "-- replay-delivery
          INSERT INTO notice (incident, event, channel, attempts, delivered_at)
          SELECT id, $2, $3, 1, $4 FROM incident WHERE id = $1
          ON CONFLICT (incident, event, channel) DO UPDATE SET delivered_at = coalesce(notice.delivered_at, $4), last_error = NULL",
-        &[&incident, &event.as_str(), &channel, &at],
+        &[&key.incident, &key.event.as_str(), &key.channel, &at],
     )
     .await?;
     Ok(())

@@ -6,7 +6,7 @@
 //! | `dodo:done` | reports of ended jobs, hints of gained work | workers, API | leader |
 //! | `dodo:pages` | fetched pages as gzip members of WARC records | workers | archiver |
 //! | `dodo:items` | raw payloads as JSON; group `process` | workers | processors, archiver |
-//! | `dodo:heartbeats` | hash: incarnation to its last heartbeat | workers | leader |
+//! | `dodo:heartbeats` | hash: incarnation to its last heartbeat | workers | leader, sentinel |
 //! | `dodo:generation` | number of the generation | leader | all |
 //! | `dodo:epoch` | epoch of the leader | leader | leader |
 

@@ -17,15 +17,17 @@ use dodo_common::telemetry::logging;
 use crate::api::incident::IncidentView;
 use crate::cli::client::Client;
 use crate::cli::{Remote, say};
-use crate::sentinel::channel::{Channel, Channels};
+use crate::sentinel::channel::Channel;
+use crate::sentinel::channel::settings::Channels;
 use crate::sentinel::judge::Judge;
 use crate::sentinel::ledger::Ledger;
 use crate::sentinel::rule::{DEFAULT_RULES, Rules};
 use crate::sentinel::spool::Spool;
 use crate::sentinel::{self, Context};
 
-/// Connections to Postgres: the rules, a few channels.
-const DB_CONNECTIONS: usize = 4;
+/// Connections to Postgres to look by, and others to write down and tell by: neither waits for the other.
+const LOOK_CONNECTIONS: usize = 2;
+const LEDGER_CONNECTIONS: usize = 4;
 /// How a process ends whose settings are wrong, as clap does.
 const WRONG_SETTINGS: u8 = 2;
 
@@ -111,7 +113,8 @@ async fn watch(args: Sentinel, rules: Rules, channels: &[Channel]) -> anyhow::Re
     }
     let guard = logging::start(&args.logging, "sentinel", !args.exit_with_stdin).map_err(anyhow::Error::msg)?;
     let spool = Spool::open(&args.spool)?;
-    let db = Db::pipeline(&args.database_url, "dodo-sentinel", DB_CONNECTIONS)?;
+    let db = Db::pipeline(&args.database_url, "dodo-sentinel", LOOK_CONNECTIONS)?;
+    let ledger_db = Db::pipeline(&args.database_url, "dodo-sentinel-ledger", LEDGER_CONNECTIONS)?;
     let redis = Redis::new(&args.redis_url, "sentinel")?;
     match migrations::check(&db).await {
         Ok(()) => {}
@@ -126,7 +129,7 @@ async fn watch(args: Sentinel, rules: Rules, channels: &[Channel]) -> anyhow::Re
         tracing::warn!("no channel is configured: incidents are written down and nobody is told");
     }
     let mut judge = Judge::new(rules, clock.now_ms());
-    let ledger = Ledger::new(db.clone(), clock.clone(), names, spool);
+    let ledger = Ledger::new(ledger_db, clock.clone(), names, spool);
     let ctx = Context { db, redis, clock, ledger, every: Duration::from_millis(args.every_ms) };
     tokio::select! {
         () = sentinel::run(&ctx, &mut judge, channels, &lifecycle) => {}

@@ -53,6 +53,13 @@ struct Verdict {
     text: String,
 }
 
+/// When a look was taken, and when the first one was.
+#[derive(Clone, Copy)]
+struct Time {
+    now: Millis,
+    first: Millis,
+}
+
 impl Judge {
     pub fn new(rules: Rules, now: Millis) -> Self {
         let mut series: HashMap<Metric, Series> = Metric::ALL.map(|metric| (metric, Series::default())).into();
@@ -83,6 +90,7 @@ impl Judge {
 
     /// Takes one look at every metric and tells what it changes.
     pub fn take(&mut self, now: Millis, looks: &[(Metric, Look)]) -> Vec<Change> {
+        let time = Time { now, first: self.since };
         for (metric, look) in looks {
             self.series.entry(*metric).or_default().push(now, look);
         }
@@ -98,12 +106,12 @@ impl Judge {
                 text: format!("{} is {}", subject(rule), number(value)),
             };
             let watch = self.watches.entry(rule.name.clone()).or_default();
-            changes.extend(weigh(rule, watch, &verdict, now, self.since));
+            changes.extend(weigh(rule, watch, &verdict, time));
         }
         for metric in Metric::ALL {
             let Some(series) = self.series.get(&metric) else { continue };
             let watch = self.watches.entry(vanished(metric)).or_default();
-            changes.extend(miss(metric, series, watch, &self.rules, now, self.since));
+            changes.extend(miss(metric, series, watch, &self.rules, time));
         }
         changes
     }
@@ -131,11 +139,12 @@ impl Series {
 }
 
 /// Fires, resolves, or waits.
-fn weigh(rule: &Rule, watch: &mut Watch, verdict: &Verdict, now: Millis, since: Millis) -> Option<Change> {
+fn weigh(rule: &Rule, watch: &mut Watch, verdict: &Verdict, time: Time) -> Option<Change> {
+    let now = time.now;
     if verdict.wrong {
         watch.right_since = None;
         let wrong_ms = now - *watch.wrong_since.get_or_insert(now);
-        let graced = !watch.armed && now - since < rule.grace.0;
+        let graced = !watch.armed && now - time.first < rule.grace.0;
         if watch.fired || wrong_ms < rule.wrong_for.0 || graced {
             return None;
         }
@@ -167,15 +176,9 @@ fn weigh(rule: &Rule, watch: &mut Watch, verdict: &Verdict, now: Millis, since: 
 }
 
 /// A metric that has no sample for too long fires by itself, and is resolved by its next sample.
-fn miss(
-    metric: Metric,
-    series: &Series,
-    watch: &mut Watch,
-    rules: &Rules,
-    now: Millis,
-    since: Millis,
-) -> Option<Change> {
-    let silent_ms = now - series.seen_at.unwrap_or(since);
+fn miss(metric: Metric, series: &Series, watch: &mut Watch, rules: &Rules, time: Time) -> Option<Change> {
+    let now = time.now;
+    let silent_ms = now - series.seen_at.unwrap_or(time.first);
     if series.seen_at == Some(now) {
         let gone_ms = now - watch.wrong_since.take().unwrap_or(now);
         return std::mem::take(&mut watch.fired).then(|| Change::Resolve {

@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use dodo_common::clock::Clock;
-use dodo_common::db::incident::{self, Claim, Incident, NoticeEvent};
+use dodo_common::db::incident::{self, Claim, Incident, Kept, NoticeEvent, NoticeKey, Resolution};
 use dodo_common::db::pool::{Db, DbError, DbResult};
 use dodo_common::run_tx;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::sentinel::channel::Refusal;
+use crate::sentinel::channel::refusal::Refusal;
 use crate::sentinel::judge::Change;
-use crate::sentinel::spool::{Held, Line, Spool};
+use crate::sentinel::spool::{Held, Line, Spool, Told};
 
 /// Postgres has this long to take one thing; then it goes to the spool.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Postgres has this long to take a whole spool.
-const REPLAY_TIMEOUT: Duration = Duration::from_secs(20);
+const REPLAY_TIMEOUT: Duration = Duration::from_secs(10);
 /// A taken notice is due again after its channel's timeout and this much more.
 const LEASE_MARGIN_MS: i64 = 3000;
 /// A notice that was refused is sent again after this long, and twice as long each further time.
@@ -98,7 +98,8 @@ impl Ledger {
         tracing::info!(incident = known.as_ref().map(|known| known.id.to_string()), rule, "resolved: {outcome}");
         let resolved = match self.direct(postgres_up) {
             true => {
-                within(WRITE_TIMEOUT, incident::resolve(&self.db, rule, at, &outcome, &self.channels)).await.map(|_| ())
+                let end = Resolution { rule, at, outcome: &outcome };
+                within(WRITE_TIMEOUT, incident::resolve(&self.db, end, &self.channels)).await.map(|_| ())
             }
             false => Err(away()),
         };
@@ -112,7 +113,7 @@ impl Ledger {
     pub async fn replay(&self) -> DbResult<usize> {
         let (held, strays, count) = {
             let spool = lock(&self.spool);
-            (spool.held_at(self.clock.now_ms()), spool.strays(), spool.len())
+            (spool.held(self.clock.now_ms()), spool.strays(), spool.len())
         };
         if count == 0 {
             return Ok(0);
@@ -133,26 +134,26 @@ impl Ledger {
     }
 
     /// Writes down how the sending of a taken notice went.
-    pub async fn settle(&self, claim: &Claim, channel: &str, sent: Result<(), Refusal>) {
-        let (id, event) = (claim.incident.id, claim.event);
+    pub async fn settle(&self, claim: &Claim, sent: Result<(), Refusal>) {
+        let (key, attempts) = (&claim.key, claim.attempts);
+        let (channel, event, rule) = (&key.channel, key.event.as_str(), &claim.incident.rule);
         match sent {
             Ok(()) => {
-                tracing::info!(incident = %id, rule = claim.incident.rule, channel, event = event.as_str(), attempts = claim.attempts, "notice delivered");
-                let here = lock(&self.spool).is_empty()
-                    && within(WRITE_TIMEOUT, incident::delivered(&self.db, id, event, channel)).await.is_ok();
-                if !here {
-                    let at = self.now();
-                    lock(&self.spool).push(Line::Delivered { event, incident: id, channel: channel.to_owned(), at });
+                tracing::info!(incident = %key.incident, rule, channel, event, attempts, "notice delivered");
+                let direct = lock(&self.spool).is_empty()
+                    && within(WRITE_TIMEOUT, incident::delivered(&self.db, key)).await.is_ok();
+                if !direct {
+                    let line = Line::Delivered(Told { key: key.clone(), at: self.now() });
+                    lock(&self.spool).push(line);
                 }
             }
             Err(refusal) => {
-                let backoff_ms = (BACKOFF_MS_MIN << (claim.attempts - 1).clamp(0, 16)).min(BACKOFF_MS_MAX);
+                let backoff_ms = (BACKOFF_MS_MIN << (attempts - 1).clamp(0, 16)).min(BACKOFF_MS_MAX);
                 let wait_ms = refusal.retry_after.map_or(backoff_ms, |after| after.as_millis() as i64);
-                tracing::warn!(incident = %id, rule = claim.incident.rule, channel, event = event.as_str(), attempts = claim.attempts, "notice not delivered, again in {wait_ms} ms: {}", refusal.text);
-                lock(&self.spool).put_off(id, event, channel, self.clock.now_ms() + wait_ms);
-                let put_off = incident::put_off(&self.db, id, event, channel, wait_ms, &refusal.text);
+                tracing::warn!(incident = %key.incident, rule, channel, event, attempts, wait_ms, "notice not delivered: {}", refusal.text);
+                lock(&self.spool).put_off(key, self.clock.now_ms() + wait_ms);
                 // Without Postgres it is due again when its lease runs out.
-                let _ = within(WRITE_TIMEOUT, put_off).await;
+                let _ = within(WRITE_TIMEOUT, incident::put_off(&self.db, key, wait_ms, &refusal.text)).await;
             }
         }
     }
@@ -177,20 +178,23 @@ impl Ledger {
     }
 }
 
-async fn replay(db: &Db, held: &[Held], strays: &[(Uuid, NoticeEvent, String, DateTime<Utc>)]) -> DbResult<()> {
+async fn replay(db: &Db, held: &[Held], strays: &[Told]) -> DbResult<()> {
     run_tx!(db, "replay-spool", |tx| {
         incident::begin_replay(tx).await?;
         for one in held {
+            // Here it may be part of an incident that another sentinel has brought.
             let id = incident::replay_incident(tx, &one.incident).await?;
-            for (event, channel, at) in &one.delivered {
-                incident::replay_delivery(tx, id, *event, channel, *at).await?;
+            for told in &one.told {
+                let key = NoticeKey { incident: id, ..told.key.clone() };
+                incident::replay_delivery(tx, &key, told.at).await?;
             }
             for kept in &one.pending {
-                incident::replay_notice(tx, id, kept).await?;
+                let key = NoticeKey { incident: id, ..kept.key.clone() };
+                incident::replay_notice(tx, &Kept { key, ..*kept }).await?;
             }
         }
-        for (id, event, channel, at) in strays {
-            incident::replay_delivery(tx, *id, *event, channel, *at).await?;
+        for told in strays {
+            incident::replay_delivery(tx, &told.key, told.at).await?;
         }
         Ok(())
     })

@@ -31,6 +31,8 @@ use crate::sentinel::snapshot::Snapshot;
 
 /// What is under way when the process is told to stop has this long to arrive.
 const STOP_GRACE: Duration = Duration::from_secs(3);
+/// Channels look for due notices at least this often.
+const TELL_EVERY_MAX: Duration = Duration::from_secs(1);
 /// Old incidents are forgotten this often.
 const EXPIRE_EVERY_MS: i64 = 3_600_000;
 
@@ -40,7 +42,7 @@ pub struct Context {
     pub redis: Redis,
     pub clock: Clock,
     pub ledger: Ledger,
-    /// Pause between two looks, and between two looks for due notices.
+    /// Pause between two looks.
     pub every: Duration,
 }
 
@@ -119,15 +121,15 @@ async fn tell(ctx: &Context, channel: &Channel, soft: &CancellationToken) {
     while !soft.is_cancelled() {
         match ctx.ledger.claim(&name, channel.timeout()).await {
             Ok(Some(claim)) => {
-                let notice = Notice { incident: claim.incident.clone(), event: claim.event };
+                let notice = Notice { incident: claim.incident.clone(), event: claim.key.event };
                 let sent = channel.deliver(&notice).await;
-                ctx.ledger.settle(&claim, &name, sent).await;
+                ctx.ledger.settle(&claim, sent).await;
                 continue;
             }
             Ok(None) => {}
             // That Postgres is away is for the rules to tell.
             Err(error) => tracing::debug!(%error, channel = name, "cannot look for notices"),
         }
-        tokio::select! { () = soft.cancelled() => {}, () = tokio::time::sleep(ctx.every) => {} }
+        tokio::select! { () = soft.cancelled() => {}, () = tokio::time::sleep(ctx.every.min(TELL_EVERY_MAX)) => {} }
     }
 }

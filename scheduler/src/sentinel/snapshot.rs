@@ -99,6 +99,8 @@ async fn look_at_redis(redis: &Redis) -> OfRedis {
     let up = within(deadline, status::memory_bytes(redis)).await;
     let mut looks = vec![(Metric::RedisUp, Look::Level(if up.is_ok() { 1.0 } else { 0.0 }))];
     if let Err(why) = up {
+        // A connection that leads nowhere any more would never say so: the next look makes a new one.
+        redis.close().await;
         looks.extend([Metric::Lag, Metric::HorizonAgeMs].map(|metric| (metric, Look::Absent(why.clone()))));
         return OfRedis { beats: Err(why), looks };
     }

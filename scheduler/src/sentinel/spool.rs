@@ -1,6 +1,6 @@
 //! The spool: incidents of the time in which Postgres is away, one JSON line each, on disk before anybody is told.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use chrono::{DateTime, Utc};
 use dodo_common::clock::Millis;
-use dodo_common::db::incident::{Claim, Incident, Kept, NoticeEvent};
+use dodo_common::db::incident::{Claim, Incident, Kept, NoticeEvent, NoticeKey};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -27,12 +27,14 @@ pub enum Line {
         incident: Incident,
         channels: Vec<String>,
     },
-    Delivered {
-        event: NoticeEvent,
-        incident: Uuid,
-        channel: String,
-        at: DateTime<Utc>,
-    },
+    Delivered(Told),
+}
+
+/// A notice that was delivered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Told {
+    pub key: NoticeKey,
+    pub at: DateTime<Utc>,
 }
 
 /// What one incident's part of the spool comes to.
@@ -40,16 +42,16 @@ pub enum Line {
 pub struct Held {
     pub incident: Incident,
     pub pending: Vec<Kept>,
-    pub delivered: Vec<(NoticeEvent, String, DateTime<Utc>)>,
+    pub told: Vec<Told>,
 }
-
-type Key = (Uuid, NoticeEvent, String);
 
 pub struct Spool {
     path: PathBuf,
     lines: Vec<Line>,
     /// How often a notice was tried, and when it is due again.
-    tries: HashMap<Key, (i32, Millis)>,
+    tries: HashMap<NoticeKey, (i32, Millis)>,
+    /// The last write failed, perhaps half-way: the file must be written anew.
+    torn: bool,
     _lock: Flock<File>,
 }
 
@@ -80,7 +82,7 @@ impl Spool {
                 Err(error) => tracing::warn!(%error, "a damaged line of the spool is left out"),
             }
         }
-        let mut spool = Self { path, lines, tries: HashMap::new(), _lock: lock };
+        let mut spool = Self { path, lines, tries: HashMap::new(), torn: false, _lock: lock };
         spool.rewrite().with_context(|| format!("cannot write {}", spool.path.display()))?;
         Ok(spool)
     }
@@ -100,8 +102,11 @@ impl Spool {
         let mut text = serde_json::to_string(&line).expect("a line is plain data");
         text.push('\n');
         self.lines.push(line);
-        let written = if self.lines.len() > LINES_MAX {
+        if self.lines.len() > LINES_MAX {
             self.forget_told();
+            self.torn = true;
+        }
+        let written = if self.torn {
             self.rewrite()
         } else {
             OpenOptions::new().create(true).append(true).open(&self.path).and_then(|mut file| {
@@ -109,6 +114,7 @@ impl Spool {
                 file.sync_data()
             })
         };
+        self.torn = written.is_err();
         if let Err(error) = written {
             tracing::error!(%error, "cannot write to the spool {}", self.path.display());
         }
@@ -116,62 +122,54 @@ impl Spool {
 
     /// The open incidents of the spool.
     pub fn unresolved(&self) -> Vec<Incident> {
-        self.held().into_iter().map(|held| held.incident).filter(|incident| incident.resolved_at.is_none()).collect()
+        self.held(0).into_iter().map(|held| held.incident).filter(|incident| incident.resolved_at.is_none()).collect()
     }
 
     /// Takes the next due notice of a channel for `lease_ms`.
     pub fn claim(&mut self, channel: &str, now: Millis, lease_ms: i64) -> Option<Claim> {
-        let claim = self.held().into_iter().find_map(|held| {
+        let claim = self.held(now).into_iter().find_map(|held| {
             // An alarm comes before its resolution.
-            let next = held.pending.iter().find(|kept| kept.channel == channel)?;
-            let due =
-                self.tries.get(&(held.incident.id, next.event, channel.to_owned())).is_none_or(|try_| try_.1 <= now);
-            let attempts = next.attempts + 1;
-            due.then(|| Claim { incident: held.incident.clone(), event: next.event, attempts })
+            let next = held.pending.into_iter().find(|kept| kept.key.channel == channel)?;
+            let claim = Claim { incident: held.incident, key: next.key, attempts: next.attempts + 1 };
+            (next.wait_ms == 0).then_some(claim)
         })?;
-        self.tries.insert((claim.incident.id, claim.event, channel.to_owned()), (claim.attempts, now + lease_ms));
+        self.tries.insert(claim.key.clone(), (claim.attempts, now + lease_ms));
         Some(claim)
     }
 
     /// Puts a notice off that could not be delivered.
-    pub fn put_off(&mut self, incident: Uuid, event: NoticeEvent, channel: &str, until: Millis) {
-        if let Some(tried) = self.tries.get_mut(&(incident, event, channel.to_owned())) {
+    pub fn put_off(&mut self, key: &NoticeKey, until: Millis) {
+        if let Some(tried) = self.tries.get_mut(key) {
             tried.1 = until;
         }
     }
 
-    /// Everything in the spool, an entry an incident. Deliveries of incidents that Postgres has already
-    /// are not among them; see [`Spool::strays`].
-    pub fn held(&self) -> Vec<Held> {
+    /// Every incident of the spool, with what was told of it and what is still to be told. What was told of
+    /// incidents that are in Postgres only is not among it; see [`Spool::strays`].
+    pub fn held(&self, now: Millis) -> Vec<Held> {
         let mut all: Vec<Held> = Vec::new();
         for line in &self.lines {
             match line {
                 Line::Event { event, incident, channels } => {
-                    let tried = |channel: &String| {
-                        self.tries.get(&(incident.id, *event, channel.clone())).map_or(0, |tried| tried.0)
-                    };
-                    let kept = channels.iter().map(|channel| Kept {
-                        event: *event,
-                        channel: channel.clone(),
-                        attempts: tried(channel),
-                        wait_ms: 0,
+                    let kept = channels.iter().map(|channel| {
+                        let key = NoticeKey { incident: incident.id, event: *event, channel: channel.clone() };
+                        let (attempts, due_at) = self.tries.get(&key).copied().unwrap_or((0, now));
+                        Kept { key, attempts, wait_ms: (due_at - now).max(0) }
                     });
                     match all.iter_mut().find(|held| held.incident.id == incident.id) {
                         Some(held) => {
                             held.incident = incident.clone();
                             held.pending.extend(kept);
                         }
-                        None => all.push(Held {
-                            incident: incident.clone(),
-                            pending: kept.collect(),
-                            delivered: Vec::new(),
-                        }),
+                        None => {
+                            all.push(Held { incident: incident.clone(), pending: kept.collect(), told: Vec::new() });
+                        }
                     }
                 }
-                Line::Delivered { event, incident, channel, at } => {
-                    if let Some(held) = all.iter_mut().find(|held| held.incident.id == *incident) {
-                        held.pending.retain(|kept| (kept.event, &kept.channel) != (*event, channel));
-                        held.delivered.push((*event, channel.clone(), *at));
+                Line::Delivered(told) => {
+                    if let Some(held) = all.iter_mut().find(|held| held.incident.id == told.key.incident) {
+                        held.pending.retain(|kept| kept.key != told.key);
+                        held.told.push(told.clone());
                     }
                 }
             }
@@ -179,27 +177,18 @@ impl Spool {
         all
     }
 
-    /// As [`Spool::held`], with how long each pending notice is still to wait.
-    pub fn held_at(&self, now: Millis) -> Vec<Held> {
-        let mut all = self.held();
-        for held in &mut all {
-            for kept in &mut held.pending {
-                let tried = self.tries.get(&(held.incident.id, kept.event, kept.channel.clone()));
-                kept.wait_ms = tried.map_or(0, |tried| (tried.1 - now).max(0));
-            }
-        }
-        all
-    }
-
-    /// Deliveries of notices whose incident is in Postgres only.
-    pub fn strays(&self) -> Vec<(Uuid, NoticeEvent, String, DateTime<Utc>)> {
-        let known = |id: &Uuid| {
-            self.lines.iter().any(|line| matches!(line, Line::Event { incident, .. } if incident.id == *id))
-        };
+    /// What was told of incidents that are in Postgres only.
+    pub fn strays(&self) -> Vec<Told> {
+        let held: HashSet<Uuid> = self
+            .lines
+            .iter()
+            .filter_map(|line| match line {
+                Line::Event { incident, .. } => Some(incident.id),
+                Line::Delivered(_) => None,
+            })
+            .collect();
         let stray = |line: &Line| match line {
-            Line::Delivered { event, incident, channel, at } if !known(incident) => {
-                Some((*incident, *event, channel.clone(), *at))
-            }
+            Line::Delivered(told) if !held.contains(&told.key.incident) => Some(told.clone()),
             _ => None,
         };
         self.lines.iter().filter_map(stray).collect()
@@ -218,12 +207,12 @@ impl Spool {
 
     fn forget_told(&mut self) {
         let told = |held: &Held| held.incident.resolved_at.is_some() && held.pending.is_empty();
-        let all = self.held();
+        let all = self.held(0);
         let gone: Vec<Uuid> = all.iter().filter(|held| told(held)).map(|held| held.incident.id).collect();
         let gone = &gone[..gone.len().div_ceil(2)];
         self.lines.retain(|line| match line {
             Line::Event { incident, .. } => !gone.contains(&incident.id),
-            Line::Delivered { incident, .. } => !gone.contains(incident),
+            Line::Delivered(told) => !gone.contains(&told.key.incident),
         });
         tracing::warn!(incidents = gone.len(), "the spool is full: incidents that are over are forgotten");
     }

@@ -8,11 +8,13 @@ use lettre::message::header::ContentType;
 use lettre::message::{Mailbox, Mailboxes, Message};
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
+use lettre::transport::smtp::extension::ClientId;
 use lettre::{AsyncSmtpTransport, AsyncTransport, Tokio1Executor};
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use crate::sentinel::channel::{Channels, Refusal, filled};
+use crate::sentinel::channel::refusal::Refusal;
+use crate::sentinel::channel::settings::{Channels, filled};
 use crate::sentinel::notice::Notice;
 
 /// Receivers of one configuration.
@@ -145,11 +147,22 @@ fn transport(url: &str, given: &Channels, timeout: Duration) -> Result<AsyncSmtp
     let mut builder = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(host)
         .port(url.port().unwrap_or(port))
         .tls(tls)
+        .hello_name(own_name())
         .timeout(Some(timeout));
     if let Some(credentials) = credentials {
         builder = builder.credentials(credentials);
     }
     Ok(builder.build())
+}
+
+/// What this machine calls itself to the server (RFC 5321 4.1.1.1).
+fn own_name() -> ClientId {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    match name.trim() {
+        name if !name.is_empty() && name.bytes().all(plain) => ClientId::Domain(name.to_owned()),
+        _ => ClientId::default(),
+    }
 }
 
 fn tls(host: &str, given: &Channels) -> Result<TlsParameters, String> {

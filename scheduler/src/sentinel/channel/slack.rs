@@ -7,7 +7,7 @@ use reqwest::header::RETRY_AFTER;
 use serde_json::{Value, json};
 use url::Url;
 
-use crate::sentinel::channel::Refusal;
+use crate::sentinel::channel::refusal::Refusal;
 use crate::sentinel::notice::Notice;
 
 /// What an answer says is read up to this many bytes.

@@ -1,12 +1,12 @@
 //! Postgres away, sentinels killed, two sentinels: never no notice, and one incident.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 
-use crate::sentinel::{LEADER, POSTGRES, Watched, until, watching};
+use crate::sentinel::{LEADER, LONG, POSTGRES, Watched, until, watching};
 use crate::sink::Mode;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,6 +86,45 @@ async fn a_sentinel_killed_between_alarm_and_delivery_tells_it_all_the_same() ->
     let mut third = third;
     third.signal(Signal::SIGTERM);
     assert_eq!(third.ended(Duration::from_secs(5)).await?, Some(0));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sentinel_killed_at_any_moment_owes_nobody_a_notice() -> Result<()> {
+    let watched = Watched::start(LEADER, "1h").await?;
+    for round in 0..10 {
+        let mut sentinel = watched.sentinel(&[])?;
+        watching(&watched.cluster, round + 1).await?;
+        watched.lead(round % 2 == 1).await?;
+        // From before it sees the change to after it has told of it.
+        tokio::time::sleep(Duration::from_millis(70 * round as u64)).await;
+        sentinel.kill();
+    }
+    watched.lead(true).await?;
+    let _last = watched.sentinel(&[])?;
+    watching(&watched.cluster, 11).await?;
+    let begun = Instant::now();
+    let waiting = "SELECT (SELECT count(*) FROM incident WHERE resolved_at IS NULL)
+                        + (SELECT count(*) FROM notice WHERE delivered_at IS NULL)";
+    while watched.count(waiting).await? > 0 {
+        ensure!(begun.elapsed() < LONG, "something is still to be told");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let rows = watched.cluster.sql().await?.query("SELECT id::text FROM incident", &[]).await?;
+    assert!(rows.len() > 1, "{}", rows.len());
+    let (mails, messages) = (watched.mail.mails(), watched.web.messages());
+    for row in rows {
+        let id: String = row.get(0);
+        for event in ["fired", "resolved"] {
+            let message_id = format!("<{id}.{event}@example.com>");
+            assert!(mails.iter().any(|mail| mail.header("Message-ID") == Some(&message_id)), "{message_id}");
+            let told = |message: &&serde_json::Value| {
+                let text = message.to_string();
+                text.contains(&id) && text.contains(&format!("no-leader {event}"))
+            };
+            assert!(messages.iter().any(|message| told(&message)), "{id} {event}");
+        }
+    }
     Ok(())
 }
 

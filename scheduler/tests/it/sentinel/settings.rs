@@ -55,13 +55,20 @@ fn wrong_settings_are_one_clear_line() -> Result<()> {
     assert_eq!(checked["rules"].as_u64(), printed["rules"].as_array().map(|rules| rules.len() as u64));
 
     // `dodo up` refuses to start with them too, before anything runs.
-    let out = std::process::Command::new(dodo_program())
-        .args(["up", "--port", "0", "--data"])
-        .arg(dir.path().join("data"))
-        .env("DODO_SENTINEL_RULES", "/no/such/rules")
-        .output()?;
+    let data = tempfile::Builder::new().prefix("dodo-up-").tempdir()?;
+    std::fs::set_permissions(data.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let up = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(dodo_program());
+        command.args(["up", "--port", "0", "--exit-when-done", "--data"]).arg(data.path().join("up")).args(arguments);
+        command.env("DODO_SENTINEL_RULES", "/no/such/rules").output()
+    };
+    let out = up(&[])?;
     let error = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(out.status.code() == Some(1) && error.lines().count() == 1 && error.contains("/no/such/rules"), "{error}");
-    assert!(!dir.path().join("data").exists());
+    assert!(!data.path().join("up").exists());
+    // Told to start none, it does without.
+    let out = up(&["--no-sentinel"])?;
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(data.path().join("up/log").exists() && !data.path().join("up/log/sentinel").exists());
     Ok(())
 }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dodo_common::db::incident::{Incident, NoticeEvent};
-use dodo_scheduler::sentinel::channel::{Channel, Channels};
+use dodo_scheduler::sentinel::channel::Channel;
+use dodo_scheduler::sentinel::channel::settings::Channels;
 use dodo_scheduler::sentinel::notice::Notice;
 use serde_json::{Value, json};
 
