@@ -36,12 +36,22 @@ fn send(pids: &[i32], signal: Signal) {
     }
 }
 
+/// A `dodo up` that ends in order however the test ends: its servers are nobody's children once it is killed.
+struct Running(std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        send(&[self.0.id() as i32], Signal::SIGINT);
+        let _ = self.0.wait();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn under_up_a_rolling_restart_is_silent_and_killed_workers_alert_within_15_s() -> Result<()> {
     let dir = tempfile::Builder::new().prefix("dodo-up-").tempdir()?;
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let (mail, web) = (MailSink::start("starttls")?, WebSink::start()?);
-    let mut up = std::process::Command::new(dodo_program())
+    let up = std::process::Command::new(dodo_program())
         .args(["up", "--port", "0", "--workers", "3", "--sample", "--delay", "100", "--data"])
         .arg(dir.path())
         .env("DODO_SLACK_WEBHOOK", web.url())
@@ -53,6 +63,7 @@ async fn under_up_a_rolling_restart_is_silent_and_killed_workers_alert_within_15
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .spawn()?;
+    let up = Running(up);
     let alive = |count: usize| children(dir.path(), WORKER).len() == count;
     until(|| alive(3) && children(dir.path(), SENTINEL).len() == 1).await?;
     tokio::time::sleep(Duration::from_secs(4)).await;
@@ -82,8 +93,7 @@ async fn under_up_a_rolling_restart_is_silent_and_killed_workers_alert_within_15
     let body = mail.mails()[0].body();
     assert!(body.starts_with("workers_lost: sum over 1 m is ") && body.contains("died without draining"), "{body}");
     assert_eq!(web.messages()[0]["text"], ":rotating_light: *workers-lost fired (critical)*");
-    send(&[up.id() as i32], Signal::SIGINT);
-    until(|| up.try_wait().is_ok_and(|status| status.is_some())).await?;
+    drop(up);
     until(|| children(dir.path(), "dodo").is_empty()).await?;
     Ok(())
 }
