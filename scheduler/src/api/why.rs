@@ -8,6 +8,7 @@ use dodo_common::db::{dispatch, segment};
 use dodo_common::model::job::TENANT_DEFAULT;
 use dodo_common::model::robots::Robots;
 use dodo_common::model::scope::Scope;
+use dodo_common::model::source::api_origin;
 use dodo_common::model::spec::CrawlSpec;
 use dodo_common::model::url::{Canonical, canonical};
 use serde::{Deserialize, Serialize};
@@ -54,8 +55,10 @@ pub async fn why(State(api): State<Api>, Query(query): Query<WhyQuery>) -> ApiRe
             (explain::url(&ctx.db, TENANT_DEFAULT, url.hash).await?, Some(url))
         }
     };
-    let host = match &url {
-        Some(url) => explain::host(&ctx.db, &url.host).await?,
+    // A page of an API has a host of its own kind, which its job names.
+    let api = jobs.first().map(|job| job.host.as_str()).filter(|host| api_origin(host).is_some());
+    let host = match api.or(url.as_ref().map(|url| url.host.as_str())) {
+        Some(name) => explain::host(&ctx.db, name).await?,
         None => None,
     };
     let mut lines = Vec::new();
@@ -92,6 +95,10 @@ fn host_lines(url: &Canonical, host: Option<&HostReport>, now: Millis) -> Vec<St
     if let Some(delay) = host.crawl_delay_ms {
         lines.push(format!("Its robots.txt asks for {delay} ms between requests."));
     }
+    if api_origin(&host.host).is_some() {
+        lines.push("It is an API, asked by agreement: it has no robots.txt to obey.".to_owned());
+        return lines;
+    }
     let robots = Robots::parse(host.robots.as_deref().unwrap_or_default());
     let path = url.url.query().map_or(url.url.path().to_owned(), |query| format!("{}?{query}", url.url.path()));
     let verdict = robots.decide(AGENT, &path);
@@ -117,12 +124,17 @@ async fn scope_lines(ctx: &Context, url: &Url) -> ApiResult<Vec<String>> {
 
 async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>> {
     let mut lines = Vec::new();
+    let page = job.page.map_or(String::new(), |page| match job.total_pages {
+        Some(total) if total > 0 => format!(" (page {page} of {total})"),
+        _ => format!(" (page {page})"),
+    });
     let origin = match job.found_on {
         Some(page) => match explain::job(&ctx.db, TENANT_DEFAULT, page).await?.and_then(|page| page.url) {
             Some(page) => format!("found on {page}"),
             None => format!("found by job {page}"),
         },
-        None => "given as a start".to_owned(),
+        None if job.kind == "crawl" => "given as a start".to_owned(),
+        None => format!("a {} job{page}", job.kind),
     };
     lines.push(format!(
         "Job {} of dispatch {}: {origin}, at depth {}, scheduled {}.",

@@ -53,6 +53,33 @@ async fn resources_are_as_the_document_says() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_path_of_the_document_is_served_and_described() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let _scheduler = cluster.scheduler().await?;
+    let document = cluster.get("/openapi.json").await?;
+    let paths = document["paths"].as_object().context("no paths")?;
+    assert!(paths.len() >= 25, "{} paths", paths.len());
+    for (path, methods) in paths {
+        for (method, about) in methods.as_object().context("no methods")? {
+            assert!(about["summary"].as_str().is_some_and(|text| !text.is_empty()), "{method} {path} has no summary");
+            let asked = path.replace("{id}", "0198f6a0-0000-7000-8000-000000000000").replace("{name}", "nobody");
+            let method = reqwest::Method::from_bytes(method.to_uppercase().as_bytes())?;
+            let (status, answer) = cluster.call(method.clone(), &asked, "").await?;
+            let unserved = status == 405 || answer["error"].as_str().is_some_and(|text| text.contains("no such path"));
+            assert!(!unserved && status < 500, "{method} {path}: {status} {answer}");
+            if status >= 400 {
+                let line = answer["error"].as_str().unwrap_or_default();
+                assert!(
+                    status == 422 || (!line.is_empty() && line.lines().count() == 1),
+                    "{method} {path}: {status} {answer}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_tool_waits_for_a_crawl() -> Result<()> {
     let mut cluster = Cluster::start().await?;
     let web = Web::start(1, 20, Duration::from_millis(1)).await?;

@@ -45,6 +45,39 @@ async fn the_command_line_says_what_is_wrong() -> Result<()> {
     let (text, _) = complains(&cluster, &["robots", "/no/such/file", "/"]);
     assert!(text.contains("/no/such/file") && text.lines().count() == 1, "{text}");
 
+    // Sources, manifests, records.
+    let file = cluster.dir.path().join("source.json");
+    let path = file.display().to_string();
+    let paged = json!({ "url": "https://api.example.com/?p={page}", "paging": { "style": "numbered", "size": 10, "count": { "path": "$.n" } },
+        "items": "$", "id": "$.id" });
+    for (document, word) in [("{", "EOF"), ("{\"url\": 1}", "string"), ("{\"typo\": 1}", "typo")] {
+        std::fs::write(&file, document)?;
+        let (text, code) = complains(&cluster, &["sources", "put", "shop", &path]);
+        assert!(text.contains(word) && text.lines().count() == 1, "{text}");
+        assert_eq!(code, Some(1));
+    }
+    std::fs::write(&file, paged.to_string())?;
+    let (text, _) = complains(&cluster, &["sources", "put", "No Name", &path]);
+    assert!(text.contains("a source's name") && text.lines().count() == 1, "{text}");
+    let (text, _) = complains(&cluster, &["sources", "put", "crawl", &path]);
+    assert!(text.contains("not crawl or page"), "{text}");
+    assert_eq!(cluster.dodo_text(&["sources", "put", "shop", &path])?, "shop version 1\n");
+    assert_eq!(cluster.dodo_text(&["sources", "put", "shop", &path])?, "shop version 1\n", "nothing changed");
+    for (arguments, word) in [
+        (&["sources", "run", "shop"][..], "DODO_CONTACT"),
+        (&["sources", "run", "nobody"], "no such source"),
+        (&["sources", "run", "shop", "--subject", "x"], "name=value"),
+        (&["sources", "delete", "nobody"], "no such source"),
+        (&["records", "replay", "nobody"], "no such source"),
+        (&["submit", "/no/such/file.json"], "/no/such/file.json"),
+        (&["export", "pages"], "--dispatch"),
+        (&["report", "--out", "/no/such/directory/report.json"], "/no/such/directory"),
+    ] {
+        let (text, code) = complains(&cluster, arguments);
+        assert!(text.contains(word), "{arguments:?}: {text}");
+        assert!(matches!(code, Some(1 | 2)), "{arguments:?}");
+    }
+
     // A bucket that is not there, a wrong password, a taken port, a public address without a token.
     let run = |name: &str, value: &str, arguments: &[&str]| {
         let out =

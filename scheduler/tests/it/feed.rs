@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -48,6 +48,7 @@ struct Shared {
     items: AtomicUsize,
     requests: AtomicUsize,
     pages: AtomicUsize,
+    recovered: AtomicBool,
     behaviour: Behaviour,
     log: Mutex<Vec<Asked>>,
 }
@@ -72,6 +73,7 @@ impl Feed {
             items: AtomicUsize::new(items),
             requests: AtomicUsize::new(0),
             pages: AtomicUsize::new(0),
+            recovered: AtomicBool::new(false),
             behaviour,
             log: Mutex::default(),
         });
@@ -86,6 +88,11 @@ impl Feed {
             let _ = axum::serve(listener, app).await;
         });
         Ok(Self { addr, shared, server })
+    }
+
+    /// From now on nothing fails.
+    pub fn recover(&self) {
+        self.shared.recovered.store(true, Ordering::SeqCst);
     }
 
     pub fn base(&self) -> String {
@@ -140,7 +147,7 @@ impl Shared {
     async fn enter(&self, path: &str, page: usize, headers: &HeaderMap, key: Option<String>) -> Option<Response> {
         tokio::time::sleep(self.behaviour.latency).await;
         let number = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
-        let every = self.behaviour.fail_every;
+        let every = if self.recovered.load(Ordering::SeqCst) { 0 } else { self.behaviour.fail_every };
         let failure = (every > 0 && number.is_multiple_of(every)).then(|| match (number / every) % 3 {
             0 => (StatusCode::INTERNAL_SERVER_ERROR, "out of order").into_response(),
             1 => (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "0")], "busy").into_response(),

@@ -326,6 +326,55 @@ async fn an_item_that_does_not_fit_is_kept_and_replayed() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_newest_version_of_a_record_wins() -> Result<()> {
+    let feed = Feed::start(12, Behaviour::default()).await?;
+    let (cluster, _scheduler, _workers) = cluster(&feed, &feed.document(5), 1).await?;
+    let dispatch = run(&cluster).await?;
+    cluster.wait_done(&dispatch, LIMIT).await?;
+    let sql = cluster.sql().await?;
+    // One was renewed by something newer than what comes, one is older than it.
+    let newer = "UPDATE record SET text = 'newer', version_at = now() + interval '1 day' WHERE external_id = 'item-3'";
+    let older = "UPDATE record SET text = 'older', version_at = now() - interval '1 day' WHERE external_id = 'item-4'";
+    sql.execute(newer, &[]).await?;
+    sql.execute(older, &[]).await?;
+    let dispatch = run(&cluster).await?;
+    cluster.wait_done(&dispatch, LIMIT).await?;
+    let rows = sql
+        .query("SELECT text FROM record WHERE external_id IN ('item-3', 'item-4') ORDER BY external_id", &[])
+        .await?;
+    let texts: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(texts, ["newer", "word4 for a reader"]);
+    // The same API under another name of its instance is another set of records.
+    let dispatch = cluster.post("/v1/sources/feed/dispatches", &json!({ "instance": "second" })).await?;
+    cluster.wait_done(&dispatch, LIMIT).await?;
+    let records: i64 = sql.query_one("SELECT count(*) FROM record", &[]).await?.get(0);
+    assert_eq!(records, 24);
+    let csv = cluster.dodo_text(&["export", "records", "--source", "feed", "--format", "csv"])?;
+    assert_eq!(csv.lines().count(), 25);
+    assert!(csv.contains("feed,second,item-11,author 4,word11 for a reader,fr,,2,2023-11-14T22:13:31+00:00"), "{csv}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn why_explains_a_page_and_dead_letters_are_replayed() -> Result<()> {
+    let feed = Feed::start(25, Behaviour { fail_every: 1, ..Behaviour::default() }).await?;
+    let (cluster, _scheduler, _workers) = cluster(&feed, &feed.document(10), 1).await?;
+    let dispatch = run(&cluster).await?;
+    cluster.wait_done(&dispatch, LIMIT).await?;
+    let dead: Value = serde_json::from_str(&cluster.dodo_text(&["dead", "list", "--json"])?)?;
+    assert_eq!((&dead["kind"], &dead["state"]), (&json!("get_metadata"), &json!("dead")));
+    let why = cluster.dodo_text(&["why", dead["id"].as_str().unwrap_or_default()])?;
+    for line in ["a get_metadata job", "It is an API, asked by agreement", "It ended dead", "at try 5."] {
+        assert!(why.contains(line), "{line} is not in {why}");
+    }
+    feed.recover();
+    assert_eq!(cluster.dodo_text(&["dead", "replay", "--kind", "get_metadata"])?, "1 scheduled again\n");
+    cluster.wait_done(&dispatch, LIMIT).await?;
+    assert_eq!(cluster.dodo_text(&["dead", "list"])?, "");
+    judge(&cluster, &feed, &dispatch).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_timer_starts_a_dispatch_every_so_often() -> Result<()> {
     let feed = Feed::start(12, Behaviour::default()).await?;
     let mut document = feed.document(5);

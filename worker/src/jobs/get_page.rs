@@ -72,7 +72,7 @@ fn round_of(job: &Job) -> Option<i32> {
 fn store(ctx: &Context, entry: StreamId, job: &Job, paging: &Paging, known: LoadedPaging, answer: Answer) -> Done {
     let spec = &paging.spec;
     let hold = spec.document.rate_limit.as_ref().and_then(|limit| {
-        let ms = paging::rate_hold_ms(limit, &answer.fetched, ctx.clock.now_ms())?;
+        let ms = paging::rate_hold_ms(limit, &answer.fetched.headers, ctx.clock.now_ms())?;
         Some((job.host.clone(), ms, "its rate limit has nothing left".to_owned()))
     });
     let items = match spec.items(&answer.value) {

@@ -10,6 +10,7 @@ use dodo_common::model::job::{Job, JobKind, Outcome};
 use dodo_common::model::source::{PagedSpec, Place, RateLimit};
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::raw::RawEntry;
+use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use url::Url;
 use uuid::Uuid;
@@ -120,8 +121,8 @@ pub fn finish(entry: StreamId, job: &Job, mut finished: Finished, paged: Paged) 
 }
 
 /// How long an API that has nothing left asks us to wait, milliseconds.
-pub fn rate_hold_ms(limit: &RateLimit, fetched: &Fetched, now_ms: i64) -> Option<i64> {
-    let number = |name: &str| fetched.headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
+pub fn rate_hold_ms(limit: &RateLimit, headers: &HeaderMap, now_ms: i64) -> Option<i64> {
+    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
     if number(&limit.remaining)? > 0.0 {
         return None;
     }
@@ -192,5 +193,31 @@ pub fn raw_entry(ctx: &Context, job: &Job, about: Vec<u8>) -> RawEntry {
         writer: ctx.incarnation.id,
         about,
         body: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_api_with_nothing_left_is_left_alone_until_its_reset() {
+        let limit = RateLimit { remaining: "x-left".to_owned(), reset: "x-reset".to_owned() };
+        let now_ms = 1_800_000_000_000;
+        let hold = |left: &'static str, reset: &'static str| {
+            let pairs = [("x-left", left), ("x-reset", reset)];
+            let headers = pairs
+                .into_iter()
+                .filter(|(_, value)| !value.is_empty())
+                .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+                .collect();
+            rate_hold_ms(&limit, &headers, now_ms)
+        };
+        assert_eq!(hold("3", "60"), None);
+        assert_eq!(hold("0", "60"), Some(60_000));
+        assert_eq!(hold("0", "1800000007"), Some(7_000));
+        assert_eq!(hold("0", "1700000000"), Some(0), "past");
+        assert_eq!(hold("0", "999999"), Some(RESET_MS_MAX));
+        assert_eq!((hold("0", ""), hold("", "60"), hold("none", "60")), (None, None, None));
     }
 }
