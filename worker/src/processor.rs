@@ -9,6 +9,7 @@ use dodo_common::db::pool::{DbError, DbResult};
 use dodo_common::db::raw::{self as raw_result, EntryKey, EntryState, RawKey};
 use dodo_common::db::record::{self, Processed, Unfit};
 use dodo_common::db::worker::consumer_name;
+use dodo_common::model::record::Record;
 use dodo_common::stream::connection::Redis;
 use dodo_common::stream::items;
 use dodo_common::stream::names::{ITEMS, archive_name};
@@ -115,13 +116,48 @@ async fn pass(ctx: &Context, held: &mut VecDeque<Stored>) -> anyhow::Result<Summ
         summary.entries = processed.len();
         summary.records = processed.iter().map(|p| p.records.len()).sum();
         summary.unfit = processed.iter().map(|p| p.unfit.len()).sum();
-        record::process(&ctx.db, &ctx.incarnation, &processed).await?;
+        store(ctx, processed).await?;
         metrics::counter!("dodo_records_total").increment(summary.records as u64);
         metrics::counter!("dodo_unfit_items_total").increment(summary.unfit as u64);
     }
     items::acknowledge(&ctx.redis, &done).await?;
     held.retain(|stored| !done.contains(&stored.id));
     Ok(summary)
+}
+
+/// Stores what entries became. Where the data is at fault, one by one; an entry that cannot be stored is processed
+/// without records, and its items are kept as unfit where they can be (invariant 12).
+async fn store(ctx: &Context, processed: Vec<Processed>) -> DbResult<()> {
+    match record::process(&ctx.db, &ctx.incarnation, &processed).await {
+        Err(error) if error.is_data() => tracing::warn!(%error, "records cannot be stored together; one by one"),
+        other => return other,
+    }
+    for entry in processed {
+        let Err(error) = record::process(&ctx.db, &ctx.incarnation, std::slice::from_ref(&entry)).await else {
+            continue;
+        };
+        if !error.is_data() {
+            return Err(error);
+        }
+        let mut bare = Processed { records: Vec::new(), ..entry.clone() };
+        let more: Vec<Unfit> = entry.records.iter().map(|record| unfit_of(record, &entry, &error)).collect();
+        bare.unfit.extend(more);
+        match record::process(&ctx.db, &ctx.incarnation, std::slice::from_ref(&bare)).await {
+            Err(error) if error.is_data() => {
+                tracing::error!(entry = %bare.key.id, %error, "the items of an entry cannot be kept; they are in the archive only");
+                bare.unfit.clear();
+                record::process(&ctx.db, &ctx.incarnation, std::slice::from_ref(&bare)).await?;
+            }
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+fn unfit_of(record: &Record, entry: &Processed, error: &DbError) -> Unfit {
+    let item = serde_json::to_value(record).unwrap_or_default();
+    let place = (record.source.as_str(), record.instance.as_str());
+    Unfit::new(place, &item, format!("it cannot be stored: {error}"), (entry.dispatch, entry.job), record.fetched_at)
 }
 
 /// The part of an entry that says where its items are from; other payloads have none.

@@ -7,8 +7,8 @@ use serde_json_path::JsonPath;
 
 use crate::model::source::{object_of, shortened};
 
-/// Characters of an external id.
-const ID_CHARS_MAX: usize = 500;
+/// Bytes of an external id: it is part of a key, and Postgres bounds those.
+const ID_BYTES_MAX: usize = 500;
 /// A Unix time beyond this is in milliseconds.
 const SECONDS_MAX: f64 = 1e11;
 
@@ -130,8 +130,8 @@ impl Mapper {
             Some(other) => return Err(self.id.wrong("id", other)),
             None => return Err(format!("it has no {}", self.id.text)),
         };
-        if external_id.chars().count() > ID_CHARS_MAX {
-            return Err(format!("{} has more than {ID_CHARS_MAX} characters", self.id.text));
+        if external_id.len() > ID_BYTES_MAX {
+            return Err(format!("{} has more than {ID_BYTES_MAX} bytes", self.id.text));
         }
         // Postgres holds no NUL, in text or in jsonb.
         if has_nul(item) {
