@@ -104,10 +104,7 @@ async fn every_metric_is_what_the_servers_show() -> Result<()> {
         assert_eq!(level(&looks, name), expected, "{name}");
     }
     assert!(level(&looks, "heartbeat_age_ms") < 2000.0);
-    assert_eq!(
-        (events(&looks, "workers_lost"), events(&looks, "dead_jobs"), events(&looks, "manifest_refreshes")),
-        (0, 0, 0)
-    );
+    assert_eq!((events(&looks, "workers_lost"), events(&looks, "dead_jobs")), (0, 0));
 
     // A drain ends one worker, a kill loses the other; only the latter is an event.
     first.signal(Signal::SIGTERM);
@@ -134,7 +131,10 @@ async fn every_metric_is_what_the_servers_show() -> Result<()> {
     cluster.redis_command(&["XADD", "dodo:items", "1000-0", "t", "x"]).await?;
     cluster.redis_command(&["XADD", "dodo:jobs:fetch", "*", "t", "x"]).await?;
     let looks = look().await;
-    assert_eq!((events(&looks, "manifest_refreshes"), events(&looks, "dead_jobs")), (4, 2));
+    // Older than the scheduler's own: two went well, at 40 and 50 s; that at 30 s failed, that at 60 s is over.
+    let Look::Events(refreshes) = &looks["manifest_refreshes"] else { panic!("{:?}", looks["manifest_refreshes"]) };
+    assert_eq!(refreshes.iter().filter(|(age_ms, _)| *age_ms >= 25_000).count(), 2, "{refreshes:?}");
+    assert_eq!(events(&looks, "dead_jobs"), 2);
     let oldest = level(&looks, "oldest_due_ms");
     assert!((420_000.0..480_000.0).contains(&oldest), "{oldest}");
     assert!(level(&looks, "horizon_age_ms") > 1e12, "as old as the epoch");
