@@ -120,9 +120,11 @@ async fn append(ctx: &Context, done: &mut [Done]) {
         if entries.is_empty() {
             continue;
         }
-        let ids = loop {
-            match raw::append(&ctx.redis, stream, &entries).await {
-                Ok(ids) => break ids,
+        // Part by part: what has its id is not appended again, whatever becomes of the rest.
+        let mut ids = Vec::with_capacity(entries.len());
+        while ids.len() < entries.len() {
+            match raw::append(&ctx.redis, stream, &entries[ids.len()..]).await {
+                Ok(part) => ids.extend(part),
                 Err(error) => {
                     if is_generation(&error) {
                         ctx.check_current().await;
@@ -131,7 +133,7 @@ async fn append(ctx: &Context, done: &mut [Done]) {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
-        };
+        }
         let mut ids = ids.into_iter();
         for d in done.iter_mut() {
             if let Effect::Finished { raw: raw @ Some(_), job, .. } = &mut d.effect

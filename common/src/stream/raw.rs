@@ -10,6 +10,11 @@ use crate::stream::connection::{Redis, StreamError, StreamResult};
 use crate::stream::names::GENERATION;
 use crate::stream::queue::{entries_of, field, parse_id};
 
+/// Bytes of entries in one pipeline or one answer: a slow server moves them well within the response timeout.
+const BYTES_MAX: usize = 8 << 20;
+/// Entries looked at in one call of [`present`]: the server copies each body to read a field beside it.
+const PRESENT_MAX: usize = 50;
+
 /// An entry before it has an id.
 #[derive(Clone, Debug)]
 pub struct RawEntry {
@@ -22,6 +27,12 @@ pub struct RawEntry {
     pub about: Vec<u8>,
     /// For `pages` the gzip member of the WARC record; empty for `items`.
     pub body: Vec<u8>,
+}
+
+impl RawEntry {
+    fn bytes(&self) -> usize {
+        self.about.len() + self.body.len()
+    }
 }
 
 /// An entry as it lies in the stream.
@@ -38,13 +49,44 @@ static TRIM: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Appends entries in one pipeline; the answer holds one id an entry, in order.
+/// XRANGE that ends early when its answer grows heavy: no count of entries bounds their bytes.
+static RANGE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local found, bytes, from = {}, 0, ARGV[1]
+         for n = 1, tonumber(ARGV[3]) do
+           local entry = redis.call('XRANGE', KEYS[1], from, ARGV[2], 'COUNT', 1)[1]
+           if not entry then break end
+           found[n] = entry
+           for _, value in ipairs(entry[2]) do bytes = bytes + #value end
+           if bytes >= tonumber(ARGV[4]) then break end
+           from = '(' .. entry[1]
+         end
+         return found",
+    )
+});
+
+static PRESENT: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local shown = {}
+         for n = 1, #ARGV do
+           local entry = redis.call('XRANGE', KEYS[1], ARGV[n], ARGV[n])[1]
+           shown[n] = ''
+           for i = 1, entry and #entry[2] or 0, 2 do
+             if entry[2][i] == 'g' then shown[n] = entry[2][i + 1] end
+           end
+         end
+         return shown",
+    )
+});
+
+/// Appends the first of these entries in one pipeline: as many as weigh [`BYTES_MAX`] together, and at least
+/// one. The answer holds one id for each that was appended, in order; call it again with the rest.
 ///
 /// # Errors
 /// [`StreamError::Generation`] when the stream is not there: only the leader makes it.
 pub async fn append(redis: &Redis, stream: &str, entries: &[&RawEntry]) -> StreamResult<Vec<StreamId>> {
     let mut pipe = redis::pipe();
-    for entry in entries {
+    for entry in &entries[..fitting(entries)] {
         pipe.cmd("XADD")
             .arg(stream)
             .arg("NOMKSTREAM")
@@ -70,7 +112,17 @@ pub async fn append(redis: &Redis, stream: &str, entries: &[&RawEntry]) -> Strea
         .collect()
 }
 
-/// Entries from `from` to `to`, both included, at most `count`.
+/// How many of the first entries go into one pipeline.
+fn fitting(entries: &[&RawEntry]) -> usize {
+    let mut bytes = 0;
+    let over = entries.iter().position(|entry| {
+        bytes += entry.bytes();
+        bytes > BYTES_MAX
+    });
+    over.map_or(entries.len(), |first_over| first_over.max(1))
+}
+
+/// Entries from `from` to `to`, both included, at most `count`; fewer, but at least one, where they are heavy.
 pub async fn range(
     redis: &Redis,
     stream: &str,
@@ -78,14 +130,13 @@ pub async fn range(
     to: Option<StreamId>,
     count: usize,
 ) -> StreamResult<Vec<Stored>> {
-    let mut command = redis::cmd("XRANGE");
-    command
-        .arg(stream)
+    let mut call = RANGE.prepare_invoke();
+    call.key(stream)
         .arg(from.to_string())
         .arg(to.map_or("+".to_owned(), |id| id.to_string()))
-        .arg("COUNT")
-        .arg(count);
-    let value: Value = redis.run(async |c| command.query_async(c).await).await?;
+        .arg(count)
+        .arg(BYTES_MAX);
+    let value: Value = redis.run(async |c| call.invoke_async(c).await).await?;
     stored_of(stream, value)
 }
 
@@ -115,18 +166,17 @@ pub(crate) fn stored_of(stream: &str, value: Value) -> StreamResult<Vec<Stored>>
 
 /// Which of these ids are in the stream, with the generation each entry names.
 pub async fn present(redis: &Redis, stream: &str, ids: &[StreamId]) -> StreamResult<Vec<Option<i64>>> {
-    let mut pipe = redis::pipe();
-    for id in ids {
-        pipe.cmd("XRANGE").arg(stream).arg(id.to_string()).arg(id.to_string());
+    let mut all = Vec::with_capacity(ids.len());
+    for part in ids.chunks(PRESENT_MAX) {
+        let mut call = PRESENT.prepare_invoke();
+        call.key(stream);
+        for id in part {
+            call.arg(id.to_string());
+        }
+        let shown: Vec<String> = redis.run(async |c| call.invoke_async(c).await).await?;
+        all.extend(shown.iter().map(|generation| generation.parse().ok()));
     }
-    let values: Vec<Value> = redis.run(async |c| pipe.query_async(c).await).await?;
-    values
-        .into_iter()
-        .map(|value| {
-            let entries = entries_of(value)?;
-            Ok(entries.first().and_then(|(_, fields)| std::str::from_utf8(field(fields, b"g")?).ok()?.parse().ok()))
-        })
-        .collect()
+    Ok(all)
 }
 
 /// Drops every entry below `first_kept`; refused when the generation is over.
@@ -160,4 +210,32 @@ pub async fn extent(redis: &Redis, stream: &str) -> StreamResult<Extent> {
         _ => None,
     };
     Ok(Extent { entries, bytes: bytes.unwrap_or(0), first })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(bytes: usize) -> RawEntry {
+        RawEntry {
+            tenant: "default".to_owned(),
+            generation: 1,
+            job: Uuid::nil(),
+            attempt: 0,
+            writer: Uuid::nil(),
+            about: Vec::new(),
+            body: vec![0; bytes],
+        }
+    }
+
+    #[test]
+    fn a_pipeline_is_bounded_by_bytes_and_never_empty() {
+        let (small, large) = (entry(1000), entry(BYTES_MAX + 1));
+        assert_eq!(fitting(&[&small; 256]), 256);
+        assert_eq!(fitting(&[&large, &small]), 1, "one that is too heavy goes alone");
+        assert_eq!(fitting(&[&small, &large]), 1);
+        let half = entry(BYTES_MAX / 2);
+        assert_eq!(fitting(&[&half; 5]), 2);
+        assert_eq!(fitting(&[]), 0);
+    }
 }

@@ -6,6 +6,7 @@ mod bad_input;
 mod cluster;
 mod feed;
 mod judge;
+mod large;
 mod local;
 mod manifest;
 mod manual;
