@@ -1,12 +1,13 @@
 //! The committer: appends raw results, commits many jobs at once, then acknowledges and reports.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dodo_common::db::commit::{self, Batch, Committed, Finished, Retry};
 use dodo_common::db::host::HostUpdate;
 use dodo_common::db::pool::DbError;
-use dodo_common::model::job::Outcome;
+use dodo_common::model::job::{JobKey, Outcome};
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::url::UrlHash;
 use dodo_common::stream::queue;
@@ -38,6 +39,17 @@ pub enum Effect {
     Gone,
     /// It has not been started, or our proxy did not let it out.
     Returned,
+}
+
+impl Effect {
+    /// The try that it ends.
+    fn key(&self) -> Option<&JobKey> {
+        match self {
+            Effect::Finished { job, .. } => Some(&job.key),
+            Effect::Retry(retry) => Some(&retry.key),
+            Effect::Prepared | Effect::Gone | Effect::Returned => None,
+        }
+    }
 }
 
 /// One settled entry of the jobs stream.
@@ -159,7 +171,12 @@ struct Ended {
 fn batch_of(done: Vec<Done>) -> (Batch, Ended) {
     let mut batch = Batch::default();
     let mut ended = Ended { entries: Vec::with_capacity(done.len()), dispatches: Vec::new() };
-    for d in done {
+    let mut keys = HashSet::with_capacity(done.len());
+    for mut d in done {
+        // The same try twice, by two entries: the first counts, for the other its row is gone.
+        if d.effect.key().is_some_and(|key| !keys.insert(key.clone())) {
+            d.effect = Effect::Gone;
+        }
         let verdict = match d.effect {
             Effect::Finished { job, dispatch, .. } => {
                 let verdict = Verdict::Finished { job: job.key.id, page: job.outcome == Outcome::Ok };
@@ -182,7 +199,7 @@ fn batch_of(done: Vec<Done>) -> (Batch, Ended) {
         batch.holds.extend(d.hold);
     }
     // One write a host: of several, the last one.
-    let mut names = std::collections::HashSet::new();
+    let mut names = HashSet::new();
     batch.hosts.reverse();
     batch.hosts.retain(|update| names.insert(update.host.clone()));
     batch.holds.sort();
@@ -229,5 +246,29 @@ async fn report(ctx: &Context, mut settled: Vec<Settled>, committed: Committed) 
                 tokio::time::sleep(PAUSE).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_twice_in_a_batch_ends_once() {
+        let key = |attempt| JobKey { tenant: "default".to_owned(), id: Uuid::from_u128(1), attempt };
+        let finished = |attempt| Effect::Finished {
+            job: Box::new(Finished::new(key(attempt), Outcome::Ok, None)),
+            raw: None,
+            dispatch: Uuid::nil(),
+        };
+        let retry = |attempt| Effect::Retry(Retry { key: key(attempt), delay_ms: 5, error: String::new() });
+        let effects = [finished(0), finished(0), retry(0), retry(1), Effect::Prepared, finished(2), retry(1)];
+        let done = effects.into_iter().zip(1..).map(|(effect, ms)| Done::new(StreamId { ms, seq: 0 }, effect));
+        let (batch, ended) = batch_of(done.collect());
+        assert_eq!((batch.finished.len(), batch.retried.len(), ended.dispatches.len()), (2, 1, 2));
+        assert_eq!(ended.entries.len(), 7, "every entry is settled");
+        let gone: Vec<u64> =
+            ended.entries.iter().filter(|s| s.verdict == Verdict::Gone).map(|settled| settled.entry.ms).collect();
+        assert_eq!(gone, [2, 3, 7]);
     }
 }

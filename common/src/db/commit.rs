@@ -156,15 +156,15 @@ WITH j AS MATERIALIZED (
     j.content_type, j.body_bytes, j.truncated, j.digest, j.title, j.language, j.location, j.address, j.link_count,
     coalesce(g.n, 0), to_timestamp(j.started_ms / 1000.0), j.fetch_ms, $30, j.raw_stream,
     CASE WHEN j.raw_stream IS NOT NULL THEN $31::int8 END, j.raw_ms, j.raw_seq, won.page, won.total_pages
-    FROM won JOIN j ON j.id = won.id LEFT JOIN gained g ON g.found_on = won.id
+    FROM won JOIN j ON j.tenant = won.tenant AND j.id = won.id LEFT JOIN gained g ON g.found_on = won.id
 ), raw AS (
   INSERT INTO raw_result (tenant, generation, stream, ms, seq, dispatch, job, processed)
   SELECT won.tenant, $31, j.raw_stream, j.raw_ms, j.raw_seq, won.dispatch, won.id, j.raw_stream <> 'items'
-    FROM won JOIN j ON j.id = won.id WHERE j.raw_stream IS NOT NULL AND NOT ", stored_by_another!(), "
+    FROM won JOIN j ON j.tenant = won.tenant AND j.id = won.id WHERE j.raw_stream IS NOT NULL AND NOT ", stored_by_another!(), "
 ), linked AS (
   INSERT INTO page_link (tenant, dispatch, url_hash, job, links)
   SELECT won.tenant, won.dispatch, won.url_hash, won.id, string_to_array(j.links, E'\\n')
-    FROM won JOIN j ON j.id = won.id WHERE j.links IS NOT NULL AND won.url_hash IS NOT NULL
+    FROM won JOIN j ON j.tenant = won.tenant AND j.id = won.id WHERE j.links IS NOT NULL AND won.url_hash IS NOT NULL
    ORDER BY 1, 2, 3
   ON CONFLICT (tenant, dispatch, url_hash) DO UPDATE SET job = excluded.job, links = excluded.links
 ), delta AS (
@@ -174,11 +174,12 @@ WITH j AS MATERIALIZED (
       AND NOT ", stored_by_another!(), "),
     count(*) FILTER (WHERE j.outcome IN ('dead', 'failed', 'http_error', 'unknown')),
     count(*) FILTER (WHERE j.outcome IN ('robots', 'refused', 'budget')),
-    coalesce(sum(j.link_count), 0), coalesce(sum(j.known_count), 0) - coalesce(sum(g.n), 0)
-      + (SELECT count(*) FROM f JOIN won w ON w.id = f.parent WHERE w.dispatch = won.dispatch),
-    coalesce(sum(j.body_bytes), 0), count(j.raw_stream) FILTER (WHERE NOT ", stored_by_another!(), "),
+    coalesce(sum(j.link_count) FILTER (WHERE won.remake_of IS NULL), 0),
+    coalesce(sum(j.known_count - coalesce(g.n, 0)) FILTER (WHERE won.remake_of IS NULL), 0)
+      + (SELECT count(*) FROM f JOIN won w ON w.id = f.parent WHERE w.dispatch = won.dispatch AND w.remake_of IS NULL),
+    coalesce(sum(j.body_bytes) FILTER (WHERE won.remake_of IS NULL), 0), count(j.raw_stream) FILTER (WHERE NOT ", stored_by_another!(), "),
     coalesce(sum(j.items) FILTER (WHERE won.remake_of IS NULL AND NOT ", stored_by_another!(), "), 0)
-    FROM won JOIN j ON j.id = won.id LEFT JOIN gained g ON g.found_on = won.id
+    FROM won JOIN j ON j.tenant = won.tenant AND j.id = won.id LEFT JOIN gained g ON g.found_on = won.id
    GROUP BY won.tenant, won.dispatch
 )
 SELECT id, NULL AS tenant, NULL AS host FROM won
@@ -221,10 +222,12 @@ async fn bisect(db: &Db, worker: &Incarnation, batch: Batch, error: &DbError) ->
         let failed = Finished::new(bad.key, Outcome::Failed, Some(reason));
         return once(db, worker, &Batch { finished: vec![failed], ..Batch::default() }).await;
     }
-    let second = finished.split_off(finished.len() / 2);
-    let mut parts = vec![Batch { hosts, ..Batch::default() }, Batch { retried, ..Batch::default() }];
-    parts.push(Batch { holds, ..Batch::default() });
-    parts.extend([finished, second].map(|finished| Batch { finished, ..Batch::default() }));
+    // Half of one list each: every part is smaller than the whole, so this ends, whatever is at fault.
+    let mut parts = Vec::with_capacity(8);
+    parts.extend(halves(hosts).map(|hosts| Batch { hosts, ..Batch::default() }));
+    parts.extend(halves(retried).map(|retried| Batch { retried, ..Batch::default() }));
+    parts.extend(halves(holds).map(|holds| Batch { holds, ..Batch::default() }));
+    parts.extend(halves(finished).map(|finished| Batch { finished, ..Batch::default() }));
     let mut all = Committed::default();
     for part in parts {
         if part.finished.len() + part.retried.len() + part.hosts.len() + part.holds.len() == 0 {
@@ -235,6 +238,11 @@ async fn bisect(db: &Db, worker: &Incarnation, batch: Batch, error: &DbError) ->
         all.gained.extend(committed.gained);
     }
     Ok(all)
+}
+
+fn halves<T>(mut list: Vec<T>) -> [Vec<T>; 2] {
+    let second = list.split_off(list.len() / 2);
+    [list, second]
 }
 
 async fn once(db: &Db, worker: &Incarnation, batch: &Batch) -> DbResult<Committed> {
@@ -257,12 +265,13 @@ async fn transaction(client: &mut Client, worker: &Incarnation, batch: &Batch) -
     let authorise = client.prepare_cached("SELECT authorise_worker($1, $2)").await?;
     let finish = client.prepare_cached(FINISH).await?;
     let retry = client.prepare_cached(RETRY).await?;
+    let finished = distinct(&batch.finished, |job| &job.key);
     let paged: Vec<(&JobKey, &Paged)> =
-        batch.finished.iter().filter_map(|job| Some((&job.key, job.paged.as_deref()?))).collect();
+        finished.iter().filter_map(|job| Some((&job.key, job.paged.as_deref()?))).collect();
     let pages = page::prepare(client, &paged).await?;
     let tx = client.transaction().await?;
-    let columns = Columns::of(&batch.finished);
-    let retries = Retries::of(&batch.retried);
+    let columns = Columns::of(&finished);
+    let retries = Retries::of(&distinct(&batch.retried, |job| &job.key));
     let authority = async { tx.execute(&authorise, &[&worker.id, &worker.generation]).await.map_err(DbError::of) };
     // Before the jobs' rows go: it is they that say what a page dispatch may still do.
     let paging = page::settle(&tx, pages.as_ref());
@@ -309,6 +318,14 @@ async fn transaction(client: &mut Client, worker: &Incarnation, batch: &Batch) -
     Ok(committed)
 }
 
+/// In key order (no deadlocks), and once each: a job twice in one statement would have each effect twice.
+fn distinct<T>(jobs: &[T], key: impl Fn(&T) -> &JobKey) -> Vec<&T> {
+    let mut distinct: Vec<&T> = jobs.iter().collect();
+    distinct.sort_by(|a, b| key(a).cmp(key(b)));
+    distinct.dedup_by(|later, first| key(later) == key(first));
+    distinct
+}
+
 impl Finished {
     fn has_nul(&self) -> bool {
         [&self.reason, &self.content_type, &self.title, &self.language, &self.location]
@@ -318,7 +335,7 @@ impl Finished {
     }
 }
 
-/// The finished jobs column by column, in key order (no deadlocks).
+/// The finished jobs column by column.
 #[derive(Default)]
 struct Columns<'a> {
     tenant: Vec<&'a str>,
@@ -354,11 +371,9 @@ struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    fn of(finished: &'a [Finished]) -> Self {
-        let mut jobs: Vec<&Finished> = finished.iter().collect();
-        jobs.sort_by(|a, b| a.key.cmp(&b.key));
+    fn of(finished: &[&'a Finished]) -> Self {
         let mut c = Self::default();
-        for job in jobs {
+        for job in finished {
             c.tenant.push(&job.key.tenant);
             c.id.push(job.key.id);
             c.attempt.push(job.key.attempt);
@@ -443,11 +458,9 @@ struct Retries<'a> {
 }
 
 impl<'a> Retries<'a> {
-    fn of(retried: &'a [Retry]) -> Self {
-        let mut jobs: Vec<&Retry> = retried.iter().collect();
-        jobs.sort_by(|a, b| a.key.cmp(&b.key));
+    fn of(retried: &[&'a Retry]) -> Self {
         let mut c = Self::default();
-        for job in jobs {
+        for job in retried {
             c.tenant.push(&job.key.tenant);
             c.id.push(job.key.id);
             c.attempt.push(job.key.attempt);

@@ -4,6 +4,7 @@ mod api;
 mod archive;
 mod bad_input;
 mod cluster;
+mod commit;
 mod feed;
 mod judge;
 mod large;

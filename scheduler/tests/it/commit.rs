@@ -1,0 +1,175 @@
+//! The group commit against Postgres itself: what a batch writes, whatever stands in it.
+
+use anyhow::Result;
+use dodo_common::db::commit::{self, Batch, Finished, Found, Retry};
+use dodo_common::db::host::{HostState, HostUpdate};
+use dodo_common::db::pool::Db;
+use dodo_common::db::worker::{self, Incarnation, Registration};
+use dodo_common::model::job::{JobKey, Outcome};
+use dodo_common::model::stream_id::StreamId;
+use uuid::Uuid;
+
+use crate::cluster::Cluster;
+
+/// A crawl with some jobs on servers of its own, and a worker that may commit them.
+struct Bench {
+    _cluster: Cluster,
+    sql: tokio_postgres::Client,
+    db: Db,
+    worker: Incarnation,
+    dispatch: Uuid,
+}
+
+pub fn registration() -> Registration {
+    Registration {
+        host: "test".to_owned(),
+        address: "127.0.0.1".to_owned(),
+        region: None,
+        proxy: None,
+        roles: vec!["fetch".to_owned()],
+        version: "0".to_owned(),
+        pid: 1,
+        permits: 1,
+    }
+}
+
+impl Bench {
+    async fn start() -> Result<Self> {
+        let cluster = Cluster::start().await?;
+        let sql = cluster.sql().await?;
+        let db = Db::pipeline(&cluster.postgres.url(), "test", 2)?;
+        let worker = worker::register(&db, Uuid::now_v7(), None, &registration()).await?;
+        let dispatch = Uuid::now_v7();
+        sql.execute(
+            "INSERT INTO dispatch (tenant, id, kind, spec) VALUES ('default', $1, 'crawl', '{}')",
+            &[&dispatch],
+        )
+        .await?;
+        Ok(Self { _cluster: cluster, sql, db, worker, dispatch })
+    }
+
+    async fn job(&self, remake_of: Option<Uuid>) -> Result<JobKey> {
+        let id = Uuid::now_v7();
+        self.sql
+            .execute(
+                "INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, url, url_hash, remake_of)
+                 VALUES ('default', $1, $2, 'crawl', 'http://a', 'http://a/', $1, $3)",
+                &[&id, &self.dispatch, &remake_of],
+            )
+            .await?;
+        Ok(JobKey { tenant: "default".to_owned(), id, attempt: 0 })
+    }
+
+    /// The sums over every delta: finished, pages, links, duplicates, bytes, raw.
+    async fn deltas(&self) -> Result<Vec<i64>> {
+        let row = self
+            .sql
+            .query_one(
+                "SELECT sum(finished)::int8, sum(pages)::int8, sum(links)::int8, sum(duplicates)::int8, sum(bytes)::int8,
+                        sum(raw)::int8 FROM dispatch_delta",
+                &[],
+            )
+            .await?;
+        Ok((0..6).map(|column| row.get(column)).collect())
+    }
+
+    async fn count(&self, of: &str) -> Result<i64> {
+        Ok(self.sql.query_one(&format!("SELECT count(*) FROM {of}"), &[]).await?.get(0))
+    }
+}
+
+/// A page with two links, one of them known already.
+fn page(key: &JobKey, ms: u64) -> Finished {
+    let hash = Uuid::now_v7();
+    let found = Found {
+        id: Uuid::now_v7(),
+        hash,
+        url: format!("http://a/{hash}"),
+        host: "http://a".to_owned(),
+        depth: 1,
+        hops: 0,
+    };
+    Finished {
+        body_bytes: 100,
+        raw: Some(("pages", StreamId { ms, seq: 0 })),
+        links: Some("http://a/known\nhttp://a/new".to_owned()),
+        link_count: 2,
+        known_count: 1,
+        found: vec![found],
+        ..Finished::new(key.clone(), Outcome::Ok, None)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_twice_in_a_batch_has_each_effect_once() -> Result<()> {
+    let bench = Bench::start().await?;
+    let key = bench.job(None).await?;
+    let batch = Batch { finished: vec![page(&key, 1), page(&key, 2)], ..Batch::default() };
+    let committed = commit::commit(&bench.db, &bench.worker, &batch).await?;
+    assert_eq!(committed.won.len(), 1);
+    assert_eq!(bench.deltas().await?, [1, 1, 2, 1, 100, 1]);
+    assert_eq!(bench.count("crawl_log").await?, 1);
+    assert_eq!(bench.count("raw_result").await?, 1);
+    assert_eq!(bench.count("crawl_schedule").await?, 1, "the one new link");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_remade_page_is_not_counted_again() -> Result<()> {
+    let bench = Bench::start().await?;
+    let first = bench.job(None).await?;
+    let batch = Batch { finished: vec![page(&first, 1)], ..Batch::default() };
+    commit::commit(&bench.db, &bench.worker, &batch).await?;
+    let counted = bench.deltas().await?;
+    assert_eq!(counted, [1, 1, 2, 1, 100, 1]);
+    let again = bench.job(Some(first.id)).await?;
+    let batch = Batch { finished: vec![page(&again, 2)], ..Batch::default() };
+    commit::commit(&bench.db, &bench.worker, &batch).await?;
+    // It ended and its result is to be archived; what it found is what was found before.
+    assert_eq!(bench.deltas().await?, [2, 1, 2, 1, 100, 2]);
+    Ok(())
+}
+
+fn host(name: &str) -> HostUpdate {
+    HostUpdate {
+        host: name.to_owned(),
+        addresses: vec!["10.0.0.1".to_owned()],
+        state: HostState::Ready,
+        robots: None,
+        robots_status: None,
+        robots_url: None,
+        robots_hops: 0,
+        crawl_delay_ms: None,
+        failures: 0,
+        hold_ms: None,
+        valid_ms: 1000,
+        last_error: None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_stored_is_found_in_every_list() -> Result<()> {
+    let bench = Bench::start().await?;
+    // A NUL is no text to Postgres.
+    let retry = |key: &JobKey, error: &str| Retry { key: key.clone(), delay_ms: 5, error: error.to_owned() };
+    let hold = |name: &str, reason: &str| (name.to_owned(), 60_000, reason.to_owned());
+    let mut keys = Vec::new();
+    for _ in 0..6 {
+        keys.push(bench.job(None).await?);
+    }
+    let bad = Finished { title: Some("a\0b".to_owned()), ..page(&keys[1], 2) };
+    let batch = Batch {
+        finished: vec![page(&keys[0], 1), bad, page(&keys[2], 3)],
+        retried: vec![retry(&keys[3], "busy"), retry(&keys[4], "a\0b"), retry(&keys[5], "busy")],
+        hosts: vec![host("http://a"), host("http://b\0"), host("http://c")],
+        holds: vec![hold("http://a", "slow"), hold("http://c", "a\0b")],
+    };
+    let committed = commit::commit(&bench.db, &bench.worker, &batch).await?;
+    assert_eq!(committed.won.len(), 3);
+    assert_eq!(bench.count("crawl_log WHERE outcome = 'ok'").await?, 2);
+    assert_eq!(bench.count("crawl_log WHERE outcome = 'failed'").await?, 1);
+    assert_eq!(bench.count("crawl_schedule WHERE attempt = 1 AND last_error = 'busy'").await?, 2);
+    assert_eq!(bench.count("host").await?, 2);
+    assert_eq!(bench.count("host WHERE hold_until > now() AND last_error = 'slow'").await?, 1);
+    Ok(())
+}
