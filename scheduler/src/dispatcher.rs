@@ -229,9 +229,7 @@ impl<'a> Dispatcher<'a> {
         let summary = reaper::tick(self.ctx, self.term, &mut self.watch).await?;
         let now = self.ctx.clock.now_ms();
         for entry in summary.returned {
-            // A request may have been under way: the host counts as completed at the loss.
-            let job = SettledJob { page: true, requested: true, due_in_ms: Some(0), ..SettledJob::default() };
-            self.frontier.settled(now, entry, &job);
+            self.frontier.settled(now, entry, &SettledJob::lost());
         }
         self.room = (summary.permits * 2).clamp(WINDOW_MIN, WINDOW_MAX);
         if self.scan.is_none() && self.scanned.elapsed() >= SCAN {
@@ -257,8 +255,7 @@ impl<'a> Dispatcher<'a> {
             queue::outstanding(&self.ctx.redis).await?.into_iter().map(|(entry, _)| entry.entry).collect();
         for entry in old.into_iter().filter(|entry| !outstanding.contains(entry)) {
             tracing::debug!(%entry, "an issued entry was settled without a report");
-            let job = SettledJob { page: true, requested: true, due_in_ms: Some(0), ..SettledJob::default() };
-            self.frontier.settled(now, entry, &job);
+            self.frontier.settled(now, entry, &SettledJob::lost());
         }
         Ok(())
     }

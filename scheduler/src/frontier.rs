@@ -99,6 +99,8 @@ pub struct Frontier {
     tenants: HashMap<String, Vec<String>>,
     /// Flows that wait for a completion at an address.
     address_waiters: HashMap<String, HashSet<FlowKey>>,
+    /// Flows whose next job's dispatch has its whole budget in flight: they wait for what comes of that.
+    budget_waiters: HashMap<Uuid, HashSet<FlowKey>>,
     flows: HashMap<FlowKey, Flow>,
     rules: HashMap<Uuid, Rules>,
     /// Flows that may have something to issue, by tenant; the tenants take turns.
@@ -134,6 +136,7 @@ impl Frontier {
         self.timers.clear();
         self.refill_timers.clear();
         self.address_waiters.clear();
+        self.budget_waiters.clear();
     }
 
     pub fn in_flight(&self) -> usize {
@@ -148,11 +151,16 @@ impl Frontier {
                 rules = Rules { pages: known.pages, in_flight: known.in_flight, exact: false, ..rules };
             }
         }
+        let exact = rules.exact;
         self.rules.insert(id, rules);
+        if exact {
+            self.wake_budget(id);
+        }
     }
 
     pub fn forget_dispatch(&mut self, id: Uuid) {
         self.rules.remove(&id);
+        self.wake_budget(id);
     }
 
     /// True when jobs of a dispatch were buffered whose rules are not known; asking forgets it.
@@ -378,6 +386,7 @@ impl Frontier {
             None => {}
         }
         self.wake_host(&issued.host);
+        self.wake_budget(issued.dispatch);
         self.enqueue(&flow_key);
     }
 
@@ -426,7 +435,8 @@ impl Frontier {
                     continue;
                 }
                 if rules.pages + rules.in_flight >= max {
-                    return Err(Wait::Until(now + 10));
+                    self.budget_waiters.entry(job.dispatch).or_default().insert(key.clone());
+                    return Err(Wait::Event);
                 }
             }
             let limit = Limit { concurrency: rules.host_concurrency, delay_ms: rules.delay_ms };
@@ -498,6 +508,12 @@ impl Frontier {
         }
     }
 
+    fn wake_budget(&mut self, dispatch: Uuid) {
+        for waiter in self.budget_waiters.remove(&dispatch).unwrap_or_default() {
+            self.enqueue(&waiter);
+        }
+    }
+
     fn flow(&mut self, key: &FlowKey) -> &mut Flow {
         if !self.flows.contains_key(key) {
             self.tenants.entry(key.1.clone()).or_default().push(key.0.clone());
@@ -548,6 +564,14 @@ pub struct SettledJob {
     pub hold_ms: Option<Millis>,
     /// Its row is still there, due in so many milliseconds.
     pub due_in_ms: Option<Millis>,
+}
+
+impl SettledJob {
+    /// Nobody knows what became of it: its request may have been under way, so its host counts as completed now,
+    /// and may have been prepared by it.
+    pub fn lost() -> Self {
+        Self { page: true, requested: true, reload_host: true, hold_ms: None, due_in_ms: Some(0) }
+    }
 }
 
 #[cfg(test)]

@@ -117,6 +117,7 @@ fn a_budget_is_never_exceeded_and_the_rest_is_skipped() {
     bench.add("http://a", "10.0.0.1", 10);
     assert_eq!(bench.pick(0).len(), 3);
     assert!(bench.pick(50).is_empty());
+    assert_eq!(bench.frontier.next_due_ms(), None, "it waits for one of them, and for no timer");
     for _ in 0..3 {
         bench.settle(60);
     }
@@ -137,4 +138,34 @@ fn tenants_take_turns() {
     bench.frontier.refilled(0, refill, 1000);
     let picks = bench.frontier.pick(0, 10);
     assert_eq!(picks.iter().filter(|pick| pick.key.tenant == "other").count(), 5);
+}
+
+#[test]
+fn a_flow_at_its_budget_goes_on_when_a_job_was_no_page() {
+    let mut bench = Bench::new(0, 8);
+    let rules = Rules { delay_ms: 0, host_concurrency: 8, max_pages: Some(2), pages: 0, in_flight: 0, exact: true };
+    bench.frontier.set_rules(bench.dispatch, rules);
+    bench.add("http://a", "10.0.0.1", 5);
+    assert_eq!(bench.pick(0).len(), 2);
+    assert!(bench.pick(10).is_empty());
+    let entry = bench.open.remove(0);
+    bench.frontier.settled(20, entry, &SettledJob { requested: true, ..SettledJob::default() });
+    assert_eq!(bench.pick(20).len(), 1);
+}
+
+#[test]
+fn a_host_is_looked_up_again_after_a_loss() {
+    let mut bench = Bench::new(0, 1);
+    bench.frontier.gained(TENANT, "http://a");
+    let due = (0..2).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch }).collect();
+    let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due, next_in_ms: None };
+    bench.frontier.refilled(0, refill, 100);
+    let asked = bench.frontier.wants_view(10);
+    bench.frontier.viewed(0, &asked, Vec::new());
+    assert_eq!(bench.pick(0).len(), 1);
+    // Its worker prepared the host, committed that, and died before it could report.
+    let entry = bench.open.remove(0);
+    bench.frontier.settled(10, entry, &SettledJob::lost());
+    assert_eq!(bench.frontier.wants_view(10), ["http://a"]);
+    assert!(bench.pick(10).is_empty(), "nothing is issued by what was known before");
 }
