@@ -11,6 +11,7 @@ use dodo_common::model::job::JobKey;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::connection::StreamError;
 use dodo_common::stream::{control, queue, raw};
+use uuid::Uuid;
 
 use crate::context::{Context, Term};
 use crate::frontier::Frontier;
@@ -122,12 +123,14 @@ pub async fn adopt(ctx: &Context, frontier: &mut Frontier) -> Result<StreamId, W
     frontier.complete_all(now);
     for batch in outstanding.chunks(schedule::BATCH_MAX) {
         let keys: Vec<JobKey> = batch.iter().map(|(entry, _)| entry.key.clone()).collect();
-        let rows: HashMap<JobKey, _> =
-            schedule::load(&ctx.db, &keys).await?.into_iter().map(|row| (row.job.key.clone(), row.job)).collect();
+        let loaded = schedule::load(&ctx.db, &keys).await?;
+        let known = loaded.rows.into_iter().map(|row| (row.job.key, (row.job.host, row.job.dispatch)));
+        let unknown = loaded.unknown.into_iter().map(|job| (job.key, (job.host, job.dispatch)));
+        let rows: HashMap<JobKey, (String, Uuid)> = known.chain(unknown).collect();
         for (entry, _) in batch {
             // Without its row it only waits to be acknowledged: it occupies no host.
-            if let Some(job) = rows.get(&entry.key) {
-                frontier.adopt(now, entry.entry, entry.key.clone(), job.host.clone(), job.dispatch);
+            if let Some((host, dispatch)) = rows.get(&entry.key) {
+                frontier.adopt(now, entry.entry, entry.key.clone(), host.clone(), *dispatch);
             }
         }
     }

@@ -1,10 +1,10 @@
 //! The consumer loop: reads as many entries as there are free permits, loads their rows, runs them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dodo_common::db::schedule::{self, Loaded};
+use dodo_common::db::schedule::{self, Loaded, Unknown};
 use dodo_common::model::job::JobKey;
 use dodo_common::stream::connection::{Redis, StreamError};
 use dodo_common::stream::queue::{self, JobEntry};
@@ -18,6 +18,8 @@ use crate::jobs;
 
 /// A server that does not answer is asked again this often.
 const PAUSE: Duration = Duration::from_millis(100);
+/// A job of an unknown kind is handed back after this long.
+const UNKNOWN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs until the incarnation drains or is refused; then hands back what has not started.
 pub async fn run(ctx: Arc<Context>, reader: Redis, results: Results) {
@@ -56,8 +58,11 @@ pub async fn run(ctx: Arc<Context>, reader: Redis, results: Results) {
                 tracing::debug!(%error, "cannot read jobs");
                 from_history = true;
                 reader.close().await;
-                // Another generation, a lost group or a restarted server: Postgres knows whether we may go on.
-                ctx.check_current().await;
+                // Another generation, a lost group or a restarted server: Postgres knows whether we may go on,
+                // and nothing is read before it has said so.
+                while !ctx.check_current().await && !ctx.soft.is_cancelled() && !ctx.refused.is_cancelled() {
+                    tokio::time::sleep(PAUSE).await;
+                }
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -78,17 +83,22 @@ async fn take(
     results: &Results,
 ) {
     let keys: Vec<JobKey> = entries.iter().map(|entry| entry.key.clone()).collect();
-    let Some(mut rows) = load(ctx, &keys).await else { return };
+    let Some((mut rows, unknown)) = load(ctx, &keys).await else { return };
     let mut spare = Some(first);
     for JobEntry { entry, key } in entries {
         let permit = match spare.take() {
             Some(permit) => permit,
             None => Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed"),
         };
-        let row = rows.remove(&key);
+        let (row, unknown) = (rows.remove(&key), unknown.contains(&key));
         let (ctx, results) = (Arc::clone(ctx), results.clone());
         tasks.spawn(async move {
             let done = match row {
+                None if unknown => {
+                    // It comes back at once where no newer worker takes it: not faster than this.
+                    tokio::select! { () = tokio::time::sleep(UNKNOWN_PAUSE) => {}, () = ctx.soft.cancelled() => {} }
+                    Done::new(entry, Effect::Returned)
+                }
                 None => Done::new(entry, Effect::Gone),
                 Some(_) if ctx.soft.is_cancelled() => Done::new(entry, Effect::Returned),
                 Some(row) => {
@@ -109,11 +119,23 @@ async fn take(
     }
 }
 
-/// Loads rows, waiting for Postgres as long as it takes; nothing when the incarnation ends meanwhile.
-async fn load(ctx: &Context, keys: &[JobKey]) -> Option<HashMap<JobKey, Loaded>> {
+/// Loads rows, and the jobs of an unknown kind, waiting for Postgres as long as it takes; nothing when the
+/// incarnation ends meanwhile.
+async fn load(ctx: &Context, keys: &[JobKey]) -> Option<(HashMap<JobKey, Loaded>, HashSet<JobKey>)> {
     loop {
         match schedule::load(&ctx.db, keys).await {
-            Ok(rows) => return Some(rows.into_iter().map(|row| (row.job.key.clone(), row)).collect()),
+            Ok(batch) => {
+                if let Some(Unknown { kind, .. }) = batch.unknown.first() {
+                    let jobs = batch.unknown.len();
+                    tracing::warn!(
+                        kind,
+                        jobs,
+                        "unknown kinds of job are handed back; is this worker older than the scheduler?"
+                    );
+                }
+                let rows = batch.rows.into_iter().map(|row| (row.job.key.clone(), row)).collect();
+                return Some((rows, batch.unknown.into_iter().map(|job| job.key).collect()));
+            }
             Err(error) => tracing::warn!(%error, "cannot load jobs; asking again"),
         }
         tokio::select! {

@@ -119,12 +119,18 @@ impl Context {
         }
     }
 
-    /// Asks Postgres after an error of the streams; an answer of "no" ends the incarnation.
-    pub async fn check_current(&self) {
+    /// Asks Postgres after an error of the streams; an answer of "no" ends the incarnation. False: no answer.
+    pub async fn check_current(&self) -> bool {
         match worker::is_current(&self.db, &self.incarnation).await {
-            Ok(true) => {}
-            Ok(false) => self.refuse("it was declared lost, or its generation is over"),
-            Err(error) => tracing::debug!(%error, "cannot tell whether this incarnation is current"),
+            Ok(true) => true,
+            Ok(false) => {
+                self.refuse("it was declared lost, or its generation is over");
+                true
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot tell whether this incarnation is current");
+                false
+            }
         }
     }
 

@@ -1,10 +1,11 @@
 //! `crawl_schedule`: submitted, refilled into the frontier, loaded by workers, skipped.
 
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use crate::db::host::HostState;
 use crate::db::leader;
-use crate::db::pool::{Db, DbError, DbResult, Transaction};
+use crate::db::pool::{Db, DbResult, Transaction};
 use crate::model::job::{Job, JobKey, JobKind, Outcome};
 use crate::model::source::Metadata;
 use crate::model::url::Canonical;
@@ -46,6 +47,22 @@ pub struct LoadedPaging {
     pub metadata: Option<(Metadata, i32)>,
     /// The job that has stored this very page.
     pub stored_by: Option<Uuid>,
+}
+
+/// What [`load`] found of a batch.
+#[derive(Debug, Default)]
+pub struct Batch {
+    pub rows: Vec<Loaded>,
+    /// Jobs of a kind that this binary does not know: a newer one has made them.
+    pub unknown: Vec<Unknown>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Unknown {
+    pub key: JobKey,
+    pub kind: String,
+    pub dispatch: Uuid,
+    pub host: String,
 }
 
 #[derive(Clone, Debug)]
@@ -177,7 +194,7 @@ pub async fn scan_hosts(db: &Db, after: Option<&(String, String)>, limit: i64) -
 }
 
 /// Loads the rows of a batch of stream entries; what is gone or has moved on is not in the answer.
-pub async fn load(db: &Db, keys: &[JobKey]) -> DbResult<Vec<Loaded>> {
+pub async fn load(db: &Db, keys: &[JobKey]) -> DbResult<Batch> {
     let tenants: Vec<&str> = keys.iter().map(|key| key.tenant.as_str()).collect();
     let ids: Vec<Uuid> = keys.iter().map(|key| key.id).collect();
     let attempts: Vec<i16> = keys.iter().map(|key| key.attempt).collect();
@@ -199,44 +216,50 @@ pub async fn load(db: &Db, keys: &[JobKey]) -> DbResult<Vec<Loaded>> {
         )
         .await?;
     let rows = client.query(&statement, &[&tenants, &ids, &attempts]).await?;
-    rows.iter()
-        .map(|row| {
-            let kind: String = row.get(4);
-            let kind = JobKind::parse(&kind).ok_or_else(|| {
-                DbError::Input(format!("job kind {kind} is unknown to this worker: is it older than the scheduler?"))
-            })?;
-            Ok(Loaded {
-                job: Job {
-                    key: JobKey { tenant: row.get(0), id: row.get(1), attempt: row.get(2) },
-                    dispatch: row.get(3),
-                    kind,
-                    host: row.get(5),
-                    depth: row.get(6),
-                    hops: row.get(7),
-                    url: row.get(8),
-                    payload: row.get(9),
-                    page: row.get::<_, Option<i32>>(18).zip(row.get(19)),
-                    remake_of: row.get(20),
-                },
-                paging: LoadedPaging {
-                    metadata: row
-                        .get::<_, Option<i64>>(21)
-                        .map(|total_items| (Metadata { total_items, total_pages: row.get(22) }, row.get(23))),
-                    stored_by: row.get(24),
-                },
-                host: row.get::<_, Option<Vec<String>>>(10).map(|addresses| LoadedHost {
-                    addresses,
-                    state: HostState::parse(row.get(11)),
-                    fresh: row.get(12),
-                    robots_url: row.get(13),
-                    robots_hops: row.get(14),
-                    failures: row.get(15),
-                    version: row.get(16),
-                    last_error: row.get(17),
-                }),
-            })
-        })
-        .collect()
+    let mut batch = Batch::default();
+    for row in &rows {
+        let key = JobKey { tenant: row.get(0), id: row.get(1), attempt: row.get(2) };
+        match JobKind::parse(row.get(4)) {
+            Some(kind) => batch.rows.push(loaded(row, key, kind)),
+            None => {
+                batch.unknown.push(Unknown { key, kind: row.get(4), dispatch: row.get(3), host: row.get(5) });
+            }
+        }
+    }
+    Ok(batch)
+}
+
+fn loaded(row: &Row, key: JobKey, kind: JobKind) -> Loaded {
+    Loaded {
+        job: Job {
+            key,
+            dispatch: row.get(3),
+            kind,
+            host: row.get(5),
+            depth: row.get(6),
+            hops: row.get(7),
+            url: row.get(8),
+            payload: row.get(9),
+            page: row.get::<_, Option<i32>>(18).zip(row.get(19)),
+            remake_of: row.get(20),
+        },
+        paging: LoadedPaging {
+            metadata: row
+                .get::<_, Option<i64>>(21)
+                .map(|total_items| (Metadata { total_items, total_pages: row.get(22) }, row.get(23))),
+            stored_by: row.get(24),
+        },
+        host: row.get::<_, Option<Vec<String>>>(10).map(|addresses| LoadedHost {
+            addresses,
+            state: HostState::parse(row.get(11)),
+            fresh: row.get(12),
+            robots_url: row.get(13),
+            robots_hops: row.get(14),
+            failures: row.get(15),
+            version: row.get(16),
+            last_error: row.get(17),
+        }),
+    }
 }
 
 /// Ends jobs that will not be issued any more, each with its reason in the log. Returns how many.

@@ -20,5 +20,6 @@ mod security;
 mod sentinel;
 mod sink;
 mod survive;
+mod unknown;
 mod up;
 mod web;
