@@ -28,7 +28,8 @@ pub fn start(ctx: &Arc<Context>) -> StreamResult<()> {
                     settled: ctx.settled.load(Ordering::Relaxed),
                 };
                 match heart.beat(ctx.incarnation.id, &beat) {
-                    Ok(Some(shown)) if shown != ctx.incarnation.generation => {
+                    // A lower number is an older Redis, of which the leader makes a new generation.
+                    Ok(Some(shown)) if shown > ctx.incarnation.generation => {
                         ctx.refuse(&format!("generation {shown} has started"));
                     }
                     Ok(_) => failing = false,
