@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::db::pool::{Db, DbResult, Transaction};
+use crate::db::pool::{Db, DbError, DbResult, Transaction};
 use crate::db::raw::{self, RawKey};
 use crate::db::worker::Incarnation;
 use crate::model::stream_id::StreamId;
@@ -61,10 +61,13 @@ pub async fn planned(db: &Db, stream: &str) -> DbResult<Vec<Segment>> {
 }
 
 /// Records that the object is in the archive and right; from here on its entries may leave the stream.
+///
+/// # Errors
+/// [`DbError::Input`] when there is no such plan: then they may not.
 pub async fn record(db: &Db, worker: &Incarnation, s: &Segment) -> DbResult<()> {
     run_tx!(db, "record-segment", |tx| {
         raw::authorise_worker(tx, worker).await?;
-        tx.execute(
+        let row = tx.query_one(
             "-- record-segment
              WITH verified AS (
                UPDATE archive_segment SET verified_at = clock_timestamp()
@@ -75,14 +78,21 @@ pub async fn record(db: &Db, worker: &Incarnation, s: &Segment) -> DbResult<()> 
                   AND (ms, seq) >= ($4, $5) AND (ms, seq) <= ($6, $7) AND EXISTS (SELECT 1 FROM verified)
                RETURNING tenant, dispatch, job),
              answer AS (
-               DELETE FROM kept_answer a USING gone WHERE a.tenant = gone.tenant AND a.job = gone.job)
-             INSERT INTO dispatch_delta (tenant, dispatch, raw) SELECT tenant, dispatch, -count(*) FROM gone GROUP BY 1, 2",
+               DELETE FROM kept_answer a USING gone WHERE a.tenant = gone.tenant AND a.job = gone.job),
+             delta AS (
+               INSERT INTO dispatch_delta (tenant, dispatch, raw) SELECT tenant, dispatch, -count(*) FROM gone GROUP BY 1, 2)
+             SELECT EXISTS (SELECT 1 FROM verified) OR EXISTS (
+               SELECT 1 FROM archive_segment WHERE tenant = $1 AND generation = $2 AND stream = $3 AND first_ms = $4
+                  AND first_seq = $5 AND verified_at IS NOT NULL)",
             &[
                 &s.tenant, &s.generation, &s.stream, &(s.first.ms as i64), &(s.first.seq as i64),
                 &(s.last.ms as i64), &(s.last.seq as i64),
             ],
         )
         .await?;
+        if !row.get::<_, bool>(0) {
+            return Err(DbError::Input(format!("{} was never planned, or its plan was given up", s.key)));
+        }
         Ok(())
     })
 }

@@ -4,6 +4,7 @@ use anyhow::Result;
 use dodo_common::db::commit::{self, Batch, Finished, Found, Retry};
 use dodo_common::db::host::{HostState, HostUpdate};
 use dodo_common::db::pool::Db;
+use dodo_common::db::segment::{self, Segment};
 use dodo_common::db::worker::{self, Incarnation, Registration};
 use dodo_common::model::job::{JobKey, Outcome};
 use dodo_common::model::stream_id::StreamId;
@@ -171,5 +172,33 @@ async fn what_cannot_be_stored_is_found_in_every_list() -> Result<()> {
     assert_eq!(bench.count("crawl_schedule WHERE attempt = 1 AND last_error = 'busy'").await?, 2);
     assert_eq!(bench.count("host").await?, 2);
     assert_eq!(bench.count("host WHERE hold_until > now() AND last_error = 'slow'").await?, 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_is_recorded_only_by_its_plan() -> Result<()> {
+    let bench = Bench::start().await?;
+    let key = bench.job(None).await?;
+    let batch = Batch { finished: vec![page(&key, 5)], ..Batch::default() };
+    commit::commit(&bench.db, &bench.worker, &batch).await?;
+    let at = StreamId { ms: 5, seq: 0 };
+    let plan = Segment {
+        tenant: "default".to_owned(),
+        generation: bench.worker.generation,
+        stream: "pages".to_owned(),
+        first: at,
+        last: at,
+        key: "archive/default/pages/0/x.warc.gz".to_owned(),
+        entries: 1,
+        bytes: 1,
+        sha256: String::new(),
+    };
+    assert!(segment::record(&bench.db, &bench.worker, &plan).await.is_err(), "nobody has planned it");
+    assert_eq!(bench.count("raw_result").await?, 1);
+    segment::plan(&bench.db, &bench.worker, std::slice::from_ref(&plan)).await?;
+    segment::record(&bench.db, &bench.worker, &plan).await?;
+    assert_eq!(bench.count("raw_result").await?, 0);
+    segment::record(&bench.db, &bench.worker, &plan).await?;
+    assert_eq!(bench.deltas().await?[5], 0, "counted down once");
     Ok(())
 }
