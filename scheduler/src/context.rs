@@ -1,9 +1,9 @@
 //! What the parts of a scheduler share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::sync::{Arc, Mutex};
 
-use clap::Args;
+use clap::{Args, Parser};
 use dodo_common::clock::Clock;
 use dodo_common::db::pool::Db;
 use dodo_common::storage::object::Store;
@@ -25,6 +25,31 @@ pub struct Duties {
     pub manifest_refresh_ms: u64,
 }
 
+/// What bounds the work of a leader; from the environment alone, so that every way to start one has them.
+#[derive(Parser, Clone, Debug)]
+pub struct Bounds {
+    /// Nothing is issued while the raw streams take more memory than this
+    #[arg(long, env = "DODO_STREAM_BYTES_MAX", default_value_t = 512 << 20)]
+    pub stream_bytes_max: u64,
+    /// Nothing is issued while the raw streams hold more entries than this
+    #[arg(long, env = "DODO_STREAM_ENTRIES_MAX", default_value_t = 500_000)]
+    pub stream_entries_max: u64,
+    /// A worker that holds jobs and settles none for this long is lost, milliseconds; above every timeout of a job
+    #[arg(long, env = "DODO_STALL_MS", default_value_t = 120_000, value_parser = clap::value_parser!(u64).range(1000..))]
+    pub stall_ms_max: u64,
+}
+
+impl Bounds {
+    /// # Errors
+    /// One line that names the variable.
+    pub fn from_environment() -> anyhow::Result<Self> {
+        Self::try_parse_from(["dodo"]).map_err(|error| {
+            let text = error.to_string();
+            anyhow::anyhow!("{}", text.lines().next().unwrap_or_default().trim_start_matches("error: "))
+        })
+    }
+}
+
 /// One scheduler process.
 pub struct Context {
     /// Names this process in the lease.
@@ -34,6 +59,7 @@ pub struct Context {
     pub redis_url: String,
     pub store: Store,
     pub duties: Duties,
+    pub bounds: Bounds,
     pub clock: Clock,
     pub soft: CancellationToken,
     /// This process leads.
@@ -41,6 +67,8 @@ pub struct Context {
     /// The window of the current generation is up: jobs are being issued.
     pub window_ready: AtomicBool,
     pub generation: AtomicI64,
+    /// Why nothing is issued though the window is up.
+    pub backpressure: Mutex<Option<String>>,
 }
 
 impl Context {
@@ -49,6 +77,7 @@ impl Context {
         redis_url: &str,
         store: Store,
         duties: Duties,
+        bounds: Bounds,
         soft: CancellationToken,
     ) -> StreamResult<Arc<Self>> {
         let id = Uuid::now_v7();
@@ -59,11 +88,13 @@ impl Context {
             redis_url: redis_url.to_owned(),
             store,
             duties,
+            bounds,
             clock: Clock::System,
             soft,
             leads: AtomicBool::new(false),
             window_ready: AtomicBool::new(false),
             generation: AtomicI64::new(0),
+            backpressure: Mutex::default(),
         }))
     }
 }

@@ -18,6 +18,7 @@ use dodo_common::stream::status;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::backpressure::Backpressure;
 use crate::context::{Context, Term};
 use crate::frontier::{FlowKey, Frontier, Pick, Rules, SettledJob};
 use crate::reaper;
@@ -103,6 +104,7 @@ struct Dispatcher<'a> {
     scan: Option<Option<FlowKey>>,
     scanned: Instant,
     room: usize,
+    backpressure: Backpressure,
     /// Stops the reader of reports with the dispatcher.
     _reader: tokio_util::sync::DropGuard,
 }
@@ -139,7 +141,8 @@ impl<'a> Dispatcher<'a> {
             watch,
             scan: Some(None),
             scanned: Instant::now(),
-            room: WINDOW_MIN,
+            room: 0,
+            backpressure: Backpressure::default(),
             _reader: stop.drop_guard(),
         };
         // The addresses of adopted entries must be known before anything else is issued.
@@ -221,7 +224,7 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
-    /// The reaper and the check of the window.
+    /// The check of the window, the reaper, and what the raw streams still have room for.
     async fn watch(&mut self) -> Result<(), WindowError> {
         if let Some(why) = window::fault(self.ctx, self.term, &self.generation).await? {
             return Err(StreamError::Generation(why).into());
@@ -231,7 +234,8 @@ impl<'a> Dispatcher<'a> {
         for entry in summary.returned {
             self.frontier.settled(now, entry, &SettledJob::lost());
         }
-        self.room = (summary.permits * 2).clamp(WINDOW_MIN, WINDOW_MAX);
+        let full = self.backpressure.tick(self.ctx).await?;
+        self.room = if full { 0 } else { (summary.permits * 2).clamp(WINDOW_MIN, WINDOW_MAX) };
         if self.scan.is_none() && self.scanned.elapsed() >= SCAN {
             self.scan = Some(None);
         }

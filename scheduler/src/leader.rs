@@ -44,6 +44,7 @@ async fn lead(ctx: &Arc<Context>, epoch: i64) {
     let _ = tokio::time::timeout(Duration::from_secs(3), tasks.wait()).await;
     ctx.leads.store(false, Ordering::Relaxed);
     ctx.window_ready.store(false, Ordering::Relaxed);
+    *ctx.backpressure.lock().expect("no panic under this lock") = None;
     metrics::gauge!("dodo_leader").set(0.0);
     if ctx.soft.is_cancelled() {
         let _ = lease::release(&ctx.db, epoch).await;

@@ -1,6 +1,7 @@
 //! The control plane: a few periodic ticks and an HTTP router.
 
 pub mod api;
+pub mod backpressure;
 pub mod cli;
 pub mod context;
 pub mod dispatcher;

@@ -46,6 +46,8 @@ pub struct Status {
     pub generation: i64,
     /// Jobs are being issued by the scheduler that answers.
     pub dispatching: bool,
+    /// Why it issues nothing all the same: the archive is behind, and Redis would overflow.
+    pub backpressure: Option<String>,
     pub jobs_pending: i64,
     /// How long the oldest due job of those looked at has waited, milliseconds.
     pub oldest_due_ms: i64,
@@ -66,11 +68,13 @@ pub async fn status(State(api): State<Api>) -> ApiResult<Json<Status>> {
     for view in views(ctx).await?.into_iter().filter(|view| view.state != "ended") {
         *workers.entry(view.state).or_default() += 1;
     }
+    let backpressure = ctx.backpressure.lock().expect("no panic under this lock").clone();
     Ok(Json(Status {
         leader: leader.map(|(id, _)| id),
         epoch: leader.map(|(_, epoch)| epoch),
         generation: generation::current(&ctx.db).await?.number,
         dispatching: ctx.window_ready.load(Ordering::Relaxed),
+        backpressure,
         jobs_pending,
         oldest_due_ms,
         workers,

@@ -16,7 +16,7 @@ use dodo_common::telemetry::{logging, metric};
 
 use crate::api::{self, Api};
 use crate::cli::{archive, say};
-use crate::context::{Context, Duties};
+use crate::context::{Bounds, Context, Duties};
 use crate::leader;
 
 /// Connections to Postgres of one scheduler.
@@ -87,7 +87,9 @@ fn log_name(listen: SocketAddr) -> String {
 pub async fn open(servers: &Servers, duties: Duties, lifecycle: &Lifecycle) -> anyhow::Result<Arc<Context>> {
     let db = Db::pipeline(&servers.database_url, "dodo-scheduler", DB_CONNECTIONS)?;
     migrations::check(&db).await?;
-    let ctx = Context::new(db, &servers.redis_url, archive::store(&servers.s3)?, duties, lifecycle.soft.clone())?;
+    let store = archive::store(&servers.s3)?;
+    let bounds = Bounds::from_environment()?;
+    let ctx = Context::new(db, &servers.redis_url, store, duties, bounds, lifecycle.soft.clone())?;
     control::check_fit(&ctx.redis).await?;
     ctx.store.check().await?;
     Ok(ctx)

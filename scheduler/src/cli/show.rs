@@ -86,6 +86,9 @@ fn glance_text(glance: &Glance, streams: &[StreamStatus]) -> String {
         bytes(glance.archive_bytes.max(0) as u64),
         bytes(glance.redis_bytes),
     );
+    if let Some(why) = &glance.backpressure {
+        text.push_str(&format!("\nbackpressure: {why}"));
+    }
     for stream in streams {
         let lag = stream.lag.map_or(String::new(), |lag| format!(", {lag} undelivered"));
         text.push_str(&format!(

@@ -2,6 +2,7 @@
 
 mod api;
 mod archive;
+mod backpressure;
 mod bad_input;
 mod cluster;
 mod commit;

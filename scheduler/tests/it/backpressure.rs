@@ -1,0 +1,56 @@
+//! While S3 is away the raw streams grow to their bound, then nothing is issued; nothing is lost.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use dodo_scheduler::local::s3::Fault;
+use serde_json::json;
+
+use crate::cluster::Cluster;
+use crate::judge;
+use crate::web::Web;
+
+const ENTRIES_MAX: usize = 40;
+
+async fn entries(cluster: &Cluster) -> Result<usize> {
+    Ok(redis::from_redis_value(cluster.redis_command(&["XLEN", "dodo:pages"]).await?)?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dispatch_waits_while_the_streams_are_full() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    cluster.scheduler_env.push(("DODO_STREAM_ENTRIES_MAX".to_owned(), ENTRIES_MAX.to_string()));
+    let web = Web::start(4, 60, Duration::from_millis(5)).await?;
+    cluster.open(&web.places);
+    let _scheduler = cluster.scheduler().await?;
+    cluster.s3.set_fault(Fault::Refuse503);
+    let _worker = cluster.worker()?;
+    let crawl = json!({ "urls": web.seeds(), "scope": "any", "delay_ms": 60, "host_concurrency": 1 });
+    let dispatch = cluster.post("/v1/crawls", &crawl).await?;
+    cluster
+        .until("dispatch waits", Duration::from_secs(60), async || {
+            Ok(cluster.get("/v1/status").await?["backpressure"].is_string())
+        })
+        .await?;
+    let shown = cluster.dodo_text(&["status"])?;
+    assert!(shown.contains("backpressure: no job is issued: "), "{shown}");
+    // What was issued before ends; then nothing is under way and nothing comes.
+    cluster
+        .until("the window is empty", Duration::from_secs(30), async || {
+            let streams = cluster.get("/v1/streams").await?;
+            let jobs = streams.as_array().and_then(|all| all.iter().find(|s| s["name"] == "dodo:jobs:fetch")).cloned();
+            Ok(jobs.is_some_and(|jobs| jobs["pending"] == 0 && jobs["lag"] == 0))
+        })
+        .await?;
+    let full = entries(&cluster).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(entries(&cluster).await?, full, "nothing is issued");
+    assert!(full > ENTRIES_MAX && full < 4 * 60, "{full} entries");
+    assert!(cluster.text("/metrics").await?.contains("dodo_backpressure 1"));
+
+    cluster.s3.set_fault(Fault::None);
+    cluster.wait_done(&dispatch, Duration::from_secs(90)).await?;
+    assert!(cluster.get("/v1/status").await?["backpressure"].is_null());
+    assert!(!cluster.dodo_text(&["status"])?.contains("backpressure"));
+    judge::complete(&cluster, &web, &dispatch).await
+}
