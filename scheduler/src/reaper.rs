@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use dodo_common::db::pool::DbError;
 use dodo_common::db::worker::{self, WorkerRow, consumer_name};
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::heartbeat::{self, ABSENT_MS, Beat, LEASE_MS};
@@ -13,11 +14,39 @@ use uuid::Uuid;
 use crate::context::{Context, Term};
 use crate::window::WindowError;
 
-/// What the reaper keeps between two ticks: when it began to watch each incarnation.
+/// Between two looks at a worker at most this much counts as standstill: while nobody could look, a server was
+/// away, and nobody could settle.
+const LOOK_MAX: Duration = Duration::from_secs(1);
+
+/// What the reaper keeps between two ticks: when it began to watch each incarnation, and its progress.
 #[derive(Debug, Default)]
 pub struct Watch {
     /// Workers without a heartbeat in Redis have this long from here.
     since: HashMap<Uuid, Instant>,
+    standstills: HashMap<Uuid, Standstill>,
+}
+
+/// For how long a worker has held jobs and settled none.
+#[derive(Debug)]
+struct Standstill {
+    settled: u64,
+    seen: Instant,
+    lasted: Duration,
+}
+
+impl Standstill {
+    fn new(now: Instant) -> Self {
+        Self { settled: 0, seen: now, lasted: Duration::ZERO }
+    }
+
+    fn look(&mut self, beat: &Beat, now: Instant) -> Duration {
+        let step = now.saturating_duration_since(self.seen).min(LOOK_MAX);
+        self.seen = now;
+        let stands = beat.in_flight > 0 && beat.settled == self.settled;
+        self.settled = beat.settled;
+        self.lasted = if stands { self.lasted + step } else { Duration::ZERO };
+        self.lasted
+    }
 }
 
 /// What one tick did.
@@ -35,6 +64,8 @@ pub struct Summary {
 /// heartbeat older than the lease.
 pub async fn tick(ctx: &Context, term: &Term, watch: &mut Watch) -> Result<Summary, WindowError> {
     let mut summary = Summary::default();
+    // Before the rows: a worker that registers after this look holds none of these entries, though its slot has.
+    let pending = queue::pending(&ctx.redis, None).await?;
     let rows = worker::unreleased(&ctx.db).await?;
     let beats: HashMap<Uuid, (i64, Beat)> =
         heartbeat::all(&ctx.redis).await?.into_iter().map(|(id, age, beat)| (id, (age, beat))).collect();
@@ -42,14 +73,24 @@ pub async fn tick(ctx: &Context, term: &Term, watch: &mut Watch) -> Result<Summa
     let mut released = Vec::new();
     for row in &rows {
         if row.ended_at.is_none() && row.lost_at.is_none() {
-            let Some(reason) = verdict(row, beats.get(&row.id), &clients, watch) else {
+            let beat = beats.get(&row.id);
+            let stalled = |watch: &mut Watch| stall(row.id, beat, watch, ctx.bounds.stall_ms_max);
+            let Some(reason) = verdict(row, beat, &clients, watch).or_else(|| stalled(watch)) else {
                 summary.live += 1;
                 if row.draining_at.is_none() {
                     summary.permits += row.permits.max(0) as usize;
                 }
                 continue;
             };
-            worker::mark_lost(&ctx.db, term.epoch, row.id, &reason).await?;
+            match worker::mark_lost(&ctx.db, term.epoch, row.id, &reason).await {
+                Ok(()) => {}
+                Err(error @ DbError::LeaderRefused(_)) => return Err(error.into()),
+                Err(error) => {
+                    // The next look tries again; the others need not wait for it.
+                    tracing::warn!(worker = %row.id, %error, "cannot be declared lost yet: {reason}");
+                    continue;
+                }
+            }
             tracing::warn!(worker = %row.id, slot = row.slot, pid = row.pid, "worker lost: {reason}");
             metrics::counter!("dodo_workers_lost_total").increment(1);
             summary.lost.push(row.id);
@@ -66,7 +107,10 @@ pub async fn tick(ctx: &Context, term: &Term, watch: &mut Watch) -> Result<Summa
     let stale: Vec<Uuid> = beats.keys().filter(|id| !known.contains(id)).copied().chain(released).collect();
     heartbeat::forget(&ctx.redis, &stale).await?;
     watch.since.retain(|id, _| known.contains(id));
-    summary.returned.extend(stragglers(ctx, term, &rows).await?);
+    watch.standstills.retain(|id, _| known.contains(id));
+    let strays = strays(pending, &rows);
+    queue::take_back(&ctx.redis, term.epoch, &strays).await?;
+    summary.returned.extend(strays);
     metrics::gauge!("dodo_workers_live").set(summary.live as f64);
     Ok(summary)
 }
@@ -95,6 +139,15 @@ fn verdict(
     }
 }
 
+/// A worker that lives and holds jobs, but settles nothing for longer than any job takes, is lost too.
+fn stall(id: Uuid, beat: Option<&(i64, Beat)>, watch: &mut Watch, ms_max: u64) -> Option<String> {
+    let (_, beat) = beat?;
+    let now = Instant::now();
+    let lasted = watch.standstills.entry(id).or_insert_with(|| Standstill::new(now)).look(beat, now);
+    (lasted > Duration::from_millis(ms_max))
+        .then(|| format!("it holds {} jobs and has settled none for {} s", beat.in_flight, lasted.as_secs()))
+}
+
 /// Takes back every pending entry of a consumer.
 async fn take_back(ctx: &Context, term: &Term, consumer: &str) -> Result<Vec<StreamId>, WindowError> {
     let entries: Vec<StreamId> =
@@ -106,21 +159,56 @@ async fn take_back(ctx: &Context, term: &Term, consumer: &str) -> Result<Vec<Str
     Ok(entries)
 }
 
-/// Entries in the pending list of a consumer whose slot nobody holds: delivered to a dying connection.
-async fn stragglers(ctx: &Context, term: &Term, rows: &[WorkerRow]) -> Result<Vec<StreamId>, WindowError> {
-    let held: HashSet<String> = rows
-        .iter()
-        .filter(|row| row.ended_at.is_none() && row.lost_at.is_none())
-        .map(|row| consumer_name(row.slot))
-        .collect();
-    let entries: Vec<StreamId> = queue::pending(&ctx.redis, None)
-        .await?
-        .into_iter()
-        .filter(|(_, consumer)| !held.contains(consumer))
-        .map(|(entry, _)| entry)
-        .collect();
-    if !entries.is_empty() {
-        queue::take_back(&ctx.redis, term.epoch, &entries).await?;
+/// Entries in the pending list of a consumer whose slot nobody holds: delivered to a dying connection. What the
+/// holder of a slot has, the living settles and the dead has had taken back.
+fn strays(pending: Vec<(StreamId, String)>, rows: &[WorkerRow]) -> Vec<StreamId> {
+    let held: HashSet<String> = rows.iter().map(|row| consumer_name(row.slot)).collect();
+    pending.into_iter().filter(|(_, consumer)| !held.contains(consumer)).map(|(entry, _)| entry).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standstill_is_time_with_jobs_and_without_progress() {
+        let begin = Instant::now();
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let beat = |in_flight, settled| Beat { in_flight, settled, ..Beat::default() };
+        let mut standstill = Standstill::new(begin);
+        assert_eq!(standstill.look(&beat(0, 5), at(1)), Duration::ZERO);
+        assert_eq!(standstill.look(&beat(0, 5), at(2)), Duration::ZERO, "it holds nothing");
+        assert_eq!(standstill.look(&beat(3, 5), at(3)).as_secs(), 1);
+        assert_eq!(standstill.look(&beat(3, 5), at(4)).as_secs(), 2);
+        assert_eq!(standstill.look(&beat(3, 5), at(1000)).as_secs(), 3, "nobody looked meanwhile");
+        assert_eq!(standstill.look(&beat(9, 6), at(1001)), Duration::ZERO, "it has settled one");
+        assert_eq!(standstill.look(&beat(9, 6), at(1002)).as_secs(), 1);
     }
-    Ok(entries)
+
+    #[test]
+    fn only_entries_of_a_slot_that_nobody_holds_are_strays() {
+        let row = |slot, lost: bool| WorkerRow {
+            id: Uuid::now_v7(),
+            slot,
+            generation: 1,
+            host: String::new(),
+            address: String::new(),
+            region: None,
+            proxy: None,
+            roles: Vec::new(),
+            version: String::new(),
+            pid: 1,
+            permits: 1,
+            registered_at: chrono::DateTime::UNIX_EPOCH,
+            draining_at: None,
+            ended_at: None,
+            lost_at: lost.then_some(chrono::DateTime::UNIX_EPOCH),
+            reason: None,
+            released_at: None,
+        };
+        let entry = |ms, slot| (StreamId { ms, seq: 0 }, consumer_name(slot));
+        let pending = vec![entry(1, 1), entry(2, 2), entry(3, 3)];
+        // Slot 1 was taken after the look at the list; 2 is a dead one's, whose list was read anew.
+        assert_eq!(strays(pending, &[row(1, false), row(2, true)]), [StreamId { ms: 3, seq: 0 }]);
+    }
 }

@@ -13,6 +13,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (2, "source", include_str!("../../../sql/migrations/0002_source.sql")),
     (3, "sentinel", include_str!("../../../sql/migrations/0003_sentinel.sql")),
     (4, "proxy", include_str!("../../../sql/migrations/0004_proxy.sql")),
+    (5, "core_fixes", include_str!("../../../sql/migrations/0005_core_fixes.sql")),
 ];
 
 /// Applies what is missing; returns the versions that were applied.

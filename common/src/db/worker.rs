@@ -56,7 +56,7 @@ pub struct WorkerRow {
     pub released_at: Option<DateTime<Utc>>,
 }
 
-/// The name a worker's database sessions carry; the reaper ends them by it.
+/// The name a worker's database sessions carry; `terminate_worker_sessions` ends them by it.
 pub fn session_name(worker: Uuid) -> String {
     format!("dodo-worker:{worker}")
 }
@@ -160,14 +160,7 @@ pub async fn mark_lost(db: &Db, epoch: i64, id: Uuid, reason: &str) -> DbResult<
     match try_mark_lost(db, epoch, id, reason).await {
         Err(DbError::Postgres(_)) => {
             let client = db.client().await?;
-            client
-                .execute(
-                    "-- terminate-sessions
-                     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                      WHERE application_name = $1 AND datname = current_database()",
-                    &[&session_name(id)],
-                )
-                .await?;
+            client.execute("-- terminate-sessions\nSELECT terminate_worker_sessions($1)", &[&id]).await?;
             drop(client);
             try_mark_lost(db, epoch, id, reason).await
         }

@@ -10,6 +10,7 @@ mod feed;
 mod judge;
 mod large;
 mod local;
+mod lost;
 mod manifest;
 mod manual;
 mod paged;
