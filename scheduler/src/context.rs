@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicI64};
 use std::sync::{Arc, Mutex};
 
-use clap::{Args, Parser};
+use clap::Args;
 use dodo_common::clock::Clock;
 use dodo_common::db::pool::Db;
 use dodo_common::storage::object::Store;
@@ -25,8 +25,8 @@ pub struct Duties {
     pub manifest_refresh_ms: u64,
 }
 
-/// What bounds the work of a leader; from the environment alone, so that every way to start one has them.
-#[derive(Parser, Clone, Debug)]
+/// What bounds the work of a leader, for `dodo serve` and `dodo up`.
+#[derive(Args, Clone, Debug)]
 pub struct Bounds {
     /// Nothing is issued while the raw streams take more memory than this
     #[arg(long, env = "DODO_STREAM_BYTES_MAX", default_value_t = 512 << 20)]
@@ -37,17 +37,6 @@ pub struct Bounds {
     /// A worker that holds jobs and settles none for this long is lost, milliseconds; above every timeout of a job
     #[arg(long, env = "DODO_STALL_MS", default_value_t = 120_000, value_parser = clap::value_parser!(u64).range(1000..))]
     pub stall_ms_max: u64,
-}
-
-impl Bounds {
-    /// # Errors
-    /// One line that names the variable.
-    pub fn from_environment() -> anyhow::Result<Self> {
-        Self::try_parse_from(["dodo"]).map_err(|error| {
-            let text = error.to_string();
-            anyhow::anyhow!("{}", text.lines().next().unwrap_or_default().trim_start_matches("error: "))
-        })
-    }
 }
 
 /// One scheduler process.

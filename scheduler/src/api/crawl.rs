@@ -2,7 +2,6 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use dodo_common::db::dispatch;
 use dodo_common::model::job::TENANT_DEFAULT;
@@ -13,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 use uuid::Uuid;
 
-use crate::api::{Api, ApiError, ApiResult, bad_request};
+use crate::api::extract::Body;
+use crate::api::{Api, ApiResult, bad_request};
 use crate::context::Context;
 
 /// No-op jobs of one request.
@@ -71,9 +71,8 @@ pub struct Accepted {
     responses((status = 202, body = Accepted), (status = 400, description = "One line says what is wrong")))]
 pub async fn submit(
     State(api): State<Api>,
-    body: Result<Json<CrawlRequest>, JsonRejection>,
+    Body(request): Body<CrawlRequest>,
 ) -> ApiResult<(StatusCode, Json<Accepted>)> {
-    let Json(request) = body.map_err(rejected)?;
     let (spec, key, seeds) = checked(request, &api.ctx.duties.contact)?;
     let accepted = submit_crawl(&api.ctx, &spec, key.as_deref(), &seeds).await?;
     Ok((StatusCode::ACCEPTED, Json(accepted)))
@@ -83,9 +82,8 @@ pub async fn submit(
 #[utoipa::path(post, path = "/v1/noops", request_body = NoopRequest, responses((status = 202, body = Accepted)))]
 pub async fn submit_noops(
     State(api): State<Api>,
-    body: Result<Json<NoopRequest>, JsonRejection>,
+    Body(request): Body<NoopRequest>,
 ) -> ApiResult<(StatusCode, Json<Accepted>)> {
-    let Json(request) = body.map_err(rejected)?;
     if !(1..=NOOPS_MAX).contains(&request.count) {
         return Err(bad_request(format!("count must be between 1 and {NOOPS_MAX}")));
     }
@@ -159,8 +157,4 @@ pub async fn hint(ctx: &Context, gained: Vec<(String, String)>) {
         // The dispatcher's scan finds the rows all the same, within a minute.
         tracing::debug!(%error, "the hint did not get through");
     }
-}
-
-pub fn rejected(rejection: JsonRejection) -> ApiError {
-    ApiError(rejection.status(), rejection.body_text())
 }

@@ -1,7 +1,7 @@
 //! Dead letters: listed, and replayed.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use dodo_common::db::dead::{self, DeadQuery};
 use dodo_common::db::explain::JobReport;
 use dodo_common::model::job::TENANT_DEFAULT;
@@ -9,6 +9,7 @@ use dodo_common::stream::queue;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::api::extract::{Body, Params};
 use crate::api::job::PAGE_MAX;
 use crate::api::{Api, ApiResult};
 
@@ -61,13 +62,13 @@ pub struct ReplayedJobs {
 
 /// Jobs that ended dead, failed or unknown and were not replayed
 #[utoipa::path(get, path = "/v1/dead", params(Which), responses((status = 200, body = Vec<JobReport>)))]
-pub async fn list(State(api): State<Api>, Query(which): Query<Which>) -> ApiResult<Json<Vec<JobReport>>> {
+pub async fn list(State(api): State<Api>, Params(which): Params<Which>) -> ApiResult<Json<Vec<JobReport>>> {
     Ok(Json(dead::list(&api.ctx.db, &which.query()).await?))
 }
 
 /// Schedule dead letters again, at most 1000 a request
 #[utoipa::path(post, path = "/v1/dead/replay", request_body = Which, responses((status = 200, body = ReplayedJobs)))]
-pub async fn replay(State(api): State<Api>, Json(which): Json<Which>) -> ApiResult<Json<ReplayedJobs>> {
+pub async fn replay(State(api): State<Api>, Body(which): Body<Which>) -> ApiResult<Json<ReplayedJobs>> {
     let replayed = dead::replay(&api.ctx.db, &which.query(), which.force).await?;
     let gained = replayed.hosts.into_iter().map(|host| (TENANT_DEFAULT.to_owned(), host)).collect();
     if let Err(error) = queue::hint(&api.ctx.redis, gained).await {

@@ -1,12 +1,13 @@
 //! Exports by keyset, one page an answer: the client asks on with the last key it got.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use dodo_common::db::explain::{self, JobReport, PageLinks};
 use dodo_common::model::job::TENANT_DEFAULT;
 use serde::Deserialize;
 use uuid::Uuid;
 
+use crate::api::extract::Params;
 use crate::api::job::PAGE_MAX;
 use crate::api::{Api, ApiResult};
 
@@ -19,7 +20,7 @@ pub struct ExportQuery {
 
 /// Fetched pages of a dispatch, 1000 an answer
 #[utoipa::path(get, path = "/v1/export/pages", params(ExportQuery), responses((status = 200, body = Vec<JobReport>)))]
-pub async fn pages(State(api): State<Api>, Query(query): Query<ExportQuery>) -> ApiResult<Json<Vec<JobReport>>> {
+pub async fn pages(State(api): State<Api>, Params(query): Params<ExportQuery>) -> ApiResult<Json<Vec<JobReport>>> {
     let query = explain::JobQuery {
         tenant: TENANT_DEFAULT,
         pending: false,
@@ -33,6 +34,6 @@ pub async fn pages(State(api): State<Api>, Query(query): Query<ExportQuery>) -> 
 
 /// Pages of a dispatch with their links, 1000 an answer
 #[utoipa::path(get, path = "/v1/export/links", params(ExportQuery), responses((status = 200, body = Vec<PageLinks>)))]
-pub async fn links(State(api): State<Api>, Query(query): Query<ExportQuery>) -> ApiResult<Json<Vec<PageLinks>>> {
+pub async fn links(State(api): State<Api>, Params(query): Params<ExportQuery>) -> ApiResult<Json<Vec<PageLinks>>> {
     Ok(Json(explain::links(&api.ctx.db, TENANT_DEFAULT, query.dispatch, query.after, PAGE_MAX).await?))
 }

@@ -1,12 +1,13 @@
 //! Incidents: what the sentinel has found, and whom it has told.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use chrono::{DateTime, Utc};
 use dodo_common::db::incident::{self, Delivery, Incident};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::api::extract::Params;
 use crate::api::{Api, ApiResult};
 
 const LIST_MAX: i64 = 1000;
@@ -40,7 +41,7 @@ pub struct IncidentView {
 
 /// Incidents: the open ones first, then the latest
 #[utoipa::path(get, path = "/v1/incidents", params(IncidentQuery), responses((status = 200, body = Vec<IncidentView>)))]
-pub async fn list(State(api): State<Api>, Query(query): Query<IncidentQuery>) -> ApiResult<Json<Vec<IncidentView>>> {
+pub async fn list(State(api): State<Api>, Params(query): Params<IncidentQuery>) -> ApiResult<Json<Vec<IncidentView>>> {
     let limit = query.limit.unwrap_or(LIST_DEFAULT).clamp(1, LIST_MAX);
     let listed = incident::list(&api.ctx.db, limit).await?;
     Ok(Json(listed.into_iter().map(|(incident, notices)| view(incident, notices)).collect()))

@@ -1,12 +1,13 @@
 //! Jobs: pending and finished, by id and by page.
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use dodo_common::db::explain::{self, JobReport};
 use dodo_common::model::job::TENANT_DEFAULT;
 use serde::Deserialize;
 use uuid::Uuid;
 
+use crate::api::extract::{Params, Segment};
 use crate::api::{Api, ApiResult, not_found};
 
 /// Jobs of one answer.
@@ -25,7 +26,7 @@ pub struct ListQuery {
 
 /// Jobs in the order of their ids
 #[utoipa::path(get, path = "/v1/jobs", params(ListQuery), responses((status = 200, body = Vec<JobReport>)))]
-pub async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> ApiResult<Json<Vec<JobReport>>> {
+pub async fn list(State(api): State<Api>, Params(query): Params<ListQuery>) -> ApiResult<Json<Vec<JobReport>>> {
     let pending = query.state.as_deref() == Some("pending");
     let limit = query.limit.unwrap_or(100).clamp(1, PAGE_MAX);
     let jobs = explain::jobs(
@@ -46,7 +47,7 @@ pub async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Api
 /// One job
 #[utoipa::path(get, path = "/v1/jobs/{id}", params(("id" = Uuid, Path)),
     responses((status = 200, body = JobReport), (status = 404)))]
-pub async fn get(State(api): State<Api>, Path(id): Path<Uuid>) -> ApiResult<Json<JobReport>> {
+pub async fn get(State(api): State<Api>, Segment(id): Segment<Uuid>) -> ApiResult<Json<JobReport>> {
     let found = explain::job(&api.ctx.db, TENANT_DEFAULT, id).await?;
     Ok(Json(found.ok_or_else(|| not_found("such job"))?))
 }

@@ -2,12 +2,13 @@
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use dodo_common::db::manifest::{self, Manifest};
 use dodo_common::model::job::TENANT_DEFAULT;
 use serde::Deserialize;
 
+use crate::api::extract::Params;
 use crate::api::{Api, ApiResult, bad_request};
 use crate::manifests;
 
@@ -24,7 +25,7 @@ pub struct SubmitQuery {
     responses((status = 202, body = Manifest), (status = 422, body = Manifest, description = "Malformed: the reasons say why")))]
 pub async fn submit(
     State(api): State<Api>,
-    Query(query): Query<SubmitQuery>,
+    Params(query): Params<SubmitQuery>,
     body: Bytes,
 ) -> ApiResult<(StatusCode, Json<Manifest>)> {
     if query.name.is_empty() || query.name.len() > 500 || query.name.contains('\0') {

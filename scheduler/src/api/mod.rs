@@ -4,6 +4,7 @@ pub mod crawl;
 pub mod dead;
 pub mod dispatch;
 pub mod export;
+pub mod extract;
 pub mod incident;
 pub mod job;
 pub mod manifest;

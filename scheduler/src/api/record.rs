@@ -1,13 +1,14 @@
 //! Records, the items that did not fit, and the report.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use dodo_common::db::record::{self, RecordQuery, Unfit};
 use dodo_common::db::source;
 use dodo_common::model::job::TENANT_DEFAULT;
 use dodo_common::model::record::{Mapper, Record};
 use serde::{Deserialize, Serialize};
 
+use crate::api::extract::{Body, Params};
 use crate::api::job::PAGE_MAX;
 use crate::api::{Api, ApiResult, bad_request, not_found};
 use crate::report::{self, Report};
@@ -38,13 +39,13 @@ impl ListQuery {
 
 /// Records by source, instance and external id
 #[utoipa::path(get, path = "/v1/records", params(ListQuery), responses((status = 200, body = Vec<Record>)))]
-pub async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> ApiResult<Json<Vec<Record>>> {
+pub async fn list(State(api): State<Api>, Params(query): Params<ListQuery>) -> ApiResult<Json<Vec<Record>>> {
     Ok(Json(record::list(&api.ctx.db, &query.parsed()?).await?))
 }
 
 /// Items that did not fit, with the reason
 #[utoipa::path(get, path = "/v1/unfit", params(ListQuery), responses((status = 200, body = Vec<Unfit>)))]
-pub async fn unfit(State(api): State<Api>, Query(query): Query<ListQuery>) -> ApiResult<Json<Vec<Unfit>>> {
+pub async fn unfit(State(api): State<Api>, Params(query): Params<ListQuery>) -> ApiResult<Json<Vec<Unfit>>> {
     Ok(Json(record::unfit(&api.ctx.db, &query.parsed()?).await?))
 }
 
@@ -66,7 +67,7 @@ pub struct ReplayedItems {
 /// Try the items that did not fit again, by the present document of their source
 #[utoipa::path(post, path = "/v1/unfit/replay", request_body = ReplayRequest,
     responses((status = 200, body = ReplayedItems), (status = 404)))]
-pub async fn replay(State(api): State<Api>, Json(request): Json<ReplayRequest>) -> ApiResult<Json<ReplayedItems>> {
+pub async fn replay(State(api): State<Api>, Body(request): Body<ReplayRequest>) -> ApiResult<Json<ReplayedItems>> {
     let db = &api.ctx.db;
     let found = source::get(db, TENANT_DEFAULT, &request.source).await?.ok_or_else(|| not_found("such source"))?;
     let mut total = ReplayedItems::default();

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use dodo_common::db::source::{self, SecretName, Source};
 use dodo_common::model::job::TENANT_DEFAULT;
@@ -12,8 +11,9 @@ use dodo_common::model::source::{Document, PagedSpec, Place};
 use dodo_common::stream::queue;
 use serde::{Deserialize, Serialize};
 
-use crate::api::crawl::{Accepted, may_ask, rejected};
-use crate::api::{Api, ApiResult, bad_request, not_found};
+use crate::api::crawl::{Accepted, may_ask};
+use crate::api::extract::{Body, Segment};
+use crate::api::{Api, ApiError, ApiResult, bad_request, not_found};
 
 /// Bytes of a secret.
 const SECRET_BYTES_MAX: usize = 8192;
@@ -57,10 +57,9 @@ pub struct SecretRequest {
     responses((status = 200, body = Stored), (status = 400, description = "One line says what is wrong")))]
 pub async fn put(
     State(api): State<Api>,
-    Path(name): Path<String>,
-    body: Result<Json<Document>, JsonRejection>,
+    Segment(name): Segment<String>,
+    Body(document): Body<Document>,
 ) -> ApiResult<Json<Stored>> {
-    let Json(document) = body.map_err(rejected)?;
     if !is_name(&name, 39) || ["crawl", "page"].contains(&name.as_str()) {
         return Err(bad_request(
             "a source's name has up to 39 of a-z, 0-9 and -, begins with a letter or digit, and is not crawl or page",
@@ -84,14 +83,14 @@ pub async fn list(State(api): State<Api>) -> ApiResult<Json<Vec<Source>>> {
 /// One source
 #[utoipa::path(get, path = "/v1/sources/{name}", params(("name" = String, Path)),
     responses((status = 200, body = Source), (status = 404)))]
-pub async fn get(State(api): State<Api>, Path(name): Path<String>) -> ApiResult<Json<Source>> {
+pub async fn get(State(api): State<Api>, Segment(name): Segment<String>) -> ApiResult<Json<Source>> {
     Ok(Json(source::get(&api.ctx.db, TENANT_DEFAULT, &name).await?.ok_or_else(|| not_found("such source"))?))
 }
 
 /// Forget a source; its records stay
 #[utoipa::path(delete, path = "/v1/sources/{name}", params(("name" = String, Path)),
     responses((status = 204), (status = 404)))]
-pub async fn delete(State(api): State<Api>, Path(name): Path<String>) -> ApiResult<StatusCode> {
+pub async fn delete(State(api): State<Api>, Segment(name): Segment<String>) -> ApiResult<StatusCode> {
     if source::delete(&api.ctx.db, TENANT_DEFAULT, &name).await? {
         return Ok(StatusCode::NO_CONTENT);
     }
@@ -103,10 +102,9 @@ pub async fn delete(State(api): State<Api>, Path(name): Path<String>) -> ApiResu
     responses((status = 202, body = Accepted), (status = 400, description = "One line says what is wrong"), (status = 404)))]
 pub async fn run(
     State(api): State<Api>,
-    Path(name): Path<String>,
-    body: Result<Json<RunRequest>, JsonRejection>,
+    Segment(name): Segment<String>,
+    Body(request): Body<RunRequest>,
 ) -> ApiResult<(StatusCode, Json<Accepted>)> {
-    let Json(request) = body.map_err(rejected)?;
     let ctx = &api.ctx;
     let found = source::get(&ctx.db, TENANT_DEFAULT, &name).await?.ok_or_else(|| not_found("such source"))?;
     let (base, instance) = (request.base.as_deref(), request.instance.as_deref());
@@ -135,11 +133,11 @@ pub async fn run(
     responses((status = 204), (status = 400, description = "One line says what is wrong")))]
 pub async fn put_secret(
     State(api): State<Api>,
-    Path(name): Path<String>,
-    body: Result<Json<SecretRequest>, JsonRejection>,
+    Segment(name): Segment<String>,
+    body: Result<Body<SecretRequest>, ApiError>,
 ) -> ApiResult<StatusCode> {
     // The rejection of a body may quote it.
-    let Json(request) = body.map_err(|_| bad_request("send the secret as {\"value\": \"...\"}"))?;
+    let Body(request) = body.map_err(|_| bad_request("send the secret as {\"value\": \"...\"}"))?;
     if !is_name(&name, 63) {
         return Err(bad_request("a secret's name has up to 63 of a-z, 0-9, - . and _"));
     }

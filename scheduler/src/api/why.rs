@@ -1,7 +1,7 @@
 //! Why: everything that was decided about a URL or a job, in sentences.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use dodo_common::clock::Millis;
 use dodo_common::db::explain::{self, HostReport, JobReport};
 use dodo_common::db::{dispatch, segment};
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 use uuid::Uuid;
 
+use crate::api::extract::Params;
 use crate::api::{Api, ApiResult, bad_request, not_found};
 use crate::context::Context;
 
@@ -42,7 +43,7 @@ pub struct Why {
 
 /// Every decision about a URL or a job
 #[utoipa::path(get, path = "/v1/why", params(WhyQuery), responses((status = 200, body = Why), (status = 404)))]
-pub async fn why(State(api): State<Api>, Query(query): Query<WhyQuery>) -> ApiResult<Json<Why>> {
+pub async fn why(State(api): State<Api>, Params(query): Params<WhyQuery>) -> ApiResult<Json<Why>> {
     let ctx = &api.ctx;
     let (jobs, url) = match Uuid::parse_str(&query.of) {
         Ok(id) => {

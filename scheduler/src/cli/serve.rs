@@ -32,6 +32,8 @@ pub struct Serve {
     pub http: Http,
     #[command(flatten)]
     pub duties: Duties,
+    #[command(flatten)]
+    pub bounds: Bounds,
 }
 
 /// The API's settings, for `dodo serve` and `dodo up`.
@@ -59,7 +61,7 @@ pub async fn serve(serve: Serve) -> anyhow::Result<ExitCode> {
     let lifecycle = Lifecycle::install().context("cannot listen for signals")?;
     let name = log_name(serve.http.listen);
     let guard = logging::start(&serve.logging, &name, true).map_err(anyhow::Error::msg)?;
-    let ctx = open(&serve.servers, serve.duties, &lifecycle).await?;
+    let ctx = open(&serve.servers, serve.duties, serve.bounds, &lifecycle).await?;
     let api = api(&ctx, &serve.http)?;
     let listener = api::bind(serve.http.listen, serve.http.admin_token.as_deref()).await?;
     tracing::info!(listen = %serve.http.listen, scheduler = %ctx.id, "serving");
@@ -84,11 +86,15 @@ fn log_name(listen: SocketAddr) -> String {
 }
 
 /// Connects, and refuses what would only fail later: an unknown schema, a Redis that evicts, a missing bucket.
-pub async fn open(servers: &Servers, duties: Duties, lifecycle: &Lifecycle) -> anyhow::Result<Arc<Context>> {
+pub async fn open(
+    servers: &Servers,
+    duties: Duties,
+    bounds: Bounds,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<Arc<Context>> {
     let db = Db::pipeline(&servers.database_url, "dodo-scheduler", DB_CONNECTIONS)?;
     migrations::check(&db).await?;
     let store = archive::store(&servers.s3)?;
-    let bounds = Bounds::from_environment()?;
     let ctx = Context::new(db, &servers.redis_url, store, duties, bounds, lifecycle.soft.clone())?;
     control::check_fit(&ctx.redis).await?;
     ctx.store.check().await?;

@@ -21,7 +21,7 @@ use crate::api;
 use crate::cli::crawl::CrawlFlags;
 use crate::cli::serve::{self, Http};
 use crate::cli::tell;
-use crate::context::Duties;
+use crate::context::{Bounds, Duties};
 use crate::leader;
 use crate::local::postgres::PostgresServer;
 use crate::local::redis::RedisServer;
@@ -55,6 +55,8 @@ pub struct Up {
     sample: bool,
     #[command(flatten)]
     flags: CrawlFlags,
+    #[command(flatten)]
+    bounds: Bounds,
     /// Start no sentinel; with one, the DODO_SLACK_, DODO_SMTP_ and DODO_MAIL_ variables say whom it alerts
     #[arg(long)]
     no_sentinel: bool,
@@ -127,7 +129,7 @@ async fn run_on(
         manifest_prefix: MANIFESTS.to_owned(),
         manifest_refresh_ms: MANIFEST_REFRESH_MS,
     };
-    let ctx = serve::open(&ground.servers, duties, lifecycle).await?;
+    let ctx = serve::open(&ground.servers, duties, up.bounds.clone(), lifecycle).await?;
     let http = Http { listen: SocketAddr::from(([127, 0, 0, 1], up.port)), admin_token: None };
     let listener = api::bind(http.listen, None).await?;
     let address = listener.local_addr()?;
