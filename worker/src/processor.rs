@@ -21,9 +21,11 @@ use uuid::Uuid;
 
 use crate::context::Context;
 
-/// Entries read at once, and entries held that are not decided yet.
+/// Entries read at once; fewer where they are heavy.
 const READ_MAX: usize = 64;
+/// What is held of entries that are not decided yet: beyond it nothing of another is taken over.
 const HELD_MAX: usize = 256;
+const HELD_BYTES_MAX: usize = 32 << 20;
 /// An entry that its reader has not acknowledged for this long is another's to process.
 const IDLE_MS: u64 = 5_000;
 const TAKE_OVER: Duration = Duration::from_secs(2);
@@ -72,15 +74,14 @@ async fn turn(
     held: &mut VecDeque<Stored>,
     taken_over: &mut Instant,
 ) -> anyhow::Result<()> {
-    if taken_over.elapsed() >= TAKE_OVER {
+    let heavy = held.iter().map(|stored| stored.entry.bytes()).sum::<usize>() >= HELD_BYTES_MAX;
+    if taken_over.elapsed() >= TAKE_OVER && held.len() < HELD_MAX && !heavy {
         *taken_over = Instant::now();
         let others = items::take_over(&ctx.redis, consumer, IDLE_MS, READ_MAX).await?;
         held.extend(others.into_iter().filter(|stored| !held.iter().any(|h| h.id == stored.id)).collect::<Vec<_>>());
     }
     if held.is_empty() {
         held.extend(items::next(reader, consumer, READ_MAX).await?);
-    } else if held.len() >= HELD_MAX {
-        tokio::time::sleep(UNDECIDED).await;
     }
     let before = held.len();
     let summary = pass(ctx, held).await?;
@@ -100,7 +101,8 @@ async fn pass(ctx: &Context, held: &mut VecDeque<Stored>) -> anyhow::Result<Summ
     if held.is_empty() {
         return Ok(summary);
     }
-    let batch: Vec<Stored> = held.iter().take(READ_MAX).cloned().collect();
+    let count = held.len().min(READ_MAX);
+    let batch = &held.make_contiguous()[..count];
     let keys: Vec<EntryKey> = batch.iter().map(key_of).collect();
     let states = raw_result::judge(&ctx.db, archive_name(ITEMS), &keys).await?;
     let (mut processed, mut done) = (Vec::new(), Vec::new());

@@ -11,7 +11,7 @@ use crate::stream::names::GENERATION;
 use crate::stream::queue::{entries_of, field, parse_id};
 
 /// Bytes of entries in one pipeline or one answer: a slow server moves them well within the response timeout.
-const BYTES_MAX: usize = 8 << 20;
+pub(crate) const BYTES_MAX: usize = 8 << 20;
 /// Entries looked at in one call of [`present`]: the server copies each body to read a field beside it.
 const PRESENT_MAX: usize = 50;
 
@@ -30,7 +30,8 @@ pub struct RawEntry {
 }
 
 impl RawEntry {
-    fn bytes(&self) -> usize {
+    /// What it weighs.
+    pub fn bytes(&self) -> usize {
         self.about.len() + self.body.len()
     }
 }
