@@ -33,6 +33,8 @@ pub struct Summary {
     pub accepted: usize,
     pub malformed: usize,
     pub deleted: usize,
+    /// Files that could not be read or recorded; the next refresh tries them again.
+    pub unreadable: usize,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +43,15 @@ pub enum ManifestError {
     Db(#[from] DbError),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl ManifestError {
+    fn is_of_one_file(&self) -> bool {
+        match self {
+            ManifestError::Db(error) => error.is_data(),
+            ManifestError::Store(_) => true,
+        }
+    }
 }
 
 /// Runs for one term of leadership.
@@ -52,7 +63,7 @@ pub async fn run(ctx: Arc<Context>, term: Term) {
         if refreshed.is_none_or(|at| at.elapsed() >= every) {
             refreshed = Some(Instant::now());
             match refresh(&ctx, &term).await {
-                Ok(summary) if summary.accepted + summary.malformed + summary.deleted > 0 => {
+                Ok(summary) if summary != Summary { files: summary.files, ..Summary::default() } => {
                     tracing::info!(?summary, "manifests refreshed");
                 }
                 Ok(_) => {}
@@ -95,14 +106,29 @@ async fn tick(ctx: &Context, term: &Term) -> Result<Summary, ManifestError> {
         .map(|manifest| (manifest.name.clone(), manifest))
         .collect();
     let mut names = HashSet::new();
-    for (name, bytes, stamp) in
-        listing.into_iter().filter(|(name, ..)| name.ends_with(".json")).take(FILES_MAX as usize)
-    {
+    let files: Vec<_> = listing.into_iter().filter(|(name, ..)| name.ends_with(".json")).collect();
+    // What lies beyond the bound is neither read nor taken for deleted.
+    let cut = files.len() > FILES_MAX as usize;
+    if cut {
+        tracing::warn!(files = files.len(), "only {FILES_MAX} manifests are read, and none is taken for deleted");
+    }
+    for (name, bytes, stamp) in files.into_iter().take(FILES_MAX as usize) {
         summary.files += 1;
         let known = current.get(&name);
         if stamp.is_empty() || known.is_none_or(|known| known.stamp != stamp) {
             // Deleted between the listing and the reading: the next refresh sees that.
-            let Some(recorded) = read(ctx, term, &name, bytes, &stamp, known).await? else { continue };
+            let recorded = match read(ctx, term, &name, bytes, &stamp, known).await {
+                Ok(Some(recorded)) => recorded,
+                Ok(None) => continue,
+                // One file that is at fault holds up no other.
+                Err(error) if error.is_of_one_file() => {
+                    tracing::warn!(manifest = name, %error, "a manifest cannot be read or recorded");
+                    summary.unreadable += 1;
+                    names.insert(name);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             match recorded.state.as_str() {
                 _ if known.is_some_and(|known| known.hash == recorded.hash) => {}
                 "accepted" => summary.accepted += 1,
@@ -111,7 +137,7 @@ async fn tick(ctx: &Context, term: &Term) -> Result<Summary, ManifestError> {
         }
         names.insert(name);
     }
-    for name in current.keys().filter(|name| !names.contains(*name)) {
+    for name in current.keys().filter(|name| !cut && !names.contains(*name)) {
         manifest::delete(&ctx.db, term.epoch, TENANT_DEFAULT, name).await?;
         tracing::info!(manifest = name, "a manifest was deleted; what has not started is cancelled");
         summary.deleted += 1;

@@ -47,7 +47,11 @@ pub async fn tick(ctx: &Context, term: &Term) -> DbResult<usize> {
                 tracing::warn!(source = s.name, tenant = due.tenant, "a timer cannot start a page dispatch: {why}")
             }
         }
-        source::tick(&ctx.db, term.epoch, &due, spec.as_ref().ok()).await?;
+        match source::tick(&ctx.db, term.epoch, &due, spec.as_ref().ok()).await {
+            // One that is at fault holds up no other.
+            Err(error) if error.is_data() => tracing::warn!(source = s.name, %error, "a timer cannot be moved"),
+            other => other?,
+        }
         if let Err(error) = queue::hint(&ctx.redis, vec![(due.tenant.clone(), String::new())]).await {
             tracing::debug!(%error, "the hint did not get through");
         }

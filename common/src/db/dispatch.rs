@@ -84,6 +84,10 @@ pub struct Dispatch {
     pub created_at: DateTime<Utc>,
     pub finished_at: Option<DateTime<Utc>>,
     pub progress: Progress,
+    /// Which writing of its row this is.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub version: i64,
 }
 
 /// A dispatch that was submitted, or found under its key.
@@ -225,7 +229,7 @@ const SELECT: &str = "SELECT d.tenant, d.id, d.kind, d.key, d.spec, d.state, d.c
     p.items + x.items, p.records + x.records, p.unfit + x.unfit, d.parent,
     (SELECT count(*) FROM dispatch c WHERE c.tenant = d.tenant AND c.parent = d.id AND c.state <> 'done')
       + CASE WHEN d.kind = 'manifest' AND EXISTS (SELECT 1 FROM manifest_entry e WHERE e.tenant = d.tenant
-               AND e.dispatch = d.id AND e.state = 'active') THEN 1 ELSE 0 END
+               AND e.dispatch = d.id AND e.state = 'active') THEN 1 ELSE 0 END, d.xmin::text::int8
   FROM dispatch d JOIN dispatch_progress p ON p.tenant = d.tenant AND p.dispatch = d.id,
   LATERAL (SELECT coalesce(sum(scheduled), 0)::int8 AS scheduled, coalesce(sum(finished), 0)::int8 AS finished,
     coalesce(sum(pages), 0)::int8 AS pages, coalesce(sum(failed), 0)::int8 AS failed,
@@ -271,11 +275,14 @@ pub async fn totals(db: &Db, tenant: &str) -> DbResult<BTreeMap<String, Progress
     })
 }
 
-/// How many dispatches are not done, of all tenants.
+/// How many dispatches are not done, of all tenants, but for those of manifests: these are open as long as an entry is.
 pub async fn open_count(db: &Db) -> DbResult<i64> {
     let client = db.client().await?;
     Ok(client
-        .query_one("-- count-open-dispatches\nSELECT count(*) FROM dispatch WHERE state <> 'done'", &[])
+        .query_one(
+            "-- count-open-dispatches\nSELECT count(*) FROM dispatch WHERE state <> 'done' AND kind <> 'manifest'",
+            &[],
+        )
         .await?
         .get(0))
 }
@@ -308,7 +315,8 @@ pub async fn roll_up(db: &Db, epoch: i64) -> DbResult<i64> {
     })
 }
 
-/// Moves a dispatch to the state its progress says, if that still holds in the transaction that says so.
+/// Moves a dispatch to the state its progress says, unless its row was written since that was read: what schedules
+/// jobs for a dispatch that had none left writes its row too.
 pub async fn settle_state(db: &Db, epoch: i64, dispatch: &Dispatch) -> DbResult<Option<&'static str>> {
     let p = &dispatch.progress;
     let state = match (p.scheduled == p.finished && dispatch.awaits == 0, p.raw == 0) {
@@ -321,14 +329,15 @@ pub async fn settle_state(db: &Db, epoch: i64, dispatch: &Dispatch) -> DbResult<
     }
     run_tx!(db, "settle-dispatch", |tx| {
         leader::authorise(tx, epoch).await?;
-        tx.execute(
-            "-- settle-dispatch
+        let moved = tx
+            .execute(
+                "-- settle-dispatch
              UPDATE dispatch SET state = $3, finished_at = CASE WHEN $3 = 'done' THEN clock_timestamp() END
-              WHERE tenant = $1 AND id = $2 AND state <> 'done'",
-            &[&dispatch.tenant, &dispatch.id, &state],
-        )
-        .await?;
-        Ok(Some(state))
+              WHERE tenant = $1 AND id = $2 AND state <> 'done' AND xmin::text::int8 = $4",
+                &[&dispatch.tenant, &dispatch.id, &state, &dispatch.version],
+            )
+            .await?;
+        Ok((moved == 1).then_some(state))
     })
 }
 
@@ -354,6 +363,7 @@ fn of_row(row: &tokio_postgres::Row) -> Dispatch {
         finished_at: row.get(7),
         parent: row.get(20),
         awaits: row.get(21),
+        version: row.get(22),
         progress: Progress {
             scheduled: row.get(8),
             finished: row.get(9),

@@ -158,7 +158,9 @@ async fn end(tx: &Transaction<'_>, tenant: &str, name: &str, kept: Option<&str>,
            UPDATE manifest_log SET state = $4, ended_at = clock_timestamp()
             WHERE tenant = $1 AND name = $2 AND hash IS DISTINCT FROM $3 AND state IN ('accepted', 'malformed') RETURNING dispatch),
          stopped AS (
-           UPDATE manifest_entry SET state = 'stopped' WHERE tenant = $1 AND state = 'active'
+           -- One that is not to be expanded has an occurrence that has not begun: it is not counted as run.
+           UPDATE manifest_entry SET state = 'stopped', occurrence = CASE WHEN expand THEN occurrence ELSE occurrence - 1 END
+            WHERE tenant = $1 AND state = 'active'
               AND dispatch IN (SELECT dispatch FROM ended) RETURNING job),
          gone AS (
            DELETE FROM crawl_schedule c USING stopped WHERE c.tenant = $1 AND c.id = stopped.job RETURNING c.*),

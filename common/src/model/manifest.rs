@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::clock::Millis;
+use crate::model::record::has_nul;
 use crate::model::scope::ScopeKind;
-use crate::model::source::check_headers;
+use crate::model::source::{SPAN_S_MAX, check_headers};
 use crate::model::spec::{CrawlSpec, DELAY_MS_MAX};
 use crate::model::url::canonical;
 
@@ -18,6 +20,8 @@ pub const ENTRIES_MAX: usize = 100_000;
 pub const BYTES_MAX: u64 = 64 << 20;
 /// Reasons that are kept of a malformed one; the rest is counted.
 pub const REASONS_MAX: usize = 100;
+/// The end of the year 9999, milliseconds: RFC 3339 says nothing later.
+const LAST_MS: Millis = 253_402_300_799_000;
 /// The version of the format that this Dodo reads.
 pub const VERSION: i64 = 1;
 
@@ -28,9 +32,9 @@ pub struct Entry {
     /// `crawl` (the URL and what it links to), `page` (the URL alone), or the name of a source.
     pub service: String,
     pub url: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "texts")]
     pub headers: BTreeMap<String, String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "texts")]
     pub cookies: BTreeMap<String, String>,
     /// RFC 3339 or Unix seconds; at once when not given.
     #[serde(default)]
@@ -48,6 +52,19 @@ pub struct Entry {
     pub version: Option<i64>,
     #[serde(default)]
     pub options: Options,
+}
+
+/// An object of texts. These are secrets, and the usual complaint quotes what it found.
+fn texts<'de, D: Deserializer<'de>>(input: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let Value::Object(map) = Value::deserialize(input)? else {
+        return Err(D::Error::custom("headers and cookies are objects of names and texts"));
+    };
+    map.into_iter()
+        .map(|(name, value)| match value {
+            Value::String(text) => Ok((name, text)),
+            _ => Err(D::Error::custom(format!("the value of header or cookie {name:?} is no text"))),
+        })
+        .collect()
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -109,14 +126,17 @@ pub struct Reason {
 /// known; `contact` is false when none is configured: then only what `is_local` says may be asked.
 pub fn parse(bytes: &[u8], now: Millis, known: &dyn Fn(&str) -> bool) -> Result<Vec<Checked>, Vec<Reason>> {
     let whole = |reason: String| vec![Reason { entry: None, reason }];
-    let values: Vec<Value> =
-        serde_json::from_slice(bytes).map_err(|error| whole(format!("it is no JSON list of entries: {error}")))?;
+    let values: Vec<Value> = serde_json::from_slice(bytes)
+        .map_err(|error| whole(format!("it is no JSON list of entries: {}", place_of(&error))))?;
     if values.len() > ENTRIES_MAX {
         return Err(whole(format!("it has {} entries; at most {ENTRIES_MAX} are allowed", values.len())));
     }
     let (mut checked, mut reasons) = (Vec::with_capacity(values.len()), Vec::new());
     for (index, value) in values.into_iter().enumerate() {
-        let entry = serde_json::from_value::<Entry>(value).map_err(|error| error.to_string());
+        let entry = match has_nul(&value) {
+            true => Err("it holds a NUL character, which cannot be stored".to_owned()),
+            false => serde_json::from_value::<Entry>(value).map_err(|error| error.to_string()),
+        };
         match entry.and_then(|entry| entry.check(now, known)) {
             Ok(entry) => checked.push(entry),
             Err(reason) => reasons.push(Reason { entry: Some(index), reason }),
@@ -131,6 +151,14 @@ pub fn parse(bytes: &[u8], now: Millis, known: &dyn Fn(&str) -> bool) -> Result<
         reasons.extend(whole(format!("{more} more entries are wrong")));
     }
     Err(reasons)
+}
+
+/// Where JSON is at fault; data of the wrong shape is not quoted.
+fn place_of(error: &serde_json::Error) -> String {
+    match error.is_data() {
+        true => format!("another shape at line {} column {}", error.line(), error.column()),
+        false => error.to_string(),
+    }
 }
 
 impl Entry {
@@ -184,7 +212,7 @@ impl Entry {
                 .map_err(|_| format!("start {text:?} is neither RFC 3339 nor Unix seconds"))?
                 .timestamp_millis(),
         };
-        if !(0..=253_402_300_799_000).contains(&start_ms) {
+        if !(0..=LAST_MS).contains(&start_ms) {
             return Err("start is out of range".to_owned());
         }
         let count = self.count.unwrap_or(1);
@@ -195,8 +223,11 @@ impl Entry {
         if interval_s < 0 || (count > 1 && interval_s < 1) {
             return Err("interval must be at least 1 second where count is above 1".to_owned());
         }
-        if self.duration.is_some_and(|duration| duration < 0) {
-            return Err("duration must not be negative".to_owned());
+        if interval_s > SPAN_S_MAX {
+            return Err(format!("interval must be at most {SPAN_S_MAX} seconds, not {interval_s}"));
+        }
+        if self.duration.is_some_and(|duration| !(0..=SPAN_S_MAX).contains(&duration)) {
+            return Err(format!("duration must be between 0 and {SPAN_S_MAX} seconds"));
         }
         Ok(Schedule { start_ms, interval_s, count, duration_s: self.duration })
     }
@@ -227,7 +258,8 @@ impl Schedule {
         };
         let passed = if step > 0 && now > self.start_ms { (now - self.start_ms) / step } else { 0 };
         let next = (last + 1).max(passed.min(bound - 1));
-        (next < bound).then(|| (next, self.start_ms.saturating_add(next.saturating_mul(step))))
+        let at = self.start_ms.saturating_add(next.saturating_mul(step));
+        (next < bound && at <= LAST_MS).then_some((next, at))
     }
 
     pub fn of_parts(start: DateTime<Utc>, interval_s: i64, count: i64, duration_s: Option<i64>) -> Self {
@@ -268,12 +300,23 @@ mod tests {
             (json!({ "service": "crawl", "url": "http://a.test/", "options": { "dept": 1 } }), "dept"),
             (json!({ "service": "shop", "url": "http://a.test/", "options": { "depth": 1 } }), "subject"),
             (json!("text"), "struct"),
+            (json!({ "service": "crawl", "url": "http://a.test/", "\u{0}": 1 }), "NUL"),
+            (json!({ "service": "shop", "url": "http://a.test/\u{0}" }), "NUL"),
+            (json!({ "service": "crawl", "url": "http://a.test/", "count": 2, "interval": i64::MAX }), "interval"),
+            (json!({ "service": "crawl", "url": "http://a.test/", "duration": i64::MAX }), "duration"),
+            (json!({ "service": "crawl", "url": "http://a.test/", "cookies": "session=abc" }), "objects"),
+            (json!({ "service": "crawl", "url": "http://a.test/", "headers": { "token": 1234567 } }), "token"),
         ];
         let list: Vec<Value> = wrong.iter().map(|(entry, _)| entry.clone()).collect();
         let reasons = read(Value::Array(list)).unwrap_err();
         assert_eq!(reasons.len(), wrong.len());
         for (reason, (entry, word)) in reasons.iter().zip(&wrong) {
             assert!(reason.reason.contains(word), "{entry}: {}", reason.reason);
+            assert!(
+                !reason.reason.contains("abc") && !reason.reason.contains("1234567"),
+                "a secret: {}",
+                reason.reason
+            );
         }
         for whole in [&b"{}"[..], b"[", b"\xff"] {
             assert_eq!(parse(whole, NOW, &|_| false).unwrap_err()[0].entry, None);
@@ -297,6 +340,8 @@ mod tests {
         let within = Schedule { start_ms: 0, interval_s: 10, count: 100, duration_s: Some(25) };
         assert_eq!(within.next(1, 0), Some((2, 20_000)));
         assert_eq!(within.next(2, 0), None);
+        let far = Schedule { start_ms: LAST_MS - 5, interval_s: 1, count: 9, duration_s: None };
+        assert_eq!(far.next(0, 0), None, "after the year 9999");
         let once = Schedule { start_ms: 5, interval_s: 0, count: 1, duration_s: Some(0) };
         assert_eq!((once.next(-1, 9), once.next(0, 9)), (Some((0, 5)), None));
     }

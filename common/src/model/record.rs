@@ -209,7 +209,8 @@ pub fn without_nul(value: &Value) -> Value {
     }
 }
 
-fn has_nul(value: &Value) -> bool {
+/// True where Postgres could not hold the value as it is.
+pub fn has_nul(value: &Value) -> bool {
     match value {
         Value::String(text) => text.contains('\0'),
         Value::Array(values) => values.iter().any(has_nul),

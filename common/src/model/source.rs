@@ -13,6 +13,8 @@ use crate::model::spec::{DELAY_MS_DEFAULT, DELAY_MS_MAX, HOST_CONCURRENCY_MAX};
 
 /// Pages of one dispatch.
 pub const PAGES_MAX: i64 = 1_000_000;
+/// The longest span from one run to another: a hundred years, in seconds.
+pub const SPAN_S_MAX: i64 = 3_155_760_000;
 /// Times the count of a dispatch may change before it is taken as it is.
 pub const ROUNDS_MAX: i32 = 4;
 /// What RFC 3986 2.3 leaves as it is in a value that is put into a URL.
@@ -193,8 +195,14 @@ impl Document {
         if !(1..=HOST_CONCURRENCY_MAX).contains(&self.concurrency) {
             return Err(format!("concurrency must be between 1 and {HOST_CONCURRENCY_MAX}, not {}", self.concurrency));
         }
-        if self.every_s.is_some_and(|every| every < 1) {
-            return Err("every_s must be at least 1".to_owned());
+        if self.every_s.is_some_and(|every| !(1..=SPAN_S_MAX).contains(&every)) {
+            return Err(format!("every_s must be between 1 and {SPAN_S_MAX}"));
+        }
+        // Without a URL of its own the count is page 1: that call would be made twice, and again when the count changes.
+        if self.at_most_once && matches!(&self.paging, Paging::Numbered { count, .. } if count.url.is_none()) {
+            return Err(
+                "at_most_once with numbered paging needs paging.count.url: else page 1 is asked for twice".to_owned()
+            );
         }
         check_headers(
             self.headers.iter().chain(self.auth.iter().filter_map(|auth| Some((auth.header.as_ref()?, &auth.prefix)))),

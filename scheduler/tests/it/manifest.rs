@@ -166,6 +166,7 @@ async fn edited_and_deleted_manifests_stop_what_has_not_started() -> Result<()> 
     drop_file(&cluster, "later.json", &json!([entry(4), entry(5)])).await?;
     recorded(&cluster, "later.json", "accepted").await?;
     assert_eq!(number(&cluster, "SELECT count(*) FROM manifest_log").await?, 2);
+    cluster.until("its rows again", LIMIT, async || Ok(number(&cluster, pending).await? == 2)).await?;
     Ok(())
 }
 
