@@ -156,15 +156,15 @@ WITH j AS MATERIALIZED (
     j.content_type, j.body_bytes, j.truncated, j.digest, j.title, j.language, j.location, j.address, j.link_count,
     coalesce(g.n, 0), to_timestamp(j.started_ms / 1000.0), j.fetch_ms, $30, j.raw_stream,
     CASE WHEN j.raw_stream IS NOT NULL THEN $31::int8 END, j.raw_ms, j.raw_seq, won.page, won.total_pages
-    FROM won JOIN j ON j.tenant = won.tenant AND j.id = won.id LEFT JOIN gained g ON g.found_on = won.id
+    FROM won JOIN j ON j.tenant = won.tenant AND j.id = won.id AND j.attempt = won.attempt LEFT JOIN gained g ON g.found_on = won.id
 ), raw AS (
   INSERT INTO raw_result (tenant, generation, stream, ms, seq, dispatch, job, processed)
   SELECT won.tenant, $31, j.raw_stream, j.raw_ms, j.raw_seq, won.dispatch, won.id, j.raw_stream <> 'items'
-    FROM won JOIN j ON j.tenant = won.tenant AND j.id = won.id WHERE j.raw_stream IS NOT NULL AND NOT ", stored_by_another!(), "
+    FROM won JOIN j ON j.tenant = won.tenant AND j.id = won.id AND j.attempt = won.attempt WHERE j.raw_stream IS NOT NULL AND NOT ", stored_by_another!(), "
 ), linked AS (
   INSERT INTO page_link (tenant, dispatch, url_hash, job, links)
   SELECT won.tenant, won.dispatch, won.url_hash, won.id, string_to_array(j.links, E'\\n')
-    FROM won JOIN j ON j.tenant = won.tenant AND j.id = won.id WHERE j.links IS NOT NULL AND won.url_hash IS NOT NULL
+    FROM won JOIN j ON j.tenant = won.tenant AND j.id = won.id AND j.attempt = won.attempt WHERE j.links IS NOT NULL AND won.url_hash IS NOT NULL
    ORDER BY 1, 2, 3
   ON CONFLICT (tenant, dispatch, url_hash) DO UPDATE SET job = excluded.job, links = excluded.links
 ), delta AS (
@@ -179,7 +179,7 @@ WITH j AS MATERIALIZED (
       + (SELECT count(*) FROM f JOIN won w ON w.id = f.parent WHERE w.dispatch = won.dispatch AND w.remake_of IS NULL),
     coalesce(sum(j.body_bytes) FILTER (WHERE won.remake_of IS NULL), 0), count(j.raw_stream) FILTER (WHERE NOT ", stored_by_another!(), "),
     coalesce(sum(j.items) FILTER (WHERE won.remake_of IS NULL AND NOT ", stored_by_another!(), "), 0)
-    FROM won JOIN j ON j.tenant = won.tenant AND j.id = won.id LEFT JOIN gained g ON g.found_on = won.id
+    FROM won JOIN j ON j.tenant = won.tenant AND j.id = won.id AND j.attempt = won.attempt LEFT JOIN gained g ON g.found_on = won.id
    GROUP BY won.tenant, won.dispatch
 )
 SELECT id, NULL AS tenant, NULL AS host FROM won

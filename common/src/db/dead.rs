@@ -45,12 +45,14 @@ pub struct Replayed {
     pub hosts: Vec<String>,
 }
 
-/// Schedules dead letters again, each once; their dispatches run again. Calls whose end is unknown only with `force`.
+/// Schedules dead letters again, each once; their dispatches run again. Calls that may not be repeated only with `force`.
 /// An occurrence is not replayed: its entry has gone on.
 pub async fn replay(db: &Db, q: &DeadQuery<'_>, force: bool) -> DbResult<Replayed> {
     run_tx!(db, "replay-dead", |tx| {
         let sql = format!(
-            "-- find-dead\nSELECT id, finished_at, outcome = 'unknown' FROM crawl_log WHERE {WHERE} AND kind <> 'occurrence'
+            "-- find-dead\nSELECT id, finished_at, outcome = 'unknown' OR kind = 'get_page' AND EXISTS (
+                SELECT 1 FROM dispatch d WHERE d.tenant = l.tenant AND d.id = l.dispatch AND (d.spec #>> '{{document,at_most_once}}') = 'true')
+               FROM crawl_log l WHERE {WHERE} AND kind <> 'occurrence'
               ORDER BY id LIMIT $8 FOR UPDATE"
         );
         let after = q.after.unwrap_or_default();

@@ -277,7 +277,10 @@ impl Cluster {
     }
 
     pub async fn redis_command(&self, words: &[&str]) -> Result<redis::Value> {
-        let mut connection = redis::Client::open(self.redis.url())?.get_multiplexed_async_connection().await?;
+        // The usual half second is too short for a machine that runs many clusters at once.
+        let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(30)));
+        let client = redis::Client::open(self.redis.url())?;
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]);
         Ok(command.query_async(&mut connection).await?)

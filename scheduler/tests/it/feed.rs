@@ -33,6 +33,8 @@ pub struct Behaviour {
     pub lie: i64,
     /// After so many good pages, so many items more are there, at the end.
     pub grow: Option<(usize, usize)>,
+    /// Beyond its end it begins again: with the last page for any number, with the first cursor.
+    pub circle: bool,
     pub latency: Duration,
     /// How often the count is given as null.
     pub malformed_counts: AtomicUsize,
@@ -188,6 +190,8 @@ async fn page(State(shared): State<Arc<Shared>>, headers: HeaderMap, Query(askin
     if let Some(failure) = shared.enter("/items", page, &headers, asking.key).await {
         return failure;
     }
+    let pages = shared.items.load(Ordering::SeqCst).div_ceil(size);
+    let page = if shared.behaviour.circle { page.min(pages) } else { page };
     let items = shared.slice((page - 1) * size, size);
     Json(json!({ "total": shared.total(), "items": items })).into_response()
 }
@@ -206,6 +210,10 @@ async fn chain(State(shared): State<Arc<Shared>>, headers: HeaderMap, Query(aski
         return failure;
     }
     let items = shared.slice(from, size);
-    let next = (from + size < shared.items.load(Ordering::SeqCst)).then(|| format!("after {}", from + size));
+    let next = match from + size < shared.items.load(Ordering::SeqCst) {
+        true => Some(from + size),
+        false => shared.behaviour.circle.then_some(0),
+    };
+    let next = next.map(|from| format!("after {from}"));
     Json(json!({ "items": items, "next": next })).into_response()
 }

@@ -39,7 +39,7 @@ async fn many_large_entries_pass_in_bounded_parts() -> Result<()> {
     let redis = Redis::new(&cluster.redis.url(), "test")?;
     cluster.redis_command(&["XGROUP", "CREATE", PAGES, "once", "0", "MKSTREAM"]).await?;
     let large = entry(vec![0xa5; BODY_BYTES]);
-    let entries = vec![&large; 20];
+    let entries = [&large; 20];
     let mut ids = Vec::new();
     while ids.len() < entries.len() {
         let part = raw::append(&redis, PAGES, &entries[ids.len()..]).await?;

@@ -87,6 +87,19 @@ async fn a_count_that_lies_is_not_believed() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_goes_in_circles_comes_to_an_end() -> Result<()> {
+    let feed = Feed::start(30, Behaviour { circle: true, ..Behaviour::default() }).await?;
+    for document in [feed.document(10), feed.cursor_document(10)] {
+        let (cluster, _scheduler, _workers) = cluster(&feed, &document, 1).await?;
+        let dispatch = run(&cluster).await?;
+        cluster.wait_done(&dispatch, LIMIT).await?;
+        judge(&cluster, &feed, &dispatch).await?;
+    }
+    assert!(feed.asked().len() < 20, "{} requests", feed.asked().len());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_count_that_changes_is_noticed_and_repaired() -> Result<()> {
     // To another number of pages, and within the same one.
     for (items, more) in [(203, 60), (203, 4)] {

@@ -61,11 +61,17 @@ pub fn refused(ctx: &Context, entry: StreamId, job: &Job, fetched: &Fetched) -> 
     if let Effect::Finished { job, .. } = &mut done.effect {
         job.status = Some(fetched.status as i16);
     }
-    if matches!(fetched.status, 429 | 503) {
-        let hold_ms = fetched.retry_after_ms(ctx.clock.now_ms()).unwrap_or(ctx.settings.retry_base_ms);
-        done.hold = Some((job.host.clone(), hold_ms, why));
-    }
+    done.hold = hold_of(ctx, job, fetched);
     done
+}
+
+/// What 429 and 503 ask for: the host, for how long, and why.
+pub fn hold_of(ctx: &Context, job: &Job, fetched: &Fetched) -> Option<(String, i64, String)> {
+    if !matches!(fetched.status, 429 | 503) {
+        return None;
+    }
+    let hold_ms = fetched.retry_after_ms(ctx.clock.now_ms()).unwrap_or(ctx.settings.retry_base_ms);
+    Some((job.host.clone(), hold_ms, format!("the server answered {}", fetched.status)))
 }
 
 /// The body decoded, within its bound.

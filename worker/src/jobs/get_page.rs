@@ -6,7 +6,7 @@ use dodo_common::db::page::{self, Paged};
 use dodo_common::db::pool::DbError;
 use dodo_common::db::schedule::{Loaded, LoadedPaging};
 use dodo_common::model::job::{Job, Outcome};
-use dodo_common::model::source::{Metadata, PagedSpec, ROUNDS_MAX};
+use dodo_common::model::source::{Metadata, PAGES_MAX, PagedSpec, ROUNDS_MAX};
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::names::ITEMS;
 use serde_json::{Value, json};
@@ -40,9 +40,15 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
         Ok(host) => host,
         Err(done) => return *done,
     };
-    if once && !begin(ctx, &job).await {
-        // It was begun before, and its worker lives or is found out: nothing to do here.
-        return Done::new(entry, Effect::Gone);
+    if once {
+        match begin(ctx, &job).await {
+            Begun::Now => {}
+            // Its worker lives or is found out: nothing to do here.
+            Begun::Before => return Done::new(entry, Effect::Gone),
+            Begun::Perhaps => {
+                return end::finish(entry, &job, Outcome::Unknown, "whether its call was begun before cannot be known");
+            }
+        }
     }
     match paging::ask(ctx, &paging, &url, &host).await {
         Ok(answer) => store(ctx, entry, &job, &paging, known, answer),
@@ -50,7 +56,7 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
             take_back(ctx, &job).await;
             Done::new(entry, Effect::Returned)
         }
-        Err(why) if once => end_once(entry, &job, why),
+        Err(why) if once => end_once(ctx, entry, &job, why),
         Err(why) => paging::again(ctx, entry, &job, why),
     }
 }
@@ -78,14 +84,23 @@ fn store(ctx: &Context, entry: StreamId, job: &Job, paging: &Paging, known: Load
     let items = match spec.items(&answer.value) {
         Ok(items) => items,
         Err(why) if spec.document.at_most_once => {
-            return end_once(entry, job, NoAnswer::Malformed(Box::new(answer.fetched), why));
+            return end_once(ctx, entry, job, NoAnswer::Malformed(Box::new(answer.fetched), why));
         }
         Err(why) => return paging::again(ctx, entry, job, NoAnswer::Malformed(Box::new(answer.fetched), why)),
     };
     let (mut paged, reason) = match follow(spec, job, known.metadata, &items, &answer.value) {
         Ok(following) => following,
-        Err(why) => return end::finish(entry, job, Outcome::Failed, &why),
+        Err(why) => {
+            let mut done = end::finish(entry, job, Outcome::Failed, &why);
+            done.requested = true;
+            return done;
+        }
     };
+    if !paged.stores {
+        let mut done = paging::finish(entry, job, paging::ended(job, Outcome::Duplicate, &reason), Paged::default());
+        (done.requested, done.hold) = (true, hold);
+        return done;
+    }
     let about = about_of(spec, job, &items, answer.started_ms);
     if spec.document.at_most_once {
         paged.kept = Some(about.clone());
@@ -101,6 +116,7 @@ fn store(ctx: &Context, entry: StreamId, job: &Job, paging: &Paging, known: Load
 }
 
 /// What follows a page: the next one where a cursor or a full last page says so, a new round where the count changed.
+/// A page that repeats the one before it is not stored.
 fn follow(
     spec: &PagedSpec,
     job: &Job,
@@ -111,13 +127,16 @@ fn follow(
     let mut paged = Paged { items: items.len() as i32, stores: true, ..Paged::default() };
     let Some((page, total)) = job.page else { return Err("the job has no page".to_owned()) };
     let Some(round) = round_of(job) else {
-        let own = job.payload.as_ref().and_then(|payload| payload["cursor"].as_str());
+        let before = paging::behind(job);
         let next = spec.next_cursor(answer)?;
         return Ok(match next.as_deref() {
             None => (paged, "the last page".to_owned()),
-            Some(cursor) if Some(cursor) == own => (paged, "the API names the same cursor again".to_owned()),
+            Some(cursor) if before.contains(&paging::mark(cursor.as_bytes())) => {
+                (paged, "the API names a cursor again".to_owned())
+            }
+            Some(_) if i64::from(page) >= PAGES_MAX => (paged, format!("no more than {PAGES_MAX} pages are fetched")),
             Some(cursor) => {
-                paged.next.push(paging::cursor_job(spec, job.dispatch, page + 1, Some(cursor))?);
+                paged.next.push(paging::cursor_job(spec, job.dispatch, page + 1, Some(cursor), before)?);
                 (paged, String::new())
             }
         });
@@ -137,7 +156,15 @@ fn follow(
     }
     // A count may be too low: a full last page is not believed to be the last.
     if page >= total && items.len() as i64 >= spec.document.page_size() {
-        paged.next.push(paging::page_job(spec, job.dispatch, round, page + 1, total)?);
+        let own = paging::mark(Value::from(items).to_string().as_bytes());
+        if paging::behind(job).contains(&own) {
+            paged.stores = false;
+            return Ok((paged, format!("the API answers the items of page {} again", page - 1)));
+        }
+        if i64::from(page) >= PAGES_MAX {
+            return Ok((paged, format!("no more than {PAGES_MAX} pages are fetched")));
+        }
+        paged.next.push(paging::page_job(spec, job.dispatch, round, page + 1, total, Some(own))?);
         return Ok((paged, format!("page {page} of {total} is full: the next one is looked at")));
     }
     Ok((paged, String::new()))
@@ -155,7 +182,7 @@ fn about_of(spec: &PagedSpec, job: &Job, items: &[Value], fetched_ms: i64) -> Ve
 }
 
 /// The end of a call that may not be repeated and gave nothing to store.
-fn end_once(entry: StreamId, job: &Job, why: NoAnswer) -> Done {
+fn end_once(ctx: &Context, entry: StreamId, job: &Job, why: NoAnswer) -> Done {
     let (outcome, reason, fetched) = match why {
         NoAnswer::Unsent => (Outcome::Unknown, String::new(), None),
         NoAnswer::Lost(why) => (Outcome::Unknown, why, None),
@@ -169,11 +196,12 @@ fn end_once(entry: StreamId, job: &Job, why: NoAnswer) -> Done {
         }
     };
     let mut finished = paging::ended(job, outcome, &reason);
+    let hold = fetched.as_ref().and_then(|fetched| end::hold_of(ctx, job, fetched));
     if let Some(fetched) = fetched {
         paging::figures(&mut finished, &fetched, None);
     }
     let mut done = paging::finish(entry, job, finished, Paged::default());
-    done.requested = true;
+    (done.requested, done.hold) = (true, hold);
     done
 }
 
@@ -199,16 +227,30 @@ fn store_kept(ctx: &Context, entry: StreamId, job: &Job, answer: Vec<u8>) -> Don
     Done::new(entry, Effect::Finished { job: Box::new(finished), raw, dispatch: job.dispatch })
 }
 
-/// Commits that the call is about to be made. False: it has been begun before.
-async fn begin(ctx: &Context, job: &Job) -> bool {
+/// Whether a call may be made now.
+enum Begun {
+    Now,
+    Before,
+    /// An earlier try got no answer, so it may have been that one which began it.
+    Perhaps,
+}
+
+/// Commits that the call is about to be made.
+async fn begin(ctx: &Context, job: &Job) -> Begun {
+    let mut unsure = false;
     loop {
         match page::begin(&ctx.db, &ctx.incarnation, &job.key).await {
-            Ok(begun) => return begun,
+            Ok(true) => return Begun::Now,
+            Ok(false) if unsure => return Begun::Perhaps,
+            Ok(false) => return Begun::Before,
             Err(DbError::WorkerRefused(why)) => {
                 ctx.refuse(&why);
                 std::future::pending::<()>().await;
             }
-            Err(error) => tracing::warn!(%error, "cannot begin a call; trying again"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot begin a call; trying again");
+                unsure = true;
+            }
         }
         tokio::time::sleep(PAUSE).await;
     }

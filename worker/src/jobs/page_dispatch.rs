@@ -28,7 +28,7 @@ fn plan(spec: &PagedSpec, job: &Job, known: Option<(Metadata, i32)>) -> Result<(
     let (asked, from) = (number("round").unwrap_or(0), number("from").unwrap_or(1));
     let next = |next: Vec<NextJob>| Paged { next, ..Paged::default() };
     if let Style::Cursor { .. } = &spec.document.paging {
-        let first = paging::cursor_job(spec, job.dispatch, 1, None)?;
+        let first = paging::cursor_job(spec, job.dispatch, 1, None, Vec::new())?;
         return Ok((Outcome::Ok, String::new(), next(vec![first])));
     }
     if let Some((metadata, round)) = known {
@@ -59,7 +59,7 @@ fn pages(spec: &PagedSpec, job: &Job, round: i32, from: i32, metadata: Metadata)
     let last = metadata.total_pages.max(1);
     let until = last.min(from.saturating_add(NEXT_MAX as i32 - 2));
     let mut next = (from..=until)
-        .map(|page| paging::page_job(spec, job.dispatch, round, page, metadata.total_pages))
+        .map(|page| paging::page_job(spec, job.dispatch, round, page, metadata.total_pages, None))
         .collect::<Result<Vec<_>, _>>()?;
     if until < last {
         next.push(paging::pages_job(job.dispatch, round, until + 1));

@@ -23,6 +23,8 @@ use crate::jobs::end::{body_of, clean, is_refusal, refused, retry};
 
 /// An hour: no API's reset is waited for longer, milliseconds.
 const RESET_MS_MAX: i64 = 3_600_000;
+/// Cursors that a cursor is compared with: a longer circle ends with the bound of pages.
+const BEHIND_MAX: usize = 32;
 
 /// The page dispatch of a job; or another try, when it cannot be read.
 pub async fn load(ctx: &Context, entry: StreamId, job: &Job) -> Result<Arc<Paging>, Box<Done>> {
@@ -133,29 +135,58 @@ pub fn rate_hold_ms(limit: &RateLimit, headers: &HeaderMap, now_ms: i64) -> Opti
 }
 
 /// The job of a numbered page.
-pub fn page_job(spec: &PagedSpec, dispatch: Uuid, round: i32, page: i32, total: i32) -> Result<NextJob, String> {
+pub fn page_job(
+    spec: &PagedSpec,
+    dispatch: Uuid,
+    round: i32,
+    page: i32,
+    total: i32,
+    behind: Option<String>,
+) -> Result<NextJob, String> {
     let url = spec.page_url(Place { page: i64::from(page), cursor: None })?;
     Ok(NextJob {
         kind: JobKind::GetPage,
         host: spec.host(&url),
         url: Some(url.to_string()),
         page: Some((page, total)),
-        payload: json!({ "round": round }),
+        payload: match behind {
+            Some(mark) => json!({ "round": round, "behind": [mark] }),
+            None => json!({ "round": round }),
+        },
         key: format!("page:{dispatch}:{round}:{page}"),
     })
 }
 
-/// The job of a page that a cursor names; the first has none.
-pub fn cursor_job(spec: &PagedSpec, dispatch: Uuid, page: i32, cursor: Option<&str>) -> Result<NextJob, String> {
+/// The job of a page that a cursor names; the first has none. `behind` marks the cursors before it.
+pub fn cursor_job(
+    spec: &PagedSpec,
+    dispatch: Uuid,
+    page: i32,
+    cursor: Option<&str>,
+    mut behind: Vec<String>,
+) -> Result<NextJob, String> {
+    behind.extend(cursor.map(|cursor| mark(cursor.as_bytes())));
+    let behind = &behind[behind.len().saturating_sub(BEHIND_MAX)..];
     let url = spec.page_url(Place { page: i64::from(page), cursor })?;
     Ok(NextJob {
         kind: JobKind::GetPage,
         host: spec.host(&url),
         url: Some(url.to_string()),
         page: Some((page, 0)),
-        payload: json!({ "cursor": cursor }),
+        payload: json!({ "cursor": cursor, "behind": behind }),
         key: format!("page:{dispatch}:cursor:{page}"),
     })
+}
+
+/// What stands for a cursor, or for the items of a page, in the jobs after it.
+pub fn mark(bytes: &[u8]) -> String {
+    format!("{:016x}", xxhash_rust::xxh3::xxh3_64(bytes))
+}
+
+/// The marks of what was fetched just before a job: an API that goes round in circles is noticed by them.
+pub fn behind(job: &Job) -> Vec<String> {
+    let marks = job.payload.as_ref().and_then(|payload| payload["behind"].as_array());
+    marks.map(|marks| marks.iter().filter_map(|mark| Some(mark.as_str()?.to_owned())).collect()).unwrap_or_default()
 }
 
 /// The job that emits the pages of a round, from one on.
