@@ -7,6 +7,7 @@ use std::time::Duration;
 use dodo_common::db::dispatch::{self, Dispatch};
 use dodo_common::db::generation::{self, Generation};
 use dodo_common::db::{host, page, schedule};
+use dodo_common::fail;
 use dodo_common::model::job::{JobKey, Outcome};
 use dodo_common::model::source::PagedSpec;
 use dodo_common::model::spec::{CrawlSpec, DELAY_MS_DEFAULT};
@@ -17,6 +18,7 @@ use dodo_common::stream::report::{Report, Verdict};
 use dodo_common::stream::status;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::backpressure::Backpressure;
 use crate::context::{Context, Term};
@@ -113,6 +115,7 @@ impl<'a> Dispatcher<'a> {
     /// Makes the window whole, waits until every worker follows, and takes over what is in it.
     async fn open(ctx: &'a Arc<Context>, term: &'a Term) -> Result<Self, WindowError> {
         dodo_common::stream::control::take_epoch(&ctx.redis, term.epoch).await?;
+        fail::point_async("epoch-raised").await;
         let mut generation = generation::current(&ctx.db).await?;
         if let Some(why) = window::fault(ctx, term, &generation).await? {
             generation = window::renew(ctx, term, &why).await?;
@@ -244,7 +247,9 @@ impl<'a> Dispatcher<'a> {
 
     /// Rolls progress up and moves dispatches to the state it says.
     async fn progress(&mut self) -> Result<(), WindowError> {
-        dispatch::roll_up(&self.ctx.db, self.term.epoch).await?;
+        if dispatch::roll_up(&self.ctx.db, self.term.epoch).await? > 0 {
+            fail::point_async("progress-rolled-up").await;
+        }
         read_rules(self.ctx, self.term, &mut self.frontier).await
     }
 
@@ -270,7 +275,7 @@ impl<'a> Dispatcher<'a> {
         for batch in orphaned.chunk_by(|a, b| a.0 == b.0) {
             let ids: Vec<_> = batch.iter().map(|(_, id)| *id).collect();
             let reason = "its call had begun when its worker was lost; it is not repeated";
-            schedule::skip(&self.ctx.db, self.term.epoch, &batch[0].0, &ids, Outcome::Unknown, reason).await?;
+            self.end(&batch[0].0, &ids, Outcome::Unknown, reason).await?;
             tracing::warn!(jobs = ids.len(), "calls ended unknown with their worker");
         }
         Ok(())
@@ -329,7 +334,9 @@ impl<'a> Dispatcher<'a> {
         let authority = Authority { epoch: self.term.epoch, generation: self.generation.number };
         for batch in picks.chunks(queue::BATCH_MAX) {
             let keys: Vec<JobKey> = batch.iter().map(|pick| pick.key.clone()).collect();
+            fail::point_async("jobs-picked").await;
             let entries = queue::push(&self.ctx.redis, authority, &keys).await?;
+            fail::point_async("jobs-pushed").await;
             let now = self.ctx.clock.now_ms();
             for (entry, pick) in entries.into_iter().zip(batch) {
                 self.frontier.issued(now, entry, Pick::clone(pick));
@@ -347,11 +354,18 @@ impl<'a> Dispatcher<'a> {
         for batch in keys.chunk_by(|a, b| a.tenant == b.tenant) {
             let ids: Vec<_> = batch.iter().map(|key| key.id).collect();
             let reason = "its crawl has fetched as many pages as it was allowed";
-            schedule::skip(&self.ctx.db, self.term.epoch, &batch[0].tenant, &ids, Outcome::Budget, reason).await?;
+            self.end(&batch[0].tenant, &ids, Outcome::Budget, reason).await?;
             for key in batch {
                 self.frontier.skipped(key);
             }
         }
+        Ok(())
+    }
+
+    /// Ends jobs that no worker will.
+    async fn end(&self, tenant: &str, ids: &[Uuid], outcome: Outcome, reason: &str) -> Result<(), WindowError> {
+        schedule::skip(&self.ctx.db, self.term.epoch, tenant, ids, outcome, reason).await?;
+        fail::point_async("jobs-ended").await;
         Ok(())
     }
 }

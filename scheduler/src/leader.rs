@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dodo_common::db::leader as lease;
+use dodo_common::fail;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::{Context, Term};
@@ -29,6 +30,7 @@ pub async fn run(ctx: Arc<Context>) {
 
 async fn lead(ctx: &Arc<Context>, epoch: i64) {
     tracing::info!(epoch, scheduler = %ctx.id, "leads");
+    fail::point_async("lease-taken").await;
     let term = Term { epoch, over: ctx.soft.child_token() };
     ctx.leads.store(true, Ordering::Relaxed);
     metrics::gauge!("dodo_leader").set(1.0);

@@ -5,6 +5,10 @@ use dodo_scheduler::cli::{self, Cli};
 
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
+    if let Err(error) = dodo_common::fail::arm() {
+        cli::tell(error);
+        return std::process::ExitCode::FAILURE;
+    }
     dodo_common::install_tls_provider();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -8,6 +8,7 @@ use dodo_common::db::dispatch;
 use dodo_common::db::manifest::{self, Manifest, Read};
 use dodo_common::db::pool::{DbError, DbResult};
 use dodo_common::db::source;
+use dodo_common::fail;
 use dodo_common::model::job::TENANT_DEFAULT;
 use dodo_common::model::manifest::{BYTES_MAX, Checked, Reason, parse};
 use dodo_common::storage::object::StoreError;
@@ -165,6 +166,7 @@ async fn read(
         Err(StoreError::NotFound { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
+    fail::point_async("manifest-read").await;
     if let Some(known) = known
         && known.hash == hash_of(&body)
     {
@@ -228,6 +230,7 @@ async fn expand(ctx: &Context, term: &Term) -> DbResult<u64> {
     let (scheduled, over) = manifest::expand(&ctx.db, term.epoch, room.clamp(0, EXPAND_MAX)).await?;
     if scheduled + over > 0 {
         tracing::debug!(scheduled, over, "entries expanded");
+        fail::point_async("entries-expanded").await;
         if let Err(error) = queue::hint(&ctx.redis, vec![(TENANT_DEFAULT.to_owned(), String::new())]).await {
             tracing::debug!(%error, "the hint did not get through");
         }

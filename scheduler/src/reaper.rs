@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use dodo_common::db::pool::DbError;
 use dodo_common::db::worker::{self, WorkerRow, consumer_name};
+use dodo_common::fail;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::heartbeat::{self, ABSENT_MS, Beat, LEASE_MS};
 use dodo_common::stream::{control, queue};
@@ -94,6 +95,7 @@ pub async fn tick(ctx: &Context, term: &Term, watch: &mut Watch) -> Result<Summa
             tracing::warn!(worker = %row.id, slot = row.slot, pid = row.pid, "worker lost: {reason}");
             metrics::counter!("dodo_workers_lost_total").increment(1);
             summary.lost.push(row.id);
+            fail::point_async("worker-lost").await;
         }
         // Ended or lost: its connections must not take another entry, then what it held comes back.
         control::kill_connections(&ctx.redis, &row.id.to_string()).await?;
@@ -101,6 +103,7 @@ pub async fn tick(ctx: &Context, term: &Term, watch: &mut Watch) -> Result<Summa
         released.push(row.id);
     }
     if !released.is_empty() {
+        fail::point_async("entries-taken-back").await;
         worker::release(&ctx.db, term.epoch, &released).await?;
     }
     let known: HashSet<Uuid> = rows.iter().map(|row| row.id).collect();

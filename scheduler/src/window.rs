@@ -7,6 +7,7 @@ use dodo_common::db::generation::{self, Generation};
 use dodo_common::db::pool::{DbError, DbResult};
 use dodo_common::db::raw::{self as raw_result, RawKey};
 use dodo_common::db::{schedule, worker};
+use dodo_common::fail;
 use dodo_common::model::job::JobKey;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::connection::StreamError;
@@ -61,8 +62,11 @@ pub async fn renew(ctx: &Context, term: &Term, why: &str) -> Result<Generation, 
     control::take_epoch(&ctx.redis, term.epoch).await?;
     let sight = control::look(&ctx.redis).await?;
     let generation = generation::advance(&ctx.db, term.epoch, &sight.run_id).await?;
+    fail::point_async("generation-advanced").await;
     control::start_generation(&ctx.redis, term.epoch, generation.number).await?;
+    fail::point_async("streams-recreated").await;
     let remade = reconcile(ctx, term).await?;
+    fail::point_async("results-reconciled").await;
     metrics::counter!("dodo_generations_total").increment(1);
     if generation.number == 1 {
         // Nothing was lost: before it there was none.

@@ -12,6 +12,7 @@ use dodo_common::db::dispatch;
 use dodo_common::db::pool::DbError;
 use dodo_common::db::raw::{self as raw_result, EntryKey, EntryState};
 use dodo_common::db::segment::{self, Segment};
+use dodo_common::fail;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::surt::surt;
 use dodo_common::storage::cdxj::CdxFields;
@@ -182,13 +183,14 @@ async fn advance(ctx: &Context, stream: &str) -> anyhow::Result<Summary> {
     let segments: Vec<Segment> = plans.iter().map(|(plan, _)| plan.clone()).collect();
     if !segments.is_empty() {
         segment::plan(&ctx.db, &ctx.incarnation, &segments).await?;
-        ctx.fail_point("archive-planned");
+        fail::point_async("archive-planned").await;
     }
     for (plan, encoded) in &plans {
         finish(ctx, plan, Some(encoded)).await?;
     }
-    ctx.fail_point("archive-recorded");
+    fail::point_async("archive-recorded").await;
     let trimmed = raw::trim_below(&ctx.redis, stream, ctx.incarnation.generation, last.next()).await?;
+    fail::point_async("archive-trimmed").await;
     Ok(Summary {
         segments: plans.len(),
         entries: segments.iter().map(|s| s.entries as usize).sum(),
@@ -327,7 +329,7 @@ fn plan_of(stream: &str, tenant: &str, generation: i64, encoded: &Encoded) -> Se
 async fn finish(ctx: &Context, plan: &Segment, encoded: Option<&Encoded>) -> anyhow::Result<()> {
     if let Some(encoded) = encoded {
         encode::put_segment(&ctx.store, encoded).await?;
-        ctx.fail_point("archive-uploaded");
+        fail::point_async("archive-uploaded").await;
         let sidecar = encode::verify(&ctx.store, &encoded.key).await?;
         if sidecar != encoded.sidecar {
             bail!("{} in the archive is not what was written", plan.key);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use dodo_common::db::commit::{self, Batch, Committed, Finished, Retry};
 use dodo_common::db::host::HostUpdate;
 use dodo_common::db::pool::DbError;
+use dodo_common::fail;
 use dodo_common::model::job::{JobKey, Outcome};
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::url::UrlHash;
@@ -146,6 +147,7 @@ async fn append(ctx: &Context, done: &mut [Done]) {
                 }
             }
         }
+        fail::point_async("raw-appended").await;
         let mut ids = ids.into_iter();
         for d in done.iter_mut() {
             if let Effect::Finished { raw: raw @ Some(_), job, .. } = &mut d.effect
@@ -214,7 +216,10 @@ async fn commit_batch(ctx: &Context, batch: &Batch) -> Committed {
     }
     loop {
         match commit::commit(&ctx.db, &ctx.incarnation, batch).await {
-            Ok(committed) => return committed,
+            Ok(committed) => {
+                fail::point_async("committed").await;
+                return committed;
+            }
             Err(DbError::WorkerRefused(why)) => {
                 ctx.refuse(&why);
                 std::future::pending::<()>().await;
@@ -237,7 +242,7 @@ async fn report(ctx: &Context, mut settled: Vec<Settled>, committed: Committed) 
     let report = Report { worker: ctx.incarnation.id, settled, gained: committed.gained };
     loop {
         match queue::settle(&ctx.redis, ctx.incarnation.generation, &report).await {
-            Ok(()) => return,
+            Ok(()) => return fail::point_async("settled").await,
             Err(error) => {
                 if is_generation(&error) {
                     ctx.check_current().await;

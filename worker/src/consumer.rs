@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dodo_common::db::schedule::{self, Loaded, Unknown};
+use dodo_common::fail;
 use dodo_common::model::job::JobKey;
 use dodo_common::stream::connection::{Redis, StreamError};
 use dodo_common::stream::queue::{self, JobEntry};
@@ -83,7 +84,9 @@ async fn take(
     results: &Results,
 ) {
     let keys: Vec<JobKey> = entries.iter().map(|entry| entry.key.clone()).collect();
+    fail::point_async("jobs-read").await;
     let Some((mut rows, unknown)) = load(ctx, &keys).await else { return };
+    fail::point_async("jobs-loaded").await;
     let mut spare = Some(first);
     for JobEntry { entry, key } in entries {
         let permit = match spare.take() {

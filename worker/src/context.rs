@@ -216,14 +216,6 @@ impl Context {
         Ok(robots)
     }
 
-    /// Stops the process dead at a named step, when a test asked for it.
-    pub fn fail_point(&self, step: &str) {
-        if self.settings.fail_point == step {
-            tracing::error!(step, "stopping at the fail point");
-            std::process::abort();
-        }
-    }
-
     /// Takes hold of an entry; false if it is held already: the pending list shows those too.
     pub fn hold(&self, entry: StreamId) -> bool {
         self.held.lock().expect("no panic under this lock").insert(entry)

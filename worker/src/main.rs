@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use clap::Parser;
+use dodo_common::fail;
 use dodo_common::lifecycle::Lifecycle;
 use dodo_worker::settings::Settings;
 use dodo_worker::supervise;
@@ -12,6 +13,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
     let settings = Settings::parse();
+    if let Err(error) = fail::arm() {
+        eprintln!("dodo-worker: {error}");
+        return std::process::ExitCode::FAILURE;
+    }
     dodo_common::install_tls_provider();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -9,6 +9,7 @@ use dodo_common::db::pool::{DbError, DbResult};
 use dodo_common::db::raw::{self as raw_result, EntryKey, EntryState, RawKey};
 use dodo_common::db::record::{self, Processed, Unfit};
 use dodo_common::db::worker::consumer_name;
+use dodo_common::fail;
 use dodo_common::model::record::Record;
 use dodo_common::stream::connection::Redis;
 use dodo_common::stream::items;
@@ -119,6 +120,7 @@ async fn pass(ctx: &Context, held: &mut VecDeque<Stored>) -> anyhow::Result<Summ
         summary.records = processed.iter().map(|p| p.records.len()).sum();
         summary.unfit = processed.iter().map(|p| p.unfit.len()).sum();
         store(ctx, processed).await?;
+        fail::point_async("items-stored").await;
         metrics::counter!("dodo_records_total").increment(summary.records as u64);
         metrics::counter!("dodo_unfit_items_total").increment(summary.unfit as u64);
     }

@@ -78,9 +78,6 @@ pub struct Settings {
     /// End when standard input closes: a child's way to follow its parent
     #[arg(long, hide = true)]
     pub exit_with_stdin: bool,
-    /// Stop the archiver with SIGKILL at this step, for tests of what a successor does
-    #[arg(long, hide = true, env = "DODO_FAIL_POINT", default_value = "")]
-    pub fail_point: String,
 }
 
 impl Settings {

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use dodo_common::db::pool::{Db, DbError};
 use dodo_common::db::worker::{self, Registration};
 use dodo_common::db::{generation, migrate};
+use dodo_common::fail;
 use dodo_common::lifecycle::Lifecycle;
 use dodo_common::place;
 use dodo_common::storage::object::{S3Settings, Store};
@@ -45,6 +46,7 @@ pub async fn run(settings: Settings, lifecycle: Lifecycle) -> anyhow::Result<()>
         }
         let (region, proxy) = (about.region.as_deref(), about.proxy.as_deref());
         tracing::info!(worker = %id, slot = incarnation.slot, generation = incarnation.generation, region, proxy, "registered");
+        fail::point_async("registered").await;
         let redis = Redis::new(&settings.servers.redis_url, &format!("{id}:write"))?;
         let reader = Redis::blocking(&settings.servers.redis_url, &format!("{id}:read"))?;
         let ctx = Arc::new(Context::new(
@@ -95,6 +97,7 @@ async fn work(ctx: &Arc<Context>, (reader, items): (Redis, Redis), lifecycle: &L
     let drain = async {
         lifecycle.soft.cancelled().await;
         ctx.draining.store(true, Ordering::Relaxed);
+        fail::point_async("drain-begun").await;
         let announce = async {
             if let Err(error) = worker::drain(&ctx.db, ctx.incarnation.id).await {
                 tracing::warn!(%error, "cannot say that it drains");

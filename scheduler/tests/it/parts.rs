@@ -133,6 +133,19 @@ async fn the_sample_site_goes_by_the_name_it_is_given() -> Result<()> {
     Ok(())
 }
 
+/// A test that names a point wrongly would prove nothing: the program does not start.
+#[test]
+fn a_wrong_fail_point_stops_the_start() -> Result<()> {
+    let worker = dodo_program().with_file_name("dodo-worker");
+    for (program, arguments) in [(dodo_program(), ["status"].as_slice()), (worker.as_path(), &[])] {
+        let out = Command::new(program).args(arguments).env("DODO_FAIL_POINT", "committed=stop").output()?;
+        let text = String::from_utf8_lossy(&out.stderr).trim().to_owned();
+        assert_eq!(out.status.code(), Some(1), "{text}");
+        assert!(text.contains("DODO_FAIL_POINT") && text.lines().count() == 1, "{text}");
+    }
+    Ok(())
+}
+
 /// Every variable that a program of ours reads is in docker/sample.env, with its default there; and what is there is
 /// read by a program or by Compose.
 #[test]

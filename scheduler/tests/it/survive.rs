@@ -31,7 +31,10 @@ impl Run {
     }
 
     async fn start_with(schedulers: usize, workers: usize, env: &[(&str, &str)]) -> Result<Self> {
-        let mut cluster = Cluster::start().await?;
+        Self::on(Cluster::start().await?, schedulers, workers, env).await
+    }
+
+    async fn on(mut cluster: Cluster, schedulers: usize, workers: usize, env: &[(&str, &str)]) -> Result<Self> {
         let web = Web::start(HOSTS, PAGES, Duration::from_millis(5)).await?;
         cluster.open(&web.places);
         let mut run_schedulers = Vec::new();
@@ -207,6 +210,36 @@ async fn a_stopped_worker_wakes_up_after_its_lease() -> Result<()> {
     run.workers[0].signal(Signal::SIGSTOP);
     tokio::time::sleep(Duration::from_secs(6)).await;
     run.workers[0].signal(Signal::SIGCONT);
+    run.judge().await
+}
+
+/// A worker dies at a step of its jobs; another goes on.
+async fn a_worker_dies_at(point: &str) -> Result<()> {
+    let mut run = Run::start_with(1, 1, &[("DODO_FAIL_POINT", point)]).await?;
+    assert_eq!(run.workers[0].ended(Duration::from_secs(30)).await?, None, "it was stopped by a signal at {point}");
+    run.workers.push(run.cluster.worker()?);
+    run.judge().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_dies_before_its_commit() -> Result<()> {
+    a_worker_dies_at("raw-appended@12").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_dies_after_its_commit() -> Result<()> {
+    a_worker_dies_at("committed@12").await
+}
+
+/// The leader dies with entries in the stream that it has not noted.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_dies_after_a_push() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    cluster.scheduler_env.push(("DODO_FAIL_POINT".to_owned(), "jobs-pushed@20".to_owned()));
+    let mut run = Run::on(cluster, 1, 2, &[("DODO_ARCHIVE_AGE_MS", "1500")]).await?;
+    run.cluster.scheduler_env.pop();
+    assert_eq!(run.schedulers[0].ended(Duration::from_secs(30)).await?, None, "it was stopped by a signal");
+    run.schedulers.push(run.cluster.scheduler().await?);
     run.judge().await
 }
 

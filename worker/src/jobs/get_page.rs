@@ -5,6 +5,7 @@ use std::time::Duration;
 use dodo_common::db::page::{self, Paged};
 use dodo_common::db::pool::DbError;
 use dodo_common::db::schedule::{Loaded, LoadedPaging};
+use dodo_common::fail;
 use dodo_common::model::job::{Job, Outcome};
 use dodo_common::model::source::{Metadata, PAGES_MAX, PagedSpec, ROUNDS_MAX};
 use dodo_common::model::stream_id::StreamId;
@@ -50,7 +51,14 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
             }
         }
     }
-    match paging::ask(ctx, &paging, &url, &host).await {
+    if once {
+        fail::point_async("call-begun").await;
+    }
+    let answer = paging::ask(ctx, &paging, &url, &host).await;
+    if once {
+        fail::point_async("call-answered").await;
+    }
+    match answer {
         Ok(answer) => store(ctx, entry, &job, &paging, known, answer),
         Err(NoAnswer::Unsent) if once => {
             take_back(ctx, &job).await;
