@@ -12,7 +12,7 @@ use dodo_common::model::record::Mapper;
 use dodo_common::model::robots::Robots;
 use dodo_common::model::scope::Scope;
 use dodo_common::model::source::PagedSpec;
-use dodo_common::model::spec::CrawlSpec;
+use dodo_common::model::spec::{CrawlSpec, NoopSpec};
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::url::canonical;
 use dodo_common::storage::object::Store;
@@ -26,8 +26,8 @@ use crate::fetch::{Fetcher, secret_headers};
 use crate::seen::Seen;
 use crate::settings::Settings;
 
-/// Crawls whose spec is kept at hand.
-const CRAWLS_MAX: usize = 1000;
+/// Dispatches of each kind whose spec is kept at hand.
+const DISPATCHES_MAX: usize = 1000;
 /// A page dispatch is read again after this long, milliseconds.
 const PAGING_MS: Millis = 30_000;
 /// Hosts whose robots.txt is kept at hand.
@@ -78,6 +78,7 @@ pub struct Context {
     pub settled: AtomicU64,
     crawls: Mutex<HashMap<Uuid, Arc<Crawl>>>,
     pagings: Mutex<HashMap<Uuid, Arc<Paging>>>,
+    noops: Mutex<HashMap<Uuid, Arc<NoopSpec>>>,
     robots: Mutex<HashMap<String, (i64, Arc<Robots>)>>,
 }
 
@@ -107,6 +108,7 @@ impl Context {
             settled: AtomicU64::new(0),
             crawls: Mutex::default(),
             pagings: Mutex::default(),
+            noops: Mutex::default(),
             robots: Mutex::default(),
         }
     }
@@ -152,11 +154,25 @@ impl Context {
             seeds.iter().filter_map(|seed| canonical(seed.as_str(), None).ok()).map(|seed| seed.host).collect();
         let crawl = Arc::new(Crawl { scope: Scope::new(spec.scope, seeds), spec, headers, seed_hosts });
         let mut crawls = self.crawls.lock().expect("no panic under this lock");
-        if crawls.len() >= CRAWLS_MAX {
+        if crawls.len() >= DISPATCHES_MAX {
             crawls.clear();
         }
         crawls.insert(id, Arc::clone(&crawl));
         Ok(crawl)
+    }
+
+    /// How the no-op jobs of a dispatch behave, from Postgres at first.
+    pub async fn noop(&self, tenant: &str, id: Uuid) -> DbResult<Arc<NoopSpec>> {
+        if let Some(noop) = self.noops.lock().expect("no panic under this lock").get(&id) {
+            return Ok(Arc::clone(noop));
+        }
+        let noop = Arc::new(dispatch::spec::<NoopSpec>(&self.db, tenant, id).await?);
+        let mut noops = self.noops.lock().expect("no panic under this lock");
+        if noops.len() >= DISPATCHES_MAX {
+            noops.clear();
+        }
+        noops.insert(id, Arc::clone(&noop));
+        Ok(noop)
     }
 
     /// The page dispatch of a job; read again now and then, since its secret may be renewed.
@@ -170,7 +186,7 @@ impl Context {
         }
         let paging = Arc::new(self.read_paging(tenant, id, now).await?);
         let mut pagings = self.pagings.lock().expect("no panic under this lock");
-        if pagings.len() >= CRAWLS_MAX {
+        if pagings.len() >= DISPATCHES_MAX {
             pagings.clear();
         }
         pagings.insert(id, Arc::clone(&paging));

@@ -75,6 +75,9 @@ pub struct Settings {
     /// Say on the console what the log file says
     #[arg(long, env = "DODO_LOG_CONSOLE")]
     pub log_console: bool,
+    /// Let a no-op job that is asked to abort its worker do so: for tests of what then becomes of it
+    #[arg(long, hide = true, env = "DODO_ALLOW_ABORT", value_parser = clap::builder::FalseyValueParser::new())]
+    pub allow_abort: bool,
     /// End when standard input closes: a child's way to follow its parent
     #[arg(long, hide = true)]
     pub exit_with_stdin: bool,

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::db::leader;
 use crate::db::pool::{Db, DbError, DbResult, Transaction};
 use crate::db::schedule;
-use crate::model::spec::CrawlSpec;
+use crate::model::spec::{CrawlSpec, NoopSpec};
 use crate::model::url::Canonical;
 use crate::run_tx;
 
@@ -163,14 +163,15 @@ pub async fn headers(db: &Db, tenant: &str, id: Uuid) -> DbResult<BTreeMap<Strin
     serde_json::from_value(row.get(0)).map_err(|error| DbError::Input(format!("dispatch {id} has no headers: {error}")))
 }
 
-/// Submits no-op jobs, in batches of one transaction each after the first.
+/// Submits no-op jobs, one for each payload, all in one transaction.
 pub async fn submit_noops(
     db: &Db,
     tenant: &str,
     key: Option<&str>,
+    spec: &NoopSpec,
     payloads: &[Option<serde_json::Value>],
 ) -> DbResult<Submitted> {
-    let value = serde_json::json!({ "jobs": payloads.len() });
+    let value = serde_json::to_value(spec).map_err(|error| DbError::Input(error.to_string()))?;
     run_tx!(db, "submit-noops", tenant: tenant, |tx| {
         let id = Uuid::now_v7();
         if let Some(known) = insert(tx, tenant, id, "noop", key, None, &value).await? {

@@ -1,4 +1,4 @@
-//! What a crawl was asked to do: the `spec` of its dispatch.
+//! What a crawl, or a burst of no-op jobs, was asked to do: the `spec` of its dispatch.
 
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +54,47 @@ impl CrawlSpec {
         }
         Ok(())
     }
+}
+
+/// A no-op job holds its permit no longer than this, milliseconds.
+pub const NOOP_SLEEP_MS_MAX: u64 = 120_000;
+/// Bytes of the text that a no-op job fails with.
+pub const NOOP_FAIL_BYTES_MAX: usize = 1000;
+
+/// How no-op jobs behave. No part of their payload: what is archived is what was given.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NoopSpec {
+    pub jobs: usize,
+    /// Each holds its permit for so long, milliseconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub sleep_ms: u64,
+    /// Each try fails with this, until the job is dead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fail: Option<String>,
+    /// The process that runs it aborts, where the worker allows that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub abort: bool,
+}
+
+impl NoopSpec {
+    /// One clear line about the first thing that is wrong.
+    pub fn check(&self) -> Result<(), String> {
+        if self.sleep_ms > NOOP_SLEEP_MS_MAX {
+            return Err(format!("sleep_ms must be between 0 and {NOOP_SLEEP_MS_MAX}, not {}", self.sleep_ms));
+        }
+        match &self.fail {
+            Some(_) if self.abort => Err("give fail or abort, not both".to_owned()),
+            Some(why) if why.trim().is_empty() || why.len() > NOOP_FAIL_BYTES_MAX || why.contains('\0') => {
+                Err(format!("fail must be a text of 1 to {NOOP_FAIL_BYTES_MAX} bytes without a NUL"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+// The signature is serde's.
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 fn depth_default() -> i16 {

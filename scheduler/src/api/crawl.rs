@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use dodo_common::db::dispatch;
 use dodo_common::model::job::TENANT_DEFAULT;
-use dodo_common::model::spec::CrawlSpec;
+use dodo_common::model::spec::{CrawlSpec, NoopSpec};
 use dodo_common::model::url::{Canonical, canonical};
 use dodo_common::stream::queue;
 use serde::{Deserialize, Serialize};
@@ -56,6 +56,15 @@ pub struct NoopRequest {
     pub payload: Option<serde_json::Map<String, serde_json::Value>>,
     #[serde(default)]
     pub key: Option<String>,
+    /// Each holds a permit of its worker for so long, milliseconds, at most 120,000.
+    #[serde(default)]
+    pub sleep_ms: u64,
+    /// Each try fails with this text, so that each job ends dead.
+    #[serde(default)]
+    pub fail: Option<String>,
+    /// Each aborts the worker process that runs it. A worker that was not started for such tests ends the job failed.
+    #[serde(default)]
+    pub abort: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
@@ -87,6 +96,8 @@ pub async fn submit_noops(
     if !(1..=NOOPS_MAX).contains(&request.count) {
         return Err(bad_request(format!("count must be between 1 and {NOOPS_MAX}")));
     }
+    let spec = NoopSpec { jobs: request.count, sleep_ms: request.sleep_ms, fail: request.fail, abort: request.abort };
+    spec.check().map_err(bad_request)?;
     let payloads: Vec<Option<serde_json::Value>> = (0..request.count)
         .map(|n| {
             let mut payload = request.payload.clone()?;
@@ -94,7 +105,8 @@ pub async fn submit_noops(
             Some(payload.into())
         })
         .collect();
-    let submitted = dispatch::submit_noops(&api.ctx.db, TENANT_DEFAULT, request.key.as_deref(), &payloads).await?;
+    let submitted =
+        dispatch::submit_noops(&api.ctx.db, TENANT_DEFAULT, request.key.as_deref(), &spec, &payloads).await?;
     hint(&api.ctx, vec![(TENANT_DEFAULT.to_owned(), String::new())]).await;
     let accepted = Accepted { dispatch: submitted.id, created: submitted.created, scheduled: submitted.scheduled };
     Ok((StatusCode::ACCEPTED, Json(accepted)))

@@ -13,6 +13,7 @@ mod local;
 mod lost;
 mod manifest;
 mod manual;
+mod noop;
 mod paged;
 mod parts;
 mod politeness;

@@ -20,7 +20,7 @@ use crate::context::Context;
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     let done = match row.job.kind {
         JobKind::Crawl => crawl::run(ctx, entry, row).await,
-        JobKind::Noop => noop::run(ctx, entry, row),
+        JobKind::Noop => noop::run(ctx, entry, row).await,
         JobKind::Occurrence => occurrence::run(ctx, entry, row).await,
         JobKind::PageDispatch => page_dispatch::run(ctx, entry, row).await,
         JobKind::GetMetadata => get_metadata::run(ctx, entry, row).await,

@@ -1,17 +1,43 @@
-//! Does nothing, durably: the measure of the pipeline itself. A payload becomes an entry of `items`.
+//! Does nothing, durably: the measure of the pipeline itself. A payload becomes an entry of `items`. Its dispatch may
+//! ask it to behave as badly as a job can: to hold its permit, to fail, to take its worker along.
+
+use std::time::Duration;
 
 use dodo_common::db::commit::Finished;
 use dodo_common::db::schedule::Loaded;
-use dodo_common::model::job::Outcome;
+use dodo_common::model::job::{Job, Outcome};
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::names::ITEMS;
 use dodo_common::stream::raw::RawEntry;
 
 use crate::committer::{Done, Effect};
 use crate::context::Context;
+use crate::jobs::end;
 
-pub fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
+pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     let job = row.job;
+    let spec = match ctx.noop(&job.key.tenant, job.dispatch).await {
+        Ok(spec) => spec,
+        Err(error) => return end::retry(ctx, entry, &job, &format!("cannot read its dispatch: {error}")),
+    };
+    if spec.sleep_ms > 0 {
+        tokio::time::sleep(Duration::from_millis(spec.sleep_ms)).await;
+    }
+    if spec.abort {
+        if ctx.settings.allow_abort {
+            tracing::error!("a job aborts this process, as it was asked to");
+            std::process::abort();
+        }
+        let reason = "it was asked to abort its worker, which does not let it: DODO_ALLOW_ABORT is not set";
+        return end::finish(entry, &job, Outcome::Failed, reason);
+    }
+    match &spec.fail {
+        Some(why) => end::retry(ctx, entry, &job, why),
+        None => finish(ctx, entry, job),
+    }
+}
+
+fn finish(ctx: &Context, entry: StreamId, job: Job) -> Done {
     let raw = job.payload.map(|payload| {
         let entry = RawEntry {
             tenant: job.key.tenant.clone(),
