@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use dodo_common::db::dispatch::{self, Dispatch};
 use dodo_common::db::generation::{self, Generation};
-use dodo_common::db::{host, page, schedule};
+use dodo_common::db::{host, page, schedule, suspect};
 use dodo_common::fail;
-use dodo_common::model::job::{JobKey, Outcome};
+use dodo_common::model::job::Outcome;
 use dodo_common::model::source::PagedSpec;
 use dodo_common::model::spec::{CrawlSpec, DELAY_MS_DEFAULT};
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::connection::{Redis, StreamError};
-use dodo_common::stream::queue::{self, Authority};
+use dodo_common::stream::queue::{self, Authority, Order};
 use dodo_common::stream::report::{Report, Verdict};
 use dodo_common::stream::status;
 use tokio::sync::mpsc;
@@ -46,6 +46,8 @@ const SCAN_SLICE: i64 = 500;
 const AUDIT_MS: i64 = 15_000;
 /// Orphaned calls ended in one tick.
 const ORPHANED_MAX: i64 = 1000;
+/// Jobs quarantined in one tick.
+const QUARANTINED_MAX: i64 = 100;
 /// Hosts idle for this long are forgotten.
 const FORGET_MS: i64 = 3_600_000;
 
@@ -179,6 +181,7 @@ impl<'a> Dispatcher<'a> {
                 status::trim_window(&self.ctx.redis, self.term.epoch, self.last_report).await?;
                 self.audit().await?;
                 self.end_orphaned().await?;
+                self.quarantine().await?;
                 self.frontier.forget_idle(self.ctx.clock.now_ms(), FORGET_MS);
             }
             self.look_up_hosts().await?;
@@ -281,6 +284,16 @@ impl<'a> Dispatcher<'a> {
         Ok(())
     }
 
+    /// Jobs that were lost with their worker once too often while they ran alone.
+    async fn quarantine(&mut self) -> Result<(), WindowError> {
+        for (tenant, id, reason) in suspect::doomed(&self.ctx.db, QUARANTINED_MAX).await? {
+            self.end(&tenant, &[id], Outcome::Quarantined, &reason).await?;
+            metrics::counter!("dodo_jobs_quarantined_total").increment(1);
+            tracing::error!(job = %id, tenant, "a job is quarantined: {reason}");
+        }
+        Ok(())
+    }
+
     async fn scan_all(&mut self) -> Result<(), WindowError> {
         while self.scan.is_some() {
             self.scan_slice().await?;
@@ -333,9 +346,10 @@ impl<'a> Dispatcher<'a> {
         let picks = self.frontier.pick(self.ctx.clock.now_ms(), room);
         let authority = Authority { epoch: self.term.epoch, generation: self.generation.number };
         for batch in picks.chunks(queue::BATCH_MAX) {
-            let keys: Vec<JobKey> = batch.iter().map(|pick| pick.key.clone()).collect();
+            let orders: Vec<Order> =
+                batch.iter().map(|pick| Order { key: pick.key.clone(), alone: pick.alone }).collect();
             fail::point_async("jobs-picked").await;
-            let entries = queue::push(&self.ctx.redis, authority, &keys).await?;
+            let entries = queue::push(&self.ctx.redis, authority, &orders).await?;
             fail::point_async("jobs-pushed").await;
             let now = self.ctx.clock.now_ms();
             for (entry, pick) in entries.into_iter().zip(batch) {

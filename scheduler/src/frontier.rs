@@ -43,6 +43,8 @@ pub struct Pick {
     pub key: JobKey,
     pub host: String,
     pub dispatch: Uuid,
+    /// Its worker is to run nothing beside it.
+    pub alone: bool,
 }
 
 /// An issued job: what it occupies until it is settled.
@@ -454,7 +456,7 @@ impl Frontier {
                 rules.exact = false;
             }
             let key_of_job = JobKey { tenant: key.0.clone(), id: job.id, attempt: job.attempt };
-            return Ok(Some(Pick { key: key_of_job, host: key.1.clone(), dispatch }));
+            return Ok(Some(Pick { key: key_of_job, host: key.1.clone(), dispatch, alone: job.alone }));
         }
     }
 

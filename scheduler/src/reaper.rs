@@ -4,8 +4,10 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use dodo_common::db::pool::DbError;
+use dodo_common::db::suspect;
 use dodo_common::db::worker::{self, WorkerRow, consumer_name};
 use dodo_common::fail;
+use dodo_common::model::job::JobKey;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::heartbeat::{self, ABSENT_MS, Beat, LEASE_MS};
 use dodo_common::stream::{control, queue};
@@ -99,6 +101,9 @@ pub async fn tick(ctx: &Context, term: &Term, watch: &mut Watch) -> Result<Summa
         }
         // Ended or lost: its connections must not take another entry, then what it held comes back.
         control::kill_connections(&ctx.redis, &row.id.to_string()).await?;
+        if row.lost_at.is_some() || summary.lost.contains(&row.id) {
+            count_crashes(ctx, term, row).await?;
+        }
         summary.returned.extend(take_back(ctx, term, &consumer_name(row.slot)).await?);
         released.push(row.id);
     }
@@ -149,6 +154,19 @@ fn stall(id: Uuid, beat: Option<&(i64, Beat)>, watch: &mut Watch, ms_max: u64) -
     let lasted = watch.standstills.entry(id).or_insert_with(|| Standstill::new(now)).look(beat, now);
     (lasted > Duration::from_millis(ms_max))
         .then(|| format!("it holds {} jobs and has settled none for {} s", beat.in_flight, lasted.as_secs()))
+}
+
+/// Counts a loss against the jobs that the worker held, before they return: another leader may find it half done.
+async fn count_crashes(ctx: &Context, term: &Term, lost: &WorkerRow) -> Result<(), WindowError> {
+    let held = queue::held(&ctx.redis, &consumer_name(lost.slot)).await?;
+    let keys: Vec<JobKey> = held.into_iter().map(|entry| entry.key).collect();
+    let counted = suspect::count(&ctx.db, term.epoch, lost.id, &keys).await?;
+    if counted.suspects > 0 {
+        let (jobs, suspects) = (counted.jobs, counted.suspects);
+        tracing::warn!(worker = %lost.id, jobs, suspects, "jobs were lost with a worker once too often: they run alone");
+    }
+    fail::point_async("crashes-counted").await;
+    Ok(())
 }
 
 /// Takes back every pending entry of a consumer.

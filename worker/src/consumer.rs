@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use dodo_common::db::schedule::{self, Loaded, Unknown};
 use dodo_common::fail;
-use dodo_common::model::job::JobKey;
+use dodo_common::model::job::{Job, JobKey};
 use dodo_common::stream::connection::{Redis, StreamError};
 use dodo_common::stream::queue::{self, JobEntry};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
+use crate::alone;
 use crate::committer::{Done, Effect, Results};
 use crate::context::Context;
 use crate::jobs;
@@ -20,7 +21,7 @@ use crate::jobs;
 /// A server that does not answer is asked again this often.
 const PAUSE: Duration = Duration::from_millis(100);
 /// A job of an unknown kind is handed back after this long.
-const UNKNOWN_PAUSE: Duration = Duration::from_secs(1);
+pub const UNKNOWN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs until the incarnation drains or is refused; then hands back what has not started.
 pub async fn run(ctx: Arc<Context>, reader: Redis, results: Results) {
@@ -51,8 +52,15 @@ pub async fn run(ctx: Arc<Context>, reader: Redis, results: Results) {
             Ok(mut entries) => {
                 from_history = false;
                 entries.retain(|entry| ctx.hold(entry.entry));
-                if !entries.is_empty() {
+                let (suspects, entries): (Vec<JobEntry>, Vec<JobEntry>) =
+                    entries.into_iter().partition(|entry| entry.alone);
+                if entries.is_empty() {
+                    drop(first);
+                } else {
                     take(&ctx, entries, first, &permits, &tasks, &results).await;
+                }
+                for suspect in suspects {
+                    alone::run(&ctx, suspect, &permits, &results).await;
                 }
             }
             Err(error) => {
@@ -88,7 +96,7 @@ async fn take(
     let Some((mut rows, unknown)) = load(ctx, &keys).await else { return };
     fail::point_async("jobs-loaded").await;
     let mut spare = Some(first);
-    for JobEntry { entry, key } in entries {
+    for JobEntry { entry, key, .. } in entries {
         let permit = match spare.take() {
             Some(permit) => permit,
             None => Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed"),
@@ -105,11 +113,7 @@ async fn take(
                 None => Done::new(entry, Effect::Gone),
                 Some(_) if ctx.soft.is_cancelled() => Done::new(entry, Effect::Returned),
                 Some(row) => {
-                    let job = &row.job;
-                    let span = tracing::info_span!(
-                        "job", job = %job.key.id, dispatch = %job.dispatch, tenant = %job.key.tenant, host = %job.host,
-                        worker = %ctx.incarnation.id
-                    );
+                    let span = span_of(&ctx, &row.job);
                     tokio::select! {
                         done = jobs::run(&ctx, entry, row).instrument(span) => done,
                         () = ctx.refused.cancelled() => return,
@@ -122,9 +126,17 @@ async fn take(
     }
 }
 
+/// What every line that a job logs carries.
+pub fn span_of(ctx: &Context, job: &Job) -> tracing::Span {
+    tracing::info_span!(
+        "job", job = %job.key.id, dispatch = %job.dispatch, tenant = %job.key.tenant, host = %job.host,
+        worker = %ctx.incarnation.id
+    )
+}
+
 /// Loads rows, and the jobs of an unknown kind, waiting for Postgres as long as it takes; nothing when the
 /// incarnation ends meanwhile.
-async fn load(ctx: &Context, keys: &[JobKey]) -> Option<(HashMap<JobKey, Loaded>, HashSet<JobKey>)> {
+pub async fn load(ctx: &Context, keys: &[JobKey]) -> Option<(HashMap<JobKey, Loaded>, HashSet<JobKey>)> {
     loop {
         match schedule::load(&ctx.db, keys).await {
             Ok(batch) => {

@@ -1,5 +1,6 @@
 //! The data plane: one consumer loop and a few ticks.
 
+pub mod alone;
 pub mod archiver;
 pub mod committer;
 pub mod consumer;

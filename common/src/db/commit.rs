@@ -149,13 +149,14 @@ WITH j AS MATERIALIZED (
   INSERT INTO crawl_log (tenant, id, finished_at, dispatch, kind, host, priority, attempt, depth, hops, url, url_hash,
     found_on, payload, remake_of, created_at, outcome, reason, status, content_type, body_bytes, truncated,
     digest, title, language, location, address, link_count, new_count, started_at, fetch_ms, worker,
-    raw_stream, raw_generation, raw_ms, raw_seq, page, total_pages)
+    raw_stream, raw_generation, raw_ms, raw_seq, page, total_pages, crashes, alone_crashes)
   SELECT won.tenant, won.id, clock_timestamp(), won.dispatch, won.kind, won.host, won.priority, won.attempt, won.depth,
     won.hops, won.url, won.url_hash, won.found_on, won.payload, won.remake_of, won.created_at,
     CASE WHEN ", stored_by_another!(), " THEN 'duplicate' ELSE j.outcome END, j.reason, j.status,
     j.content_type, j.body_bytes, j.truncated, j.digest, j.title, j.language, j.location, j.address, j.link_count,
     coalesce(g.n, 0), to_timestamp(j.started_ms / 1000.0), j.fetch_ms, $30, j.raw_stream,
-    CASE WHEN j.raw_stream IS NOT NULL THEN $31::int8 END, j.raw_ms, j.raw_seq, won.page, won.total_pages
+    CASE WHEN j.raw_stream IS NOT NULL THEN $31::int8 END, j.raw_ms, j.raw_seq, won.page, won.total_pages,
+    won.crashes, won.alone_crashes
     FROM won JOIN j ON j.tenant = won.tenant AND j.id = won.id AND j.attempt = won.attempt LEFT JOIN gained g ON g.found_on = won.id
 ), raw AS (
   INSERT INTO raw_result (tenant, generation, stream, ms, seq, dispatch, job, processed)

@@ -12,7 +12,7 @@ pub struct DeadQuery<'a> {
     pub tenant: &'a str,
     pub dispatch: Option<Uuid>,
     pub kind: Option<&'a str>,
-    /// `dead`, `failed` or `unknown`.
+    /// `dead`, `failed`, `unknown` or `quarantined`.
     pub outcome: Option<&'a str>,
     pub host: Option<&'a str>,
     /// A part of the reason.
@@ -21,7 +21,8 @@ pub struct DeadQuery<'a> {
     pub limit: i64,
 }
 
-const WHERE: &str = "tenant = $1 AND id > $2 AND outcome IN ('dead', 'failed', 'unknown') AND replayed_by IS NULL
+const WHERE: &str =
+    "tenant = $1 AND id > $2 AND outcome IN ('dead', 'failed', 'unknown', 'quarantined') AND replayed_by IS NULL
     AND ($3::uuid IS NULL OR dispatch = $3) AND ($4::text IS NULL OR kind = $4) AND ($5::text IS NULL OR outcome = $5)
     AND ($6::text IS NULL OR host = $6) AND ($7::text IS NULL OR strpos(reason, $7) > 0)";
 
@@ -46,7 +47,7 @@ pub struct Replayed {
 }
 
 /// Schedules dead letters again, each once; their dispatches run again. Calls that may not be repeated only with `force`.
-/// An occurrence is not replayed: its entry has gone on.
+/// An occurrence is not replayed: its entry has gone on. A replayed job is no suspect: it begins without crashes.
 pub async fn replay(db: &Db, q: &DeadQuery<'_>, force: bool) -> DbResult<Replayed> {
     run_tx!(db, "replay-dead", |tx| {
         let sql = format!(

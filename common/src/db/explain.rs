@@ -20,10 +20,16 @@ pub struct JobReport {
     /// Which page of how many, for pages of an API.
     pub page: Option<i32>,
     pub total_pages: Option<i32>,
-    /// `pending`, or how it ended: ok, redirect, http_error, robots, refused, budget, dead, failed, duplicate, cancelled, unknown.
+    /// `pending`, or how it ended: ok, redirect, http_error, robots, refused, budget, dead, failed, duplicate, cancelled, unknown,
+    /// quarantined.
     pub state: String,
     pub reason: Option<String>,
     pub attempt: i16,
+    /// Workers that were lost while they held it, and those of them that ran nothing else.
+    #[serde(default)]
+    pub crashes: i16,
+    #[serde(default)]
+    pub alone_crashes: i16,
     pub depth: i16,
     pub found_on: Option<Uuid>,
     pub remake_of: Option<Uuid>,
@@ -81,11 +87,11 @@ const PENDING: &str = "SELECT tenant, id, dispatch, kind, host, url, 'pending' A
     NULL::int8 AS body_bytes, NULL AS truncated, NULL AS digest, NULL AS title, NULL AS language, NULL AS location,
     NULL AS address, NULL::int4 AS link_count, NULL::int4 AS new_count, NULL::int4 AS fetch_ms, NULL::uuid AS worker,
     NULL AS raw_stream, NULL::int8 AS raw_generation, NULL::int8 AS raw_ms, NULL::int8 AS raw_seq,
-    page, total_pages FROM crawl_schedule";
+    page, total_pages, crashes, alone_crashes FROM crawl_schedule";
 pub(crate) const LOGGED: &str = "SELECT tenant, id, dispatch, kind, host, url, outcome AS state, reason, attempt, depth,
     found_on, remake_of, created_at, NULL::timestamptz AS run_at, finished_at, status, content_type, body_bytes, truncated,
     digest, title, language, location, address, link_count, new_count, fetch_ms, worker, raw_stream, raw_generation,
-    raw_ms, raw_seq, page, total_pages FROM crawl_log";
+    raw_ms, raw_seq, page, total_pages, crashes, alone_crashes FROM crawl_log";
 
 /// One job by its id.
 pub async fn job(db: &Db, tenant: &str, id: Uuid) -> DbResult<Option<JobReport>> {
@@ -211,6 +217,8 @@ pub(crate) fn of_row(row: &tokio_postgres::Row) -> JobReport {
         state: row.get("state"),
         reason: row.get("reason"),
         attempt: row.get("attempt"),
+        crashes: row.get("crashes"),
+        alone_crashes: row.get("alone_crashes"),
         depth: row.get("depth"),
         found_on: row.get("found_on"),
         remake_of: row.get("remake_of"),

@@ -17,5 +17,6 @@ pub mod record;
 pub mod schedule;
 pub mod segment;
 pub mod source;
+pub mod suspect;
 pub mod vital;
 pub mod worker;

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use crate::db::host::HostState;
 use crate::db::leader;
 use crate::db::pool::{Db, DbResult, Transaction};
-use crate::model::job::{Job, JobKey, JobKind, Outcome};
+use crate::model::job::{ALONE_CRASHES_MAX, Job, JobKey, JobKind, Outcome, SUSPECT_CRASHES};
 use crate::model::source::Metadata;
 use crate::model::url::Canonical;
 use crate::run_tx;
@@ -20,6 +20,8 @@ pub struct DueJob {
     pub id: Uuid,
     pub attempt: i16,
     pub dispatch: Uuid,
+    /// It is a suspect: its worker runs nothing beside it.
+    pub alone: bool,
 }
 
 /// What a refill found for one (tenant, host).
@@ -131,22 +133,27 @@ pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64]) -> DbRe
     let statement = client
         .prepare_cached(
             "-- refill-hosts
-             SELECT k.ord, s.id, s.attempt, s.dispatch
+             SELECT k.ord, s.id, s.attempt, s.dispatch, s.crashes >= $4
                FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS k(tenant, host, n, ord),
-               LATERAL (SELECT id, attempt, dispatch FROM crawl_schedule c
+               LATERAL (SELECT id, attempt, dispatch, crashes FROM crawl_schedule c
                          WHERE c.tenant = k.tenant AND c.host = k.host AND c.run_at <= clock_timestamp()
-                           AND c.started_at IS NULL
+                           AND c.started_at IS NULL AND c.alone_crashes < $5
                          ORDER BY c.priority, c.run_at, c.id LIMIT k.n) s",
         )
         .await?;
-    let rows = client.query(&statement, &[&tenants, &hosts, &limits]).await?;
+    let rows = client.query(&statement, &[&tenants, &hosts, &limits, &SUSPECT_CRASHES, &ALONE_CRASHES_MAX]).await?;
     let mut refills: Vec<Refill> = flows
         .iter()
         .map(|(tenant, host)| Refill { tenant: tenant.clone(), host: host.clone(), due: Vec::new(), next_in_ms: None })
         .collect();
     for row in rows {
         let index = row.get::<_, i64>(0) as usize - 1;
-        refills[index].due.push(DueJob { id: row.get(1), attempt: row.get(2), dispatch: row.get(3) });
+        refills[index].due.push(DueJob {
+            id: row.get(1),
+            attempt: row.get(2),
+            dispatch: row.get(3),
+            alone: row.get(4),
+        });
     }
     let short: Vec<usize> = (0..refills.len()).filter(|&i| (refills[i].due.len() as i64) < limits[i]).collect();
     if short.is_empty() {
@@ -273,12 +280,14 @@ pub async fn skip(db: &Db, epoch: i64, tenant: &str, ids: &[Uuid], outcome: Outc
                    DELETE FROM crawl_schedule WHERE tenant = $1 AND id = ANY($2) RETURNING *),
                  logged AS (
                    INSERT INTO crawl_log (tenant, id, finished_at, dispatch, kind, host, priority, attempt, depth, hops, url,
-                          url_hash, found_on, payload, remake_of, created_at, outcome, reason, page, total_pages, started_at, worker)
+                          url_hash, found_on, payload, remake_of, created_at, outcome, reason, page, total_pages, started_at, worker,
+                          crashes, alone_crashes)
                    SELECT tenant, id, clock_timestamp(), dispatch, kind, host, priority, attempt, depth, hops, url,
-                          url_hash, found_on, payload, remake_of, created_at, $3, $4, page, total_pages, started_at, started_by FROM won)
+                          url_hash, found_on, payload, remake_of, created_at, $3, $4, page, total_pages, started_at,
+                          coalesce(started_by, CASE WHEN $3 = 'quarantined' THEN crashed_with END), crashes, alone_crashes FROM won)
                  INSERT INTO dispatch_delta (tenant, dispatch, finished, skipped, failed)
-                 SELECT tenant, dispatch, count(*), count(*) FILTER (WHERE $3 <> 'unknown'),
-                        count(*) FILTER (WHERE $3 = 'unknown') FROM won GROUP BY 1, 2",
+                 SELECT tenant, dispatch, count(*), count(*) FILTER (WHERE $3 NOT IN ('unknown', 'quarantined')),
+                        count(*) FILTER (WHERE $3 IN ('unknown', 'quarantined')) FROM won GROUP BY 1, 2",
             )
             .await?;
         Ok(tx.execute(&statement, &[&tenant, &ids, &outcome.as_str(), &reason]).await?)

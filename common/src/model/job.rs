@@ -7,6 +7,10 @@ use uuid::Uuid;
 pub const TENANT_DEFAULT: &str = "default";
 /// Tries before a job is dead.
 pub const ATTEMPTS_MAX: i16 = 5;
+/// Workers that may be lost while they hold a job before it is a suspect, which runs alone.
+pub const SUSPECT_CRASHES: i16 = 2;
+/// Workers that may be lost while they run a suspect alone before it is quarantined.
+pub const ALONE_CRASHES_MAX: i16 = 3;
 /// Redirect hops before a chain is given up (RFC 9110 15.4 leaves the number to the client).
 pub const HOPS_MAX: i16 = 10;
 
@@ -104,6 +108,8 @@ pub enum Outcome {
     Cancelled,
     /// A call that may not be repeated was begun, and nobody knows how it ended.
     Unknown,
+    /// It was lost with its worker again and again, at last while nothing else ran there.
+    Quarantined,
 }
 
 impl Outcome {
@@ -120,6 +126,7 @@ impl Outcome {
             Outcome::Duplicate => "duplicate",
             Outcome::Cancelled => "cancelled",
             Outcome::Unknown => "unknown",
+            Outcome::Quarantined => "quarantined",
         }
     }
 }

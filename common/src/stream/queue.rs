@@ -21,11 +21,20 @@ pub struct Authority {
     pub generation: i64,
 }
 
-/// An entry of the jobs stream: ids and nothing else.
+/// A job to push.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    pub key: JobKey,
+    /// Its worker is to run nothing beside it.
+    pub alone: bool,
+}
+
+/// An entry of the jobs stream: ids, and whether it runs alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobEntry {
     pub entry: StreamId,
     pub key: JobKey,
+    pub alone: bool,
 }
 
 static PUSH: LazyLock<Script> = LazyLock::new(|| {
@@ -34,8 +43,14 @@ static PUSH: LazyLock<Script> = LazyLock::new(|| {
          if redis.call('GET', KEYS[2]) ~= ARGV[2] then return redis.error_reply('DODOGEN another generation') end
          if redis.call('EXISTS', KEYS[3]) == 0 then return redis.error_reply('DODOGEN no jobs stream') end
          local ids = {}
-         for i = 3, #ARGV, 3 do
-           ids[#ids + 1] = redis.call('XADD', KEYS[3], 'NOMKSTREAM', '*', 't', ARGV[i], 'j', ARGV[i + 1], 'a', ARGV[i + 2])
+         for i = 3, #ARGV, 4 do
+           local id
+           if ARGV[i + 3] == '1' then
+             id = redis.call('XADD', KEYS[3], 'NOMKSTREAM', '*', 't', ARGV[i], 'j', ARGV[i + 1], 'a', ARGV[i + 2], 'o', '1')
+           else
+             id = redis.call('XADD', KEYS[3], 'NOMKSTREAM', '*', 't', ARGV[i], 'j', ARGV[i + 1], 'a', ARGV[i + 2])
+           end
+           ids[#ids + 1] = id
          end
          return ids",
     )
@@ -57,11 +72,11 @@ static TAKE_BACK: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Pushes at most [`BATCH_MAX`] jobs; the answer holds one entry id a job, in order.
-pub async fn push(redis: &Redis, authority: Authority, jobs: &[JobKey]) -> StreamResult<Vec<StreamId>> {
+pub async fn push(redis: &Redis, authority: Authority, orders: &[Order]) -> StreamResult<Vec<StreamId>> {
     let mut call = PUSH.prepare_invoke();
     call.key(EPOCH).key(GENERATION).key(JOBS).arg(authority.epoch).arg(authority.generation);
-    for job in jobs {
-        call.arg(&job.tenant).arg(job.id.to_string()).arg(job.attempt);
+    for Order { key, alone } in orders {
+        call.arg(&key.tenant).arg(key.id.to_string()).arg(key.attempt).arg(u8::from(*alone));
     }
     let ids: Vec<String> = redis.run(async |c| call.invoke_async(c).await).await?;
     ids.iter().map(|id| parse_id(id)).collect()
@@ -146,6 +161,23 @@ pub async fn pending(redis: &Redis, consumer: Option<&str>) -> StreamResult<Vec<
     }
 }
 
+/// What a consumer has pending, read without a delivery.
+pub async fn held(redis: &Redis, consumer: &str) -> StreamResult<Vec<JobEntry>> {
+    let ids = pending(redis, Some(consumer)).await?;
+    let mut held = Vec::with_capacity(ids.len());
+    for batch in ids.chunks(BATCH_MAX) {
+        let mut pipe = redis::pipe();
+        for (id, _) in batch {
+            pipe.cmd("XRANGE").arg(JOBS).arg(id.to_string()).arg(id.to_string());
+        }
+        let values: Vec<Value> = redis.run(async |c| pipe.query_async(c).await).await?;
+        for value in values {
+            held.extend(job_entries(value)?);
+        }
+    }
+    Ok(held)
+}
+
 /// Every entry that is not settled: pending ones with their consumer, undelivered ones without.
 pub async fn outstanding(redis: &Redis) -> StreamResult<Vec<(JobEntry, Option<String>)>> {
     let pending: std::collections::HashMap<StreamId, String> = pending(redis, None).await?.into_iter().collect();
@@ -205,7 +237,8 @@ fn job_entries(value: Value) -> StreamResult<Vec<JobEntry>> {
                 .zip(text(b"a").and_then(|a| a.parse().ok()));
             let ((tenant, id), attempt) =
                 key.ok_or_else(|| StreamError::Unfit(format!("entry {entry} of {JOBS} is not a job")))?;
-            Ok(JobEntry { entry, key: JobKey { tenant: tenant.to_owned(), id, attempt } })
+            let alone = field(&fields, b"o").is_some();
+            Ok(JobEntry { entry, key: JobKey { tenant: tenant.to_owned(), id, attempt }, alone })
         })
         .collect()
 }

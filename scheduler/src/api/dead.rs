@@ -22,7 +22,7 @@ pub struct Which {
     /// crawl, get_page, get_metadata, ...
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// dead, failed or unknown.
+    /// dead, failed, unknown or quarantined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,7 +60,7 @@ pub struct ReplayedJobs {
     pub left: u64,
 }
 
-/// Jobs that ended dead, failed or unknown and were not replayed
+/// Jobs that ended dead, failed, unknown or quarantined and were not replayed
 #[utoipa::path(get, path = "/v1/dead", params(Which), responses((status = 200, body = Vec<JobReport>)))]
 pub async fn list(State(api): State<Api>, Params(which): Params<Which>) -> ApiResult<Json<Vec<JobReport>>> {
     Ok(Json(dead::list(&api.ctx.db, &which.query()).await?))

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use axum::Json;
 use axum::extract::State;
 use dodo_common::db::worker::WorkerRow;
-use dodo_common::db::{generation, leader, schedule, segment, worker};
+use dodo_common::db::{generation, leader, schedule, segment, suspect, worker};
 use dodo_common::stream::heartbeat::{self, Beat};
 use dodo_common::stream::status::{self as streams_status, StreamStatus};
 use serde::{Deserialize, Serialize};
@@ -157,6 +157,9 @@ pub async fn metrics(State(api): State<Api>) -> String {
     if let Ok((pending, oldest_due_ms)) = schedule::backlog(&api.ctx.db).await {
         metrics::gauge!("dodo_jobs_pending").set(pending as f64);
         metrics::gauge!("dodo_oldest_due_seconds").set(oldest_due_ms as f64 / 1000.0);
+    }
+    if let Ok(suspects) = suspect::pending(&api.ctx.db).await {
+        metrics::gauge!("dodo_jobs_suspect").set(suspects as f64);
     }
     if let Ok(streams) = streams_status::all(&api.ctx.redis).await {
         for stream in streams {

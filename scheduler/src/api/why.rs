@@ -5,7 +5,7 @@ use axum::extract::State;
 use dodo_common::clock::Millis;
 use dodo_common::db::explain::{self, HostReport, JobReport};
 use dodo_common::db::{dispatch, segment};
-use dodo_common::model::job::TENANT_DEFAULT;
+use dodo_common::model::job::{ALONE_CRASHES_MAX, SUSPECT_CRASHES, TENANT_DEFAULT};
 use dodo_common::model::robots::Robots;
 use dodo_common::model::scope::Scope;
 use dodo_common::model::source::api_origin;
@@ -123,6 +123,20 @@ async fn scope_lines(ctx: &Context, url: &Url) -> ApiResult<Vec<String>> {
     Ok(lines)
 }
 
+/// Who was lost with it, and what follows of that.
+fn crash_line(job: &JobReport) -> Option<String> {
+    let (crashes, alone) = (job.crashes, job.alone_crashes);
+    let then = match () {
+        () if crashes == 0 => return None,
+        () if job.state == "pending" && crashes >= SUSPECT_CRASHES => {
+            format!(": it is a suspect and runs alone; {ALONE_CRASHES_MAX} losses while it does end it")
+        }
+        () => String::new(),
+    };
+    let workers = if crashes == 1 { "1 worker was".to_owned() } else { format!("{crashes} workers were") };
+    Some(format!("{workers} lost while holding it, {alone} of them while running nothing else{then}."))
+}
+
 async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>> {
     let mut lines = Vec::new();
     let page = job.page.map_or(String::new(), |page| match job.total_pages {
@@ -144,6 +158,7 @@ async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>> {
     if let Some(before) = job.remake_of {
         lines.push(format!("It makes the result of job {before} again, which Redis lost before it was archived."));
     }
+    lines.extend(crash_line(job));
     if job.state == "pending" {
         let due = job.run_at.map_or(String::new(), |at| format!(", due at {at}"));
         lines.push(format!("It is pending with {} tries behind it{due}.", job.attempt));

@@ -19,7 +19,7 @@ pub struct Dead {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
-    /// List dead letters: jobs that ended dead, failed or unknown
+    /// List dead letters: jobs that ended dead, failed, unknown or quarantined
     List(Query),
     /// Schedule them again, each once
     Replay {
@@ -39,8 +39,8 @@ struct Query {
     /// Only this kind: crawl, get_page, get_metadata, page_dispatch
     #[arg(long)]
     kind: Option<String>,
-    /// Only those that ended so: dead, failed or unknown
-    #[arg(long, value_parser = ["dead", "failed", "unknown"])]
+    /// Only those that ended so: dead, failed, unknown or quarantined
+    #[arg(long, value_parser = ["dead", "failed", "unknown", "quarantined"])]
     outcome: Option<String>,
     /// Only those of this host, as `dodo jobs` shows it
     #[arg(long)]

@@ -29,7 +29,7 @@ pub struct Status {
 
 #[derive(Args, Debug)]
 pub struct Jobs {
-    /// pending, or an outcome: ok, redirect, http_error, robots, refused, budget, dead, failed, duplicate, cancelled, unknown
+    /// pending, or an outcome: ok, redirect, http_error, robots, refused, budget, dead, failed, duplicate, cancelled, unknown, quarantined
     #[arg(long)]
     state: Option<String>,
     /// Only those of this dispatch
@@ -151,7 +151,16 @@ pub fn job_line(job: &JobReport) -> String {
         _ => String::new(),
     };
     let reason = job.reason.as_ref().map_or(String::new(), |reason| format!("  ({reason})"));
-    format!("{}  {:<10} {status:>3}  {what}{page}{reason}", job.id, job.state)
+    let crashes = match (job.crashes, job.alone_crashes) {
+        (0, _) => String::new(),
+        (crashes, 0) => format!("  {} lost", workers_text(crashes)),
+        (crashes, alone) => format!("  {} lost, {alone} while it ran alone", workers_text(crashes)),
+    };
+    format!("{}  {:<10} {status:>3}  {what}{page}{crashes}{reason}", job.id, job.state)
+}
+
+fn workers_text(count: i16) -> String {
+    if count == 1 { "1 worker".to_owned() } else { format!("{count} workers") }
 }
 
 pub async fn why(args: Why) -> anyhow::Result<ExitCode> {

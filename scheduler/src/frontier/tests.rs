@@ -23,7 +23,9 @@ impl Bench {
     }
 
     fn add(&mut self, host: &str, address: &str, count: usize) {
-        let due = (0..count).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: self.dispatch }).collect();
+        let due = (0..count)
+            .map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: self.dispatch, alone: false })
+            .collect();
         let refill = Refill { tenant: TENANT.to_owned(), host: host.to_owned(), due, next_in_ms: None };
         self.frontier.refilled(0, refill, 10_000);
         let asked = self.frontier.wants_view(10);
@@ -88,7 +90,8 @@ fn hosts_of_one_address_share_its_clock() {
 fn a_new_host_gets_one_job_until_it_is_prepared() {
     let mut bench = Bench::new(0, 8);
     bench.frontier.gained(TENANT, "http://a");
-    let due = (0..5).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch }).collect();
+    let due =
+        (0..5).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: false }).collect();
     let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due, next_in_ms: None };
     bench.frontier.refilled(0, refill, 100);
     let asked = bench.frontier.wants_view(10);
@@ -133,7 +136,8 @@ fn a_budget_is_never_exceeded_and_the_rest_is_skipped() {
 fn tenants_take_turns() {
     let mut bench = Bench::new(0, 100);
     bench.add("http://a", "10.0.0.1", 50);
-    let due = (0..50).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch }).collect();
+    let due =
+        (0..50).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: false }).collect();
     let refill = Refill { tenant: "other".to_owned(), host: "http://a".to_owned(), due, next_in_ms: None };
     bench.frontier.refilled(0, refill, 1000);
     let picks = bench.frontier.pick(0, 10);
@@ -157,7 +161,8 @@ fn a_flow_at_its_budget_goes_on_when_a_job_was_no_page() {
 fn a_host_is_looked_up_again_after_a_loss() {
     let mut bench = Bench::new(0, 1);
     bench.frontier.gained(TENANT, "http://a");
-    let due = (0..2).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch }).collect();
+    let due =
+        (0..2).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: false }).collect();
     let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due, next_in_ms: None };
     bench.frontier.refilled(0, refill, 100);
     let asked = bench.frontier.wants_view(10);

@@ -43,6 +43,10 @@ impl Process {
         let _ = self.child.wait();
     }
 
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
     /// Waits for its end and returns its exit code.
     pub async fn ended(&mut self, limit: Duration) -> Result<Option<i32>> {
         let start = Instant::now();

@@ -23,6 +23,7 @@ mod security;
 mod sentinel;
 mod sink;
 mod survive;
+mod suspect;
 mod unknown;
 mod up;
 mod web;
