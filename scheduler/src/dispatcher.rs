@@ -29,6 +29,8 @@ use crate::window::{self, WindowError};
 /// Entries in the window at least, and at most; between them twice what live workers hold at once.
 const WINDOW_MIN: usize = 64;
 const WINDOW_MAX: usize = 4096;
+/// One live worker of so many may have a suspect: the others go on with everything else.
+const SUSPECTS_SHARE: usize = 2;
 /// Flows refilled, and hosts looked up, in one statement.
 const REFILL_FLOWS: usize = 200;
 const VIEW_HOSTS: usize = 500;
@@ -240,6 +242,7 @@ impl<'a> Dispatcher<'a> {
         for entry in summary.returned {
             self.frontier.settled(now, entry, &SettledJob::lost());
         }
+        self.frontier.set_suspects_max((summary.live / SUSPECTS_SHARE).max(1));
         let full = self.backpressure.tick(self.ctx).await?;
         self.room = if full { 0 } else { (summary.permits * 2).clamp(WINDOW_MIN, WINDOW_MAX) };
         if self.scan.is_none() && self.scanned.elapsed() >= SCAN {

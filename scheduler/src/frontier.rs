@@ -54,6 +54,7 @@ struct Issued {
     host: String,
     address: Option<String>,
     dispatch: Uuid,
+    alone: bool,
     issued_ms: Millis,
 }
 
@@ -84,11 +85,24 @@ struct View {
 #[derive(Debug, Default)]
 struct Flow {
     buffer: VecDeque<DueJob>,
+    /// Those that run alone: few at a time are issued, and nobody waits behind them.
+    suspects: VecDeque<DueJob>,
     /// Jobs of this flow that are buffered or issued: a refill must look past them.
     busy: usize,
     /// The schedule may hold more due jobs than the buffer took.
     more: bool,
     in_ring: bool,
+}
+
+impl Flow {
+    fn is_empty(&self) -> bool {
+        self.buffer.is_empty() && self.suspects.is_empty()
+    }
+
+    /// Where its next job comes from: suspects have waited longer.
+    fn queue(&mut self, suspects_too: bool) -> &mut VecDeque<DueJob> {
+        if suspects_too && !self.suspects.is_empty() { &mut self.suspects } else { &mut self.buffer }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -115,6 +129,11 @@ pub struct Frontier {
     issued: HashMap<StreamId, Issued>,
     over_budget: Vec<JobKey>,
     unknown_dispatches: bool,
+    /// Suspects in flight at most, and now; each keeps a worker from everything else.
+    suspects_max: usize,
+    suspects: usize,
+    /// Flows whose suspects wait for one in flight.
+    suspect_waiters: HashSet<FlowKey>,
 }
 
 impl Frontier {
@@ -139,6 +158,17 @@ impl Frontier {
         self.refill_timers.clear();
         self.address_waiters.clear();
         self.budget_waiters.clear();
+        self.suspect_waiters.clear();
+        self.suspects = 0;
+    }
+
+    /// Sets how many suspects may be in flight.
+    pub fn set_suspects_max(&mut self, count: usize) {
+        let more = count > self.suspects_max;
+        self.suspects_max = count;
+        if more {
+            self.wake_suspects();
+        }
     }
 
     pub fn in_flight(&self) -> usize {
@@ -203,20 +233,21 @@ impl Frontier {
         let Some(flow) = self.flows.get_mut(&key) else { return };
         flow.more = refill.due.len() as i64 >= limit;
         for job in refill.due {
-            if flow.buffer.len() >= BUFFER_MAX {
+            let queue = if job.alone { &mut flow.suspects } else { &mut flow.buffer };
+            if queue.len() >= BUFFER_MAX {
                 flow.more = true;
-                break;
+                continue;
             }
             if self.busy.insert((key.0.clone(), job.id)) {
                 self.unknown_dispatches |= !self.rules.contains_key(&job.dispatch);
                 flow.busy += 1;
-                flow.buffer.push_back(job);
+                queue.push_back(job);
             }
         }
         if let Some(next) = refill.next_in_ms {
             self.refill_timers.insert((now + next + 1, key.clone()));
         }
-        if flow.buffer.is_empty() && flow.busy == 0 && !flow.more {
+        if flow.is_empty() && flow.busy == 0 && !flow.more {
             // Nothing waits here: it comes back with a hint, a timer or the scan.
             self.forget_flow(&key);
             return;
@@ -317,12 +348,14 @@ impl Frontier {
     /// Records the stream entry of a picked job.
     pub fn issued(&mut self, now: Millis, entry: StreamId, pick: Pick) {
         let address = self.hosts.get(&pick.host).and_then(|host| host.view.as_ref()?.address.clone());
-        self.issued
-            .insert(entry, Issued { key: pick.key, host: pick.host, address, dispatch: pick.dispatch, issued_ms: now });
+        let Pick { key, host, dispatch, alone } = pick;
+        self.issued.insert(entry, Issued { key, host, address, dispatch, alone, issued_ms: now });
     }
 
     /// Takes over an entry that an earlier leader has issued.
-    pub fn adopt(&mut self, now: Millis, entry: StreamId, key: JobKey, host: String, dispatch: Uuid) {
+    pub fn adopt(&mut self, now: Millis, entry: StreamId, pick: Pick) {
+        let Pick { key, host, dispatch, alone } = pick;
+        self.suspects += usize::from(alone);
         if self.busy.insert((key.tenant.clone(), key.id)) {
             self.flow(&(key.tenant.clone(), host.clone())).busy += 1;
         }
@@ -338,7 +371,7 @@ impl Frontier {
             rules.exact = false;
         }
         // Its address is known when the row of its host has been read.
-        self.issued.insert(entry, Issued { key, host, address: None, dispatch, issued_ms: now });
+        self.issued.insert(entry, Issued { key, host, address: None, dispatch, alone, issued_ms: now });
     }
 
     /// An entry was settled or taken back. Idempotent: a second report of it does nothing.
@@ -352,6 +385,10 @@ impl Frontier {
         if let Some(rules) = self.rules.get_mut(&issued.dispatch) {
             rules.in_flight -= 1;
             rules.pages += i64::from(settled.page);
+        }
+        if issued.alone {
+            self.suspects = self.suspects.saturating_sub(1);
+            self.wake_suspects();
         }
         if let Some(host) = self.hosts.get_mut(&issued.host) {
             host.clock.in_flight = host.clock.in_flight.saturating_sub(1);
@@ -417,11 +454,17 @@ impl Frontier {
     }
 
     fn pick_one(&mut self, now: Millis, key: &FlowKey) -> Result<Option<Pick>, Wait> {
+        let suspects_too = self.suspects < self.suspects_max;
         loop {
             let Some(flow) = self.flows.get_mut(key) else { return Ok(None) };
-            let Some(job) = flow.buffer.front() else {
-                if flow.more {
+            let (more, suspects) = (flow.more, !flow.suspects.is_empty());
+            let queue = flow.queue(suspects_too);
+            let Some(job) = queue.front() else {
+                if more {
                     self.hungry.insert(key.clone());
+                }
+                if suspects {
+                    self.suspect_waiters.insert(key.clone());
                 }
                 return Ok(None);
             };
@@ -431,7 +474,7 @@ impl Frontier {
             };
             if let Some(max) = rules.max_pages {
                 if rules.pages >= max && rules.exact {
-                    let job = flow.buffer.pop_front().expect("it was just seen");
+                    let job = queue.pop_front().expect("it was just seen");
                     flow.busy = flow.busy.saturating_sub(1);
                     self.over_budget.push(JobKey { tenant: key.0.clone(), id: job.id, attempt: job.attempt });
                     continue;
@@ -447,7 +490,8 @@ impl Frontier {
                 self.occupy(now, key, &limit)?;
             }
             let flow = self.flows.get_mut(key).expect("it was just seen");
-            let job = flow.buffer.pop_front().expect("it was just seen");
+            let job = flow.queue(suspects_too).pop_front().expect("it was just seen");
+            self.suspects += usize::from(job.alone);
             if flow.buffer.len() < BUFFER_MAX / 2 && flow.more {
                 self.hungry.insert(key.clone());
             }
@@ -516,6 +560,12 @@ impl Frontier {
         }
     }
 
+    fn wake_suspects(&mut self) {
+        for waiter in std::mem::take(&mut self.suspect_waiters) {
+            self.enqueue(&waiter);
+        }
+    }
+
     fn flow(&mut self, key: &FlowKey) -> &mut Flow {
         if !self.flows.contains_key(key) {
             self.tenants.entry(key.1.clone()).or_default().push(key.0.clone());
@@ -538,7 +588,7 @@ impl Frontier {
         if flow.in_ring {
             return;
         }
-        if flow.buffer.is_empty() {
+        if flow.is_empty() {
             if flow.more {
                 self.hungry.insert(key.clone());
             } else if flow.busy == 0 {

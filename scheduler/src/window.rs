@@ -15,7 +15,7 @@ use dodo_common::stream::{control, queue, raw};
 use uuid::Uuid;
 
 use crate::context::{Context, Term};
-use crate::frontier::Frontier;
+use crate::frontier::{Frontier, Pick};
 
 /// Raw results reconciled in one round.
 const RECONCILE_BATCH: i64 = 1000;
@@ -134,7 +134,8 @@ pub async fn adopt(ctx: &Context, frontier: &mut Frontier) -> Result<StreamId, W
         for (entry, _) in batch {
             // Without its row it only waits to be acknowledged: it occupies no host.
             if let Some((host, dispatch)) = rows.get(&entry.key) {
-                frontier.adopt(now, entry.entry, entry.key.clone(), host.clone(), *dispatch);
+                let (key, host) = (entry.key.clone(), host.clone());
+                frontier.adopt(now, entry.entry, Pick { key, host, dispatch: *dispatch, alone: entry.alone });
             }
         }
     }

@@ -16,6 +16,9 @@ CREATE INDEX crawl_schedule_alone ON crawl_schedule (alone_by) WHERE alone_by IS
 CREATE INDEX crawl_schedule_suspect ON crawl_schedule (alone_crashes) WHERE crashes > 0;
 
 ALTER TABLE crawl_log ADD COLUMN crashes int2 NOT NULL DEFAULT 0, ADD COLUMN alone_crashes int2 NOT NULL DEFAULT 0;
+-- Serves count-events.
+DROP INDEX crawl_log_dead;
+CREATE INDEX crawl_log_dead ON crawl_log (finished_at) WHERE outcome IN ('dead', 'quarantined');
 -- Serves list-dead.
 DROP INDEX crawl_log_dead_letter;
 CREATE INDEX crawl_log_dead_letter ON crawl_log (tenant, id)

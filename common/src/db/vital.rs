@@ -18,7 +18,7 @@ pub enum Event {
     WorkerLost,
     /// The manifests were read without an error.
     ManifestRefresh,
-    /// A job ran out of tries.
+    /// A job ran out of tries, or killed its workers.
     DeadJob,
 }
 
@@ -28,7 +28,7 @@ impl Event {
         match self {
             Event::WorkerLost => ("worker WHERE draining_at IS NULL AND lost_at", "lost_at"),
             Event::ManifestRefresh => ("manifest_refresh WHERE ok AND at", "at"),
-            Event::DeadJob => ("crawl_log WHERE outcome = 'dead' AND finished_at", "finished_at"),
+            Event::DeadJob => ("crawl_log WHERE outcome IN ('dead', 'quarantined') AND finished_at", "finished_at"),
         }
     }
 }

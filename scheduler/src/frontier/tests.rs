@@ -174,3 +174,49 @@ fn a_host_is_looked_up_again_after_a_loss() {
     assert_eq!(bench.frontier.wants_view(10), ["http://a"]);
     assert!(bench.pick(10).is_empty(), "nothing is issued by what was known before");
 }
+
+#[test]
+fn suspects_wait_for_one_another_and_nobody_waits_for_them() {
+    let mut bench = Bench::new(0, 100);
+    bench.frontier.set_suspects_max(1);
+    bench.frontier.gained(TENANT, "");
+    let due =
+        (0..8).map(|n| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: n < 5 }).collect();
+    let refill = Refill { tenant: TENANT.to_owned(), host: String::new(), due, next_in_ms: None };
+    bench.frontier.refilled(0, refill, 100);
+    let mut pick = |frontier: &mut Frontier| -> Vec<bool> {
+        let picks = frontier.pick(0, 100);
+        picks
+            .into_iter()
+            .map(|pick| {
+                let alone = pick.alone;
+                bench.serial += 1;
+                frontier.issued(0, StreamId { ms: bench.serial, seq: 0 }, pick);
+                alone
+            })
+            .collect()
+    };
+    let frontier = &mut bench.frontier;
+    assert_eq!(pick(frontier), [true, false, false, false], "those behind the suspects go on");
+    assert!(pick(frontier).is_empty());
+    frontier.settled(1, StreamId { ms: 2, seq: 0 }, &SettledJob::default());
+    assert!(pick(frontier).is_empty(), "another than the suspect was settled");
+    frontier.settled(1, StreamId { ms: 1, seq: 0 }, &SettledJob::default());
+    assert_eq!(pick(frontier), [true]);
+    frontier.set_suspects_max(3);
+    assert_eq!(pick(frontier), [true, true]);
+    // A new leader finds two of them in the stream.
+    let adopted = |alone| Pick {
+        key: JobKey { tenant: TENANT.to_owned(), id: Uuid::now_v7(), attempt: 0 },
+        host: String::new(),
+        dispatch: Uuid::nil(),
+        alone,
+    };
+    frontier.complete_all(2);
+    frontier.adopt(2, StreamId { ms: 90, seq: 0 }, adopted(true));
+    frontier.adopt(2, StreamId { ms: 91, seq: 0 }, adopted(true));
+    let due =
+        (0..2).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: true }).collect();
+    frontier.refilled(2, Refill { tenant: TENANT.to_owned(), host: String::new(), due, next_in_ms: None }, 100);
+    assert_eq!(pick(frontier), [true], "a third has room, a fourth has not");
+}
