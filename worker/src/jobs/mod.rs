@@ -9,25 +9,55 @@ pub mod occurrence;
 pub mod page_dispatch;
 pub mod paging;
 
+use std::panic::AssertUnwindSafe;
+
+use dodo_common::db::commit::Finished;
 use dodo_common::db::schedule::Loaded;
 use dodo_common::model::job::{JobKind, Outcome};
 use dodo_common::model::stream_id::StreamId;
+use futures::FutureExt as _;
 
 use crate::committer::{Done, Effect};
 use crate::context::Context;
 
-/// Runs a job to its end; it never fails: every failure is an effect.
+/// Runs a job to its end; it never fails: every failure is an effect, a panic too.
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
-    let done = match row.job.kind {
+    let (key, kind, dispatch) = (row.job.key.clone(), row.job.kind, row.job.dispatch);
+    let done = match caught(run_kind(ctx, entry, row)).await {
+        Ok(done) => done,
+        Err(why) => {
+            // It may have panicked between a call that may not be repeated and its answer.
+            let once = kind == JobKind::GetPage
+                && ctx.paging(&key.tenant, dispatch).await.map_or(true, |paging| paging.spec.document.at_most_once);
+            let outcome = if once { Outcome::Unknown } else { Outcome::Failed };
+            let finished = Finished::new(key, outcome, Some(end::clean(&format!("it panicked: {why}"))));
+            let mut done = Done::new(entry, Effect::Finished { job: Box::new(finished), raw: None, dispatch });
+            done.requested = true;
+            done
+        }
+    };
+    log(&done);
+    done
+}
+
+async fn run_kind(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
+    match row.job.kind {
         JobKind::Crawl => crawl::run(ctx, entry, row).await,
         JobKind::Noop => noop::run(ctx, entry, row).await,
         JobKind::Occurrence => occurrence::run(ctx, entry, row).await,
         JobKind::PageDispatch => page_dispatch::run(ctx, entry, row).await,
         JobKind::GetMetadata => get_metadata::run(ctx, entry, row).await,
         JobKind::GetPage => get_page::run(ctx, entry, row).await,
-    };
-    log(&done);
-    done
+    }
+}
+
+/// Runs to its end, or to its panic, whose message is the error. What is shared is kept whole by its locks: they do not
+/// panic while they are held.
+async fn caught<T>(running: impl Future<Output = T>) -> Result<T, String> {
+    AssertUnwindSafe(running).catch_unwind().await.map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
+    })
 }
 
 /// One line a job; what went well is for those who look closely.
@@ -51,5 +81,18 @@ fn log(done: &Done) {
             );
         }
         Effect::Prepared | Effect::Gone | Effect::Returned => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[tokio::test]
+    async fn a_panic_is_an_error_with_its_message() {
+        let number = std::hint::black_box(7);
+        assert_eq!(super::caught(async { number }).await, Ok(7));
+        let said = super::caught(async { assert!(number < 5, "it was {number}") }).await;
+        assert_eq!(said, Err("it was 7".to_owned()));
+        let said = super::caught(async { assert!(number < 5, "too many") }).await;
+        assert_eq!(said, Err("too many".to_owned()));
     }
 }
