@@ -6,6 +6,7 @@ pub mod cli;
 pub mod context;
 pub mod dispatcher;
 pub mod frontier;
+pub mod gc;
 pub mod housekeeping;
 pub mod leader;
 pub mod local;

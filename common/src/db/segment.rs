@@ -163,6 +163,64 @@ pub async fn holding(
     Ok(row.map(|row| (row.get(0), row.get(1))))
 }
 
+/// What a segment's row is found by: its primary key, and the object that it names.
+#[derive(Clone, Debug)]
+pub struct PlanKey {
+    pub tenant: String,
+    pub stream: String,
+    pub generation: i64,
+    pub first: StreamId,
+    pub key: String,
+}
+
+/// Plans in one call of [`known`].
+pub const KNOWN_MAX: usize = 1000;
+
+/// The object keys of those that are planned or verified.
+pub async fn known(db: &Db, plans: &[PlanKey]) -> DbResult<HashSet<String>> {
+    let client = db.client().await?;
+    let tenants: Vec<&str> = plans.iter().map(|plan| plan.tenant.as_str()).collect();
+    let streams: Vec<&str> = plans.iter().map(|plan| plan.stream.as_str()).collect();
+    let generations: Vec<i64> = plans.iter().map(|plan| plan.generation).collect();
+    let ms: Vec<i64> = plans.iter().map(|plan| plan.first.ms as i64).collect();
+    let seqs: Vec<i64> = plans.iter().map(|plan| plan.first.seq as i64).collect();
+    let keys: Vec<&str> = plans.iter().map(|plan| plan.key.as_str()).collect();
+    let rows = client
+        .query(
+            "-- known-segments
+             SELECT s.key FROM unnest($1::text[], $2::text[], $3::int8[], $4::int8[], $5::int8[], $6::text[])
+                 AS k(tenant, stream, generation, ms, seq, key),
+               LATERAL (SELECT key FROM archive_segment a WHERE a.tenant = k.tenant AND a.stream = k.stream
+                           AND a.generation = k.generation AND a.first_ms = k.ms AND a.first_seq = k.seq AND a.key = k.key
+                        OFFSET 0) s",
+            &[&tenants, &streams, &generations, &ms, &seqs, &keys],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// True if there is no such plan; then there is none before this transaction ends, as no segment is planned or
+/// recorded meanwhile: keep it short.
+pub async fn lock_unplanned(tx: &Transaction<'_>, plan: &PlanKey) -> DbResult<bool> {
+    tx.batch_execute("-- lock-segments\nLOCK TABLE archive_segment IN SHARE MODE").await?;
+    let row = tx
+        .query_one(
+            "-- is-unplanned
+             SELECT NOT EXISTS (SELECT 1 FROM archive_segment WHERE tenant = $1 AND stream = $2 AND generation = $3
+                AND first_ms = $4 AND first_seq = $5 AND key = $6)",
+            &[
+                &plan.tenant,
+                &plan.stream,
+                &plan.generation,
+                &(plan.first.ms as i64),
+                &(plan.first.seq as i64),
+                &plan.key,
+            ],
+        )
+        .await?;
+    Ok(row.get(0))
+}
+
 fn of_row(row: &tokio_postgres::Row) -> Segment {
     let number = |index: usize| row.get::<_, i64>(index) as u64;
     Segment {

@@ -259,6 +259,12 @@ impl Store {
         Ok(metas.into_iter().map(|m| (m.location.to_string(), m.size, stamp(&m))).collect())
     }
 
+    /// The keys below `prefix` with their sizes in bytes and when they were last written, by the store's clock.
+    pub async fn list_dated(&self, prefix: &str) -> Result<Vec<(String, u64, Millis)>, StoreError> {
+        let metas = self.list_meta(prefix, None).await?;
+        Ok(metas.into_iter().map(|m| (m.location.into(), m.size, m.last_modified.timestamp_millis())).collect())
+    }
+
     async fn list_meta(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<ObjectMeta>, StoreError> {
         let below = parse_key(prefix)?;
         let below = (!prefix.is_empty()).then_some(&below);

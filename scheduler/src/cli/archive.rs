@@ -1,4 +1,4 @@
-//! `dodo archive list|cat|verify`: the archive from S3 alone, without Postgres or Redis.
+//! `dodo archive list|cat|verify`: the archive from S3 alone, without Postgres or Redis; `gc` in a file of its own.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -11,6 +11,7 @@ use dodo_common::model::stream_id::StreamId;
 use dodo_common::storage::object::{S3Settings, Store};
 use dodo_common::storage::reader::{self, PageForm, Selection};
 
+use crate::cli::gc::{self, Gc};
 use crate::cli::{bytes, say};
 use crate::local::up;
 
@@ -42,6 +43,9 @@ enum Verb {
     },
     /// Read every object back and compare it with its sidecar
     Verify(Range),
+    /// Delete what belongs to no segment that Postgres knows, planned or verified: what is left of an upload whose
+    /// plan was given up. Incomplete multipart uploads there are none: every object is put in one piece
+    Gc(Gc),
 }
 
 #[derive(Args, Debug)]
@@ -86,9 +90,9 @@ pub fn store(s3: &S3) -> anyhow::Result<Store> {
 }
 
 pub async fn run(archive: Archive) -> anyhow::Result<ExitCode> {
-    let s3 = match &archive.data {
-        Some(data) => up::archive_of(data)?,
-        None => archive.s3,
+    let (s3, database_url) = match &archive.data {
+        Some(data) => up::archive_of(data).map(|(s3, database_url)| (s3, Some(database_url)))?,
+        None => (archive.s3, None),
     };
     let store = store(&s3)?;
     store.check().await?;
@@ -96,6 +100,10 @@ pub async fn run(archive: Archive) -> anyhow::Result<ExitCode> {
         Verb::List(range) => list(&store, range.selection(), archive.json).await,
         Verb::Cat { range, raw } => cat(&store, range.selection(), raw).await,
         Verb::Verify(range) => verify(&store, &range.tenant, archive.json).await,
+        Verb::Gc(mut gc) => {
+            gc.database_url = database_url.unwrap_or(gc.database_url);
+            gc::run(&store, gc, archive.json).await
+        }
     }
 }
 

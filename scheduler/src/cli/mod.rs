@@ -5,6 +5,7 @@ pub mod client;
 pub mod crawl;
 pub mod dead;
 pub mod export;
+pub mod gc;
 pub mod health;
 pub mod records;
 pub mod rules;
@@ -69,7 +70,7 @@ enum Command {
     Incidents(sentinel::Incidents),
     /// Explain every decision about a URL or a job
     Why(show::Why),
-    /// List, read and check the archive, from S3 alone
+    /// List, read and check the archive, from S3 alone; delete what does not belong there
     Archive(archive::Archive),
     /// Write the pages or links of a crawl to standard output
     Export(export::Export),

@@ -150,7 +150,7 @@ async fn run_on(
         proxy: up.proxy.clone(),
         open,
     };
-    keep_archive(data, &ground.servers.s3)?;
+    keep_archive(data, &ground.servers)?;
     let workers = workers::start(&env, up.workers, lifecycle)?;
     if !up.no_sentinel {
         workers::start_sentinel(&workers, &env, &data.join("sentinel"), lifecycle)?;
@@ -272,32 +272,34 @@ fn openings<'a>(
     Ok(open)
 }
 
-/// Where the archive of this run is, for `dodo archive --data`.
+/// Where the archive of this run and its Postgres are, for `dodo archive --data`.
 const ARCHIVE_FILE: &str = "archive.json";
 
-fn keep_archive(data: &Path, s3: &S3) -> anyhow::Result<()> {
+fn keep_archive(data: &Path, servers: &Servers) -> anyhow::Result<()> {
+    let s3 = &servers.s3;
     let text = serde_json::json!({
         "endpoint": s3.s3_endpoint, "bucket": s3.s3_bucket, "region": s3.s3_region,
-        "access_key": s3.s3_access_key, "secret_key": s3.s3_secret_key,
+        "access_key": s3.s3_access_key, "secret_key": s3.s3_secret_key, "database_url": servers.database_url,
     });
     write_private(&data.join(ARCHIVE_FILE), &text.to_string())
 }
 
-/// The archive of a running `dodo up`.
-pub fn archive_of(data: &Path) -> anyhow::Result<S3> {
+/// The archive of a running `dodo up`, and the URL of its Postgres.
+pub fn archive_of(data: &Path) -> anyhow::Result<(S3, String)> {
     let file = data.join(ARCHIVE_FILE);
     let text = std::fs::read_to_string(&file)
         .with_context(|| format!("cannot read {}; is this the directory of a `dodo up`?", file.display()))?;
     let value: serde_json::Value =
         serde_json::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
     let field = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
-    Ok(S3 {
+    let s3 = S3 {
         s3_endpoint: field("endpoint"),
         s3_bucket: field("bucket"),
         s3_region: field("region"),
         s3_access_key: field("access_key"),
         s3_secret_key: field("secret_key"),
-    })
+    };
+    Ok((s3, field("database_url")))
 }
 
 fn data_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
