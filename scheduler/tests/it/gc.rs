@@ -1,6 +1,6 @@
 //! Garbage of the archive: what nobody planned goes, what somebody did stays, whoever looks at it meanwhile.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -31,7 +31,7 @@ async fn put(cluster: &Cluster, ago: Duration, keys: &[String]) -> Result<()> {
     for key in keys {
         store.put(key, Bytes::from_static(b"left behind")).await?;
         let file = std::fs::File::options().write(true).open(cluster.object_file(key))?;
-        file.set_modified(SystemTime::now() - ago)?;
+        file.set_modified(file.metadata()?.modified()? - ago)?;
     }
     Ok(())
 }
