@@ -1,0 +1,103 @@
+"""How fast: durable jobs a second, one job's way through, and the same with a long queue."""
+
+import argparse
+import statistics
+import threading
+import time
+
+from bench_cluster import Cluster
+from bench_crawl import memory_rows
+from bench_row import Row, at_least, at_most, percentile
+
+NOOP_RUNS = 3
+WARM_UP = 5_000
+LATENCY_SAMPLES = 500
+REDIS_MIB_MAX = 64
+
+
+def noop(options: argparse.Namespace) -> list[Row]:
+    """Submitted over the API to the last one committed and logged, on a warm cluster; the median of several runs."""
+    with Cluster(options.bin, options.workers) as cluster:
+        rates = noop_rates(cluster, options.jobs)
+        roots = [child.pid for child in cluster.children]
+        what = f"durable no-op jobs/s, {options.jobs} at once (runs: {', '.join(f'{rate:.0f}' for rate in rates)})"
+        return [at_least("noop", what, statistics.median(rates), 15_000, "jobs/s"), *memory_rows("noop", roots)]
+
+
+def noop_rates(cluster: Cluster, jobs: int) -> list[float]:
+    cluster.await_finished(cluster.submit_noops(WARM_UP), WARM_UP)
+    rates = []
+    for _ in range(NOOP_RUNS):
+        began = time.time()
+        rates.append(jobs / (cluster.await_finished(cluster.submit_noops(jobs), jobs) - began))
+    return rates
+
+
+def latency(options: argparse.Namespace) -> list[Row]:
+    """One no-op job at a time on an idle cluster: from before its request is sent to the `finished_at` of its log row,
+    which its worker's commit stamps. A no-op starts and ends at once, so its start is not later than that."""
+    with Cluster(options.bin, options.workers) as cluster:
+        samples = []
+        for number in range(LATENCY_SAMPLES + 20):
+            began = time.time()
+            dispatch = cluster.submit_noops(1)
+            cluster.await_finished(dispatch, 1)
+            text = cluster.sql.one(f"SELECT extract(epoch FROM finished_at) FROM crawl_log WHERE dispatch = '{dispatch[0]}'")
+            # The first ones fill caches and pools.
+            if number >= 20:
+                samples.append((float(text) - began) * 1000)
+            time.sleep(0.005)
+    what = f"submit to the stamp of its commit, {len(samples)} jobs one by one"
+    rows = [at_most("latency", f"{what}: p50", percentile(samples, 0.5), 5, "ms", 1)]
+    return [*rows, at_most("latency", f"{what}: p99", percentile(samples, 0.99), 20, "ms", 1)]
+
+
+def backlog(options: argparse.Namespace) -> list[Row]:
+    """Jobs submitted over the API while no worker runs; then workers start and take the first ones."""
+    with Cluster(options.bin, options.workers) as cluster:
+        empty = statistics.median(noop_rates(cluster, options.jobs))
+        for worker in list(cluster.workers):
+            cluster.kill(worker)
+        peak = [cluster.redis.memory_mib()]
+        dispatches = cluster.submit_noops(options.backlog)
+        peak.append(cluster.redis.memory_mib())
+        over = threading.Event()
+        watcher = threading.Thread(target=watch_memory, args=(cluster, peak, over))
+        for _ in range(options.workers):
+            cluster.add_worker()
+        cluster.await_workers()
+        watcher.start()
+        first = dispatches[:1]
+        total = sum(cluster.api(f"/v1/dispatches/{first[0]}")["progress"][name] for name in ("scheduled",))
+        # The first jobs wait for registration; the rate counts from the first tenth on.
+        tenth = max(1, total // 10)
+        began, at_first = cluster_reaches(cluster, first, tenth)
+        ended, at_last = cluster_reaches(cluster, first, total)
+        rate = (at_last - at_first) / (ended - began)
+        over.set()
+        watcher.join()
+    rows = [
+        Row("backlog", f"jobs/s with {options.backlog} jobs pending, of the first {total}", f"{rate:.0f}"),
+        Row("backlog", "jobs/s of an empty cluster", f"{empty:.0f}"),
+        at_most("backlog", "times slower than the empty cluster", empty / rate, 2, "", 2),
+        at_most("backlog", f"Redis' used memory at most, {options.backlog} jobs pending, workers running", max(peak), REDIS_MIB_MAX, "MiB", 1),
+    ]
+    return rows
+
+
+def cluster_reaches(cluster: Cluster, dispatches: list[str], count: int) -> tuple[float, int]:
+    """When so many had ended, and how many those were."""
+    deadline = time.monotonic() + 600
+    while (finished := cluster.finished(dispatches)) < count:
+        if time.monotonic() > deadline:
+            raise OSError(f"{finished} of {count} jobs are done after 600 s")
+        time.sleep(0.02)
+    return time.time(), finished
+
+
+def watch_memory(cluster: Cluster, peak: list[float], over: threading.Event) -> None:
+    """Alone on Redis' connection while it runs."""
+    while not over.wait(0.05):
+        peak.append(cluster.redis.memory_mib())
+
+

@@ -1,0 +1,108 @@
+"""Sites to crawl: a generated one behind nginx, and one that holds its answers back and notes who asked when."""
+
+import asyncio
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+import threading
+import time
+
+from bench_process import free_port, start
+
+LINKS = 50
+PAGE_BYTES = 20_000
+
+
+def generate(site: pathlib.Path, pages: int) -> None:
+    """Page n links to 2n+1 and 2n+2, so that every page is reachable, and to 48 others."""
+    done = site / f"done-{pages}"
+    if done.exists():
+        return
+    shutil.rmtree(site, ignore_errors=True)
+    site.mkdir(parents=True)
+    rng = random.Random(1)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 9))) for _ in range(2000)]
+    for n in range(pages):
+        targets = [(2 * n + 1) % pages, (2 * n + 2) % pages] + [rng.randrange(pages) for _ in range(LINKS - 2)]
+        parts = [f'<!doctype html><html lang="en"><head><title>Page {n}</title></head><body>']
+        room = PAGE_BYTES // LINKS - 45
+        for to in targets:
+            text = " ".join(rng.choices(words, k=room // 6))[:room]
+            parts.append(f'<p>{text}</p><a href="/p{to}.html">link {to}</a>')
+        (site / f"p{n}.html").write_text("\n".join(parts) + "</body></html>\n")
+    done.touch()
+
+
+def start_nginx(work: pathlib.Path, site: pathlib.Path) -> tuple[subprocess.Popen[bytes], int]:
+    port = free_port()
+    temp = "".join(f"{kind}_temp_path {work}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    config = work / "nginx.conf"
+    config.write_text(
+        # As root nginx would read the files as another user, who may not be able to walk there.
+        f"{'user root;' if os.geteuid() == 0 else ''} daemon off; worker_processes 1; pid {work}/nginx.pid; error_log {work}/nginx.err;"
+        "events { worker_connections 2048; }"
+        f"http {{ types {{ text/html html; }} access_log off; sendfile on; keepalive_requests 10000000; {temp}"
+        f"server {{ listen 127.0.0.1:{port}; root {site}; }} }}"
+    )
+    program = shutil.which("nginx") or "/usr/sbin/nginx"
+    return start([program, "-c", config, "-p", work], work, subprocess.DEVNULL), port
+
+
+class SlowSite:
+    """Answers each page `delay_s` late, or, where that is None, when [`release`] is called. `hits` holds each request's
+    path with the times at which it came."""
+
+    def __init__(self, delay_s: float | None) -> None:
+        self.delay_s = delay_s
+        self.hits: dict[str, list[float]] = {}
+        self.lock = threading.Lock()
+        self.loop = asyncio.new_event_loop()
+        self.gate = asyncio.Event()
+        self.port = free_port()
+        ready = threading.Event()
+        threading.Thread(target=self._run, args=(ready,), daemon=True).start()
+        if not ready.wait(10):
+            raise RuntimeError("the slow site does not start")
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def times(self, path: str) -> list[float]:
+        with self.lock:
+            return list(self.hits.get(path, []))
+
+    def release(self) -> None:
+        """Answers what is held; what comes later is held again."""
+
+        def turn() -> None:
+            self.gate.set()
+            self.gate = asyncio.Event()
+
+        self.loop.call_soon_threadsafe(turn)
+
+    def _run(self, ready: threading.Event) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024))
+        ready.set()
+        self.loop.run_forever()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                path = head.split(b" ", 2)[1].decode()
+                if path == "/robots.txt":
+                    writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+                else:
+                    with self.lock:
+                        self.hits.setdefault(path, []).append(time.time())
+                    await (self.gate.wait() if self.delay_s is None else asyncio.sleep(self.delay_s))
+                    body = f"<!doctype html><title>{path}</title><p>slow".encode()
+                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
