@@ -41,6 +41,8 @@ pub enum Fault {
     None,
     /// Every request is answered 503 SlowDown, as S3 does under load.
     Refuse503,
+    /// Every request is answered 500 InternalError, as S3 does now and then.
+    Refuse500,
     /// Every request is served this many milliseconds late.
     Slow(u32),
 }
@@ -159,6 +161,9 @@ impl Door {
             Fault::Refuse503 => {
                 return Ok(failure(StatusCode::SERVICE_UNAVAILABLE, "SlowDown"));
             }
+            Fault::Refuse500 => {
+                return Ok(failure(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"));
+            }
             Fault::Slow(ms) => tokio::time::sleep(Duration::from_millis(ms.into())).await,
         }
         let written = matches!(*request.method(), Method::PUT | Method::POST).then(|| request.uri().clone());
@@ -253,6 +258,7 @@ fn encode(fault: Fault) -> u64 {
     match fault {
         Fault::None => 0,
         Fault::Refuse503 => u64::MAX,
+        Fault::Refuse500 => u64::MAX - 1,
         Fault::Slow(ms) => u64::from(ms),
     }
 }
@@ -261,7 +267,8 @@ fn decode(word: u64) -> Fault {
     match u32::try_from(word) {
         Ok(0) => Fault::None,
         Ok(ms) => Fault::Slow(ms),
-        Err(_) => Fault::Refuse503,
+        Err(_) if word == u64::MAX => Fault::Refuse503,
+        Err(_) => Fault::Refuse500,
     }
 }
 
@@ -271,7 +278,7 @@ mod tests {
 
     #[test]
     fn faults_survive_their_word() {
-        for fault in [Fault::None, Fault::Refuse503, Fault::Slow(250)] {
+        for fault in [Fault::None, Fault::Refuse503, Fault::Refuse500, Fault::Slow(250)] {
             assert_eq!(decode(encode(fault)), fault);
         }
     }
