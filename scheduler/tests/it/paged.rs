@@ -190,6 +190,28 @@ async fn redis_wiped_loses_no_item() -> Result<()> {
     judge(&cluster, &feed, &dispatch).await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_made_again_does_not_schedule_the_next_one_again() -> Result<()> {
+    let feed = Feed::start(123, Behaviour { latency: Duration::from_millis(30), ..Behaviour::default() }).await?;
+    let (cluster, _scheduler, _workers) = cluster(&feed, &feed.cursor_document(10), 2).await?;
+    let dispatch = run(&cluster).await?;
+    // The dispatch and five pages, none of them archived yet.
+    cluster.wait_finished(&dispatch, 6).await?;
+    cluster.redis_command(&["FLUSHALL"]).await?;
+    cluster.wait_done(&dispatch, LIMIT).await?;
+    judge(&cluster, &feed, &dispatch).await?;
+    let sql = cluster.sql().await?;
+    let count = async |remade: &str| -> Result<i64> {
+        let sql_text = format!("SELECT count(*) FROM crawl_log WHERE kind = 'get_page' AND remake_of IS {remade} NULL");
+        Ok(sql.query_one(&sql_text, &[]).await?.get(0))
+    };
+    assert!(count("NOT").await? > 0, "nothing was lost");
+    assert_eq!(count("").await?, 13, "a page has one job");
+    let progress = cluster.progress(&dispatch).await?["progress"].clone();
+    assert_eq!((&progress["pages"], &progress["items"]), (&json!(13), &json!(123)));
+    Ok(())
+}
+
 /// Rows that nobody has hinted are found within a minute; a test does not wait for that.
 async fn hint(cluster: &Cluster, feed: &Feed) -> Result<()> {
     let redis = dodo_common::stream::connection::Redis::new(&cluster.redis.url(), "test")?;

@@ -143,6 +143,8 @@ fn follow(
                 (paged, "the API names a cursor again".to_owned())
             }
             Some(_) if i64::from(page) >= PAGES_MAX => (paged, format!("no more than {PAGES_MAX} pages are fetched")),
+            // The first run's commit has scheduled what follows: once more, it would be fetched and counted beside it.
+            Some(_) if job.remake_of.is_some() => (paged, "made again; the next page is scheduled already".to_owned()),
             Some(cursor) => {
                 paged.next.push(paging::cursor_job(spec, job.dispatch, page + 1, Some(cursor), before)?);
                 (paged, String::new())
