@@ -101,3 +101,16 @@ find_target_dir() {
     [[ $target_dir == /* ]] || target_dir=$PWD/$target_dir
     export CARGO_TARGET_DIR=$target_dir
 }
+
+# make_venv DIR: a Python there with what others wrote and we are tested with: readers of WARC, CDXJ, columns and zstd,
+# clients of Postgres and Redis, a mail server. Sets DODO_TEST_PYTHON.
+make_venv() {
+    local modules='import warcio, cdxj_indexer, duckdb, aiosmtpd, zstandard, pg8000, redis'
+    if ! "$1/bin/python" -c "$modules" 2>/dev/null; then
+        python3 -m venv --clear "$1"
+        "$1/bin/python" -m pip install --quiet --disable-pip-version-check \
+            warcio cdxj-indexer duckdb aiosmtpd zstandard pg8000 redis
+        "$1/bin/python" -c "$modules" || die "the Python checkers in $1 do not load"
+    fi
+    export DODO_TEST_PYTHON=$1/bin/python
+}
