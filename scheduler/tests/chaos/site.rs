@@ -8,13 +8,14 @@ use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
+use dodo_common::clock::Clock;
 use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -58,7 +59,7 @@ pub fn die(seed: u64, parts: &[&str]) -> u64 {
 impl Sites {
     /// Listens on one port of all `addresses`; requests are written to `log`, a line each when it ended.
     pub async fn start(addresses: &[Ipv4Addr], port: u16, log: &Path) -> Result<Self> {
-        let began_us = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();
+        let began_us = Clock::System.now_ms() as u128 * 1000;
         let shared = Arc::new(Shared {
             hosts: RwLock::default(),
             asked: Mutex::default(),
@@ -189,17 +190,17 @@ fn links(host: &str, seed: u64, pages: u64, next: &[String], number: u64) -> Vec
     let n = number.to_string();
     let mut links = Vec::new();
     for child in [2 * number + 1, 2 * number + 2] {
-        if child < pages && die(seed, &["omit", &child.to_string()]) % 10 != 0 {
+        if child < pages && !die(seed, &["omit", &child.to_string()]).is_multiple_of(10) {
             links.push(format!("http://{host}/{child}"));
         }
     }
     for extra in 0..die(seed, &["extra", &n]) % 3 {
         links.push(format!("http://{host}/{}", die(seed, &["to", &n, &extra.to_string()]) % pages));
     }
-    if die(seed, &["private", &n]) % 4 == 0 {
+    if die(seed, &["private", &n]).is_multiple_of(4) {
         links.push(format!("http://{host}/private/{n}"));
     }
-    if !next.is_empty() && die(seed, &["cross", &n]) % 5 == 0 {
+    if !next.is_empty() && die(seed, &["cross", &n]).is_multiple_of(5) {
         let to = &next[(die(seed, &["where", &n]) % next.len() as u64) as usize];
         links.push(format!("http://{to}/0"));
     }
@@ -215,7 +216,7 @@ fn links(host: &str, seed: u64, pages: u64, next: &[String], number: u64) -> Vec
 /// A tenth of what it is asked fails at first: with 500, with 503, with an answer that is no JSON.
 fn api(host: &str, seed: u64, items: u64, path: &str, times: u64) -> Response {
     let fails = die(seed, &["fail", path]);
-    if fails % 10 == 0 && times <= 1 + fails / 10 % 2 {
+    if fails.is_multiple_of(10) && times <= 1 + fails / 10 % 2 {
         return match fails / 20 % 3 {
             0 => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
             1 => (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "0")]).into_response(),

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use dodo_common::clock::Clock;
 use dodo_scheduler::local::free_port;
 use dodo_scheduler::local::postgres::PostgresServer;
 use dodo_scheduler::local::redis::RedisServer;
@@ -163,7 +164,8 @@ impl World {
     pub fn note(&self, what: &str) {
         let mut timeline = self.timeline.lock().expect("no panic under this lock");
         let ms = timeline.began.elapsed().as_millis() as u64;
-        let now = chrono::Utc::now().format("%H:%M:%S%.3f");
+        let now = chrono::DateTime::from_timestamp_millis(Clock::System.now_ms()).unwrap_or_default();
+        let now = now.format("%H:%M:%S%.3f");
         let _ = writeln!(timeline.file, "{now} +{ms} {what}");
         timeline.lines.push((ms, what.to_owned()));
     }
