@@ -171,6 +171,9 @@ fn follow(
             paged.stores = false;
             return Ok((paged, format!("the API answers the items of page {} again", page - 1)));
         }
+        if job.remake_of.is_some() {
+            return Ok((paged, "made again; the next page is scheduled already".to_owned()));
+        }
         if i64::from(page) >= PAGES_MAX {
             return Ok((paged, format!("no more than {PAGES_MAX} pages are fetched")));
         }
