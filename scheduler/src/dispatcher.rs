@@ -222,6 +222,7 @@ impl<'a> Dispatcher<'a> {
                 Verdict::Prepared => SettledJob { reload_host: true, due_in_ms: Some(0), ..SettledJob::default() },
                 // Ended by a commit whose answer was lost, perhaps as a page.
                 Verdict::Gone => SettledJob { page: settled.requested, due_in_ms: Some(0), ..SettledJob::default() },
+                Verdict::Paused => SettledJob { due_in_ms: Some(0), idle: true, ..SettledJob::default() },
                 Verdict::Returned => SettledJob { due_in_ms: Some(0), ..SettledJob::default() },
             };
             let job = SettledJob { requested: settled.requested, hold_ms: settled.hold_ms, ..job };
@@ -256,7 +257,11 @@ impl<'a> Dispatcher<'a> {
         if dispatch::roll_up(&self.ctx.db, self.term.epoch).await? > 0 {
             fail::point_async("progress-rolled-up").await;
         }
-        read_rules(self.ctx, self.term, &mut self.frontier).await
+        read_rules(self.ctx, self.term, &mut self.frontier).await?;
+        if self.frontier.take_resumed() {
+            self.scan = Some(None);
+        }
+        Ok(())
     }
 
     /// Issued entries that Redis does not hold any more, and that no report settled, are settled here.
@@ -332,7 +337,7 @@ impl<'a> Dispatcher<'a> {
             return Ok(());
         }
         let (flows, limits): (Vec<FlowKey>, Vec<i64>) = wanted.into_iter().unzip();
-        let refills = schedule::refill(&self.ctx.db, &flows, &limits).await?;
+        let refills = schedule::refill(&self.ctx.db, &flows, &limits, &self.frontier.idle()).await?;
         let now = self.ctx.clock.now_ms();
         for (refill, limit) in refills.into_iter().zip(limits) {
             self.frontier.refilled(now, refill, limit);
@@ -416,6 +421,7 @@ fn rules_of(open: &Dispatch) -> Rules {
         pages: open.progress.pages,
         in_flight: 0,
         exact: true,
+        idle: open.paused_at.is_some() || open.ending.is_some(),
     }
 }
 

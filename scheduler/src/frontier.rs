@@ -35,6 +35,8 @@ pub struct Rules {
     pub in_flight: i64,
     /// `pages` was read from Postgres while nothing was in flight.
     pub exact: bool,
+    /// It is paused, or what is left of it ends without being issued.
+    pub idle: bool,
 }
 
 /// A job to issue.
@@ -134,6 +136,7 @@ pub struct Frontier {
     suspects: usize,
     /// Flows whose suspects wait for one in flight.
     suspect_waiters: HashSet<FlowKey>,
+    resumed: bool,
 }
 
 impl Frontier {
@@ -178,6 +181,7 @@ impl Frontier {
     /// Sets what a dispatch asks for; what is in flight is kept.
     pub fn set_rules(&mut self, id: Uuid, mut rules: Rules) {
         if let Some(known) = self.rules.get(&id) {
+            self.resumed |= known.idle && !rules.idle;
             // With jobs in flight the progress may hold a page whose report is still to come.
             if known.in_flight > 0 {
                 rules = Rules { pages: known.pages, in_flight: known.in_flight, exact: false, ..rules };
@@ -193,6 +197,17 @@ impl Frontier {
     pub fn forget_dispatch(&mut self, id: Uuid) {
         self.rules.remove(&id);
         self.wake_budget(id);
+    }
+
+    /// Dispatches whose jobs a refill must look past.
+    pub fn idle(&self) -> Vec<Uuid> {
+        self.rules.iter().filter(|(_, rules)| rules.idle).map(|(id, _)| *id).collect()
+    }
+
+    /// True when a dispatch goes on whose jobs were passed over: nothing else would bring them back soon; asking
+    /// forgets it.
+    pub fn take_resumed(&mut self) -> bool {
+        std::mem::take(&mut self.resumed)
     }
 
     /// True when jobs of a dispatch were buffered whose rules are not known; asking forgets it.
@@ -385,6 +400,8 @@ impl Frontier {
         if let Some(rules) = self.rules.get_mut(&issued.dispatch) {
             rules.in_flight -= 1;
             rules.pages += i64::from(settled.page);
+            // The worker has read it from the row; the next reading of the rules puts it right.
+            rules.idle |= settled.idle;
         }
         if issued.alone {
             self.suspects = self.suspects.saturating_sub(1);
@@ -472,6 +489,12 @@ impl Frontier {
                 // The dispatcher reads unknown dispatches and enqueues again.
                 return Err(Wait::Until(now + 5));
             };
+            if rules.idle {
+                let job = queue.pop_front().expect("it was just seen");
+                flow.busy = flow.busy.saturating_sub(1);
+                self.busy.remove(&(key.0.clone(), job.id));
+                continue;
+            }
             if let Some(max) = rules.max_pages {
                 if rules.pages >= max && rules.exact {
                     let job = queue.pop_front().expect("it was just seen");
@@ -616,13 +639,15 @@ pub struct SettledJob {
     pub hold_ms: Option<Millis>,
     /// Its row is still there, due in so many milliseconds.
     pub due_in_ms: Option<Millis>,
+    /// Its dispatch is paused.
+    pub idle: bool,
 }
 
 impl SettledJob {
     /// Nobody knows what became of it: its request may have been under way, so its host counts as completed now,
     /// and may have been prepared by it.
     pub fn lost() -> Self {
-        Self { page: true, requested: true, reload_host: true, hold_ms: None, due_in_ms: Some(0) }
+        Self { page: true, requested: true, reload_host: true, due_in_ms: Some(0), ..Self::default() }
     }
 }
 

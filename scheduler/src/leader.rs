@@ -9,7 +9,7 @@ use dodo_common::fail;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::{Context, Term};
-use crate::{dispatcher, housekeeping, manifests, timers};
+use crate::{dispatcher, ending, housekeeping, manifests, timers};
 
 /// A standby asks for the lease this often.
 const ASK: Duration = Duration::from_millis(300);
@@ -36,6 +36,7 @@ async fn lead(ctx: &Arc<Context>, epoch: i64) {
     metrics::gauge!("dodo_leader").set(1.0);
     let tasks = tokio_util::task::TaskTracker::new();
     tasks.spawn(dispatcher::run(Arc::clone(ctx), term.clone()));
+    tasks.spawn(ending::run(Arc::clone(ctx), term.clone()));
     tasks.spawn(housekeeping::run(Arc::clone(ctx), term.clone()));
     tasks.spawn(manifests::run(Arc::clone(ctx), term.clone()));
     tasks.spawn(timers::run(Arc::clone(ctx), term.clone()));

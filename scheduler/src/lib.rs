@@ -5,6 +5,7 @@ pub mod backpressure;
 pub mod cli;
 pub mod context;
 pub mod dispatcher;
+pub mod ending;
 pub mod frontier;
 pub mod gc;
 pub mod housekeeping;

@@ -38,6 +38,8 @@ pub enum Effect {
     Prepared,
     /// Its row was gone.
     Gone,
+    /// Its dispatch is paused; the row is unchanged.
+    Paused,
     /// It has not been started, or our proxy did not let it out.
     Returned,
 }
@@ -48,7 +50,7 @@ impl Effect {
         match self {
             Effect::Finished { job, .. } => Some(&job.key),
             Effect::Retry(retry) => Some(&retry.key),
-            Effect::Prepared | Effect::Gone | Effect::Returned => None,
+            Effect::Prepared | Effect::Gone | Effect::Paused | Effect::Returned => None,
         }
     }
 }
@@ -193,6 +195,7 @@ fn batch_of(done: Vec<Done>) -> (Batch, Ended) {
             }
             Effect::Prepared => Verdict::Prepared,
             Effect::Gone => Verdict::Gone,
+            Effect::Paused => Verdict::Paused,
             Effect::Returned => Verdict::Returned,
         };
         let hold_ms = d.hold.as_ref().map(|hold| hold.1);

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::db::control;
 use crate::db::leader;
 use crate::db::pool::{Db, DbError, DbResult, Transaction};
 use crate::db::schedule;
@@ -81,6 +82,15 @@ pub struct Dispatch {
     pub spec: serde_json::Value,
     /// `running`, `archiving` (no jobs left, results on their way to the archive), or `done`.
     pub state: String,
+    /// Nothing of it is issued since then.
+    #[serde(default)]
+    pub paused_at: Option<DateTime<Utc>>,
+    /// `cancelled` or `budget`: how what is left of it ends.
+    #[serde(default)]
+    pub ending: Option<String>,
+    /// Why it ends, or ended, before its time.
+    #[serde(default)]
+    pub note: Option<String>,
     pub created_at: DateTime<Utc>,
     pub finished_at: Option<DateTime<Utc>>,
     pub progress: Progress,
@@ -195,13 +205,18 @@ pub(crate) async fn insert(
     parent: Option<Uuid>,
     spec: &serde_json::Value,
 ) -> DbResult<Option<Uuid>> {
+    let (paused_at, ending, note) = match parent {
+        Some(parent) => control::inherited(tx, tenant, parent).await?,
+        None => Default::default(),
+    };
     let inserted = tx
         .execute(
             "-- insert-dispatch
-             WITH d AS (INSERT INTO dispatch (tenant, id, kind, key, spec, parent) VALUES ($1, $2, $3, $4, $5, $6)
+             WITH d AS (INSERT INTO dispatch (tenant, id, kind, key, spec, parent, paused_at, ending, note)
+                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
                         ON CONFLICT (tenant, key) DO NOTHING RETURNING tenant, id)
              INSERT INTO dispatch_progress (tenant, dispatch) SELECT tenant, id FROM d",
-            &[&tenant, &id, &kind, &key, &spec, &parent],
+            &[&tenant, &id, &kind, &key, &spec, &parent, &paused_at, &ending, &note],
         )
         .await?;
     if inserted == 1 {
@@ -230,7 +245,8 @@ const SELECT: &str = "SELECT d.tenant, d.id, d.kind, d.key, d.spec, d.state, d.c
     p.items + x.items, p.records + x.records, p.unfit + x.unfit, d.parent,
     (SELECT count(*) FROM dispatch c WHERE c.tenant = d.tenant AND c.parent = d.id AND c.state <> 'done')
       + CASE WHEN d.kind = 'manifest' AND EXISTS (SELECT 1 FROM manifest_entry e WHERE e.tenant = d.tenant
-               AND e.dispatch = d.id AND e.state = 'active') THEN 1 ELSE 0 END, d.xmin::text::int8
+               AND e.dispatch = d.id AND e.state = 'active') THEN 1 ELSE 0 END,
+    d.paused_at, d.ending, d.note, d.xmin::text::int8
   FROM dispatch d JOIN dispatch_progress p ON p.tenant = d.tenant AND p.dispatch = d.id,
   LATERAL (SELECT coalesce(sum(scheduled), 0)::int8 AS scheduled, coalesce(sum(finished), 0)::int8 AS finished,
     coalesce(sum(pages), 0)::int8 AS pages, coalesce(sum(failed), 0)::int8 AS failed,
@@ -333,7 +349,8 @@ pub async fn settle_state(db: &Db, epoch: i64, dispatch: &Dispatch) -> DbResult<
         let moved = tx
             .execute(
                 "-- settle-dispatch
-             UPDATE dispatch SET state = $3, finished_at = CASE WHEN $3 = 'done' THEN clock_timestamp() END
+             UPDATE dispatch SET state = $3, finished_at = CASE WHEN $3 = 'done' THEN clock_timestamp() END,
+                    paused_at = CASE WHEN $3 <> 'done' THEN paused_at END
               WHERE tenant = $1 AND id = $2 AND state <> 'done' AND xmin::text::int8 = $4",
                 &[&dispatch.tenant, &dispatch.id, &state, &dispatch.version],
             )
@@ -364,7 +381,10 @@ fn of_row(row: &tokio_postgres::Row) -> Dispatch {
         finished_at: row.get(7),
         parent: row.get(20),
         awaits: row.get(21),
-        version: row.get(22),
+        paused_at: row.get(22),
+        ending: row.get(23),
+        note: row.get(24),
+        version: row.get(25),
         progress: Progress {
             scheduled: row.get(8),
             finished: row.get(9),

@@ -183,7 +183,7 @@ async fn revive(tx: &Transaction<'_>, tenant: &str, dispatch: Option<Uuid>) -> D
          WITH revived AS (
            UPDATE manifest_entry SET state = 'active', expand = true
             WHERE tenant = $1 AND dispatch = $2 AND state = 'stopped' RETURNING 1)
-         UPDATE dispatch SET state = 'running', finished_at = NULL
+         UPDATE dispatch SET state = 'running', finished_at = NULL, ending = NULL, note = NULL
           WHERE tenant = $1 AND id = $2 AND EXISTS (SELECT 1 FROM revived)",
         &[&tenant, &dispatch],
     )

@@ -15,6 +15,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (4, "proxy", include_str!("../../../sql/migrations/0004_proxy.sql")),
     (5, "core_fixes", include_str!("../../../sql/migrations/0005_core_fixes.sql")),
     (6, "suspects", include_str!("../../../sql/migrations/0006_suspects.sql")),
+    (7, "control", include_str!("../../../sql/migrations/0007_control.sql")),
 ];
 
 /// Applies what is missing; returns the versions that were applied.

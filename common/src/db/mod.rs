@@ -1,6 +1,7 @@
 //! Postgres: the truth. Every SQL statement of the project lives below here, a file a noun.
 
 pub mod commit;
+pub mod control;
 pub mod dead;
 pub mod dispatch;
 pub mod explain;

@@ -40,6 +40,18 @@ pub struct Loaded {
     pub job: Job,
     pub host: Option<LoadedHost>,
     pub paging: LoadedPaging,
+    pub leave: Leave,
+}
+
+/// Whether the dispatch of a job lets it run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Leave {
+    #[default]
+    Run,
+    /// Not now.
+    Paused,
+    /// Not any more: how it ends, and why.
+    Ending(Outcome, String),
 }
 
 /// What is known of a page dispatch before any request of it leaves.
@@ -125,8 +137,9 @@ pub async fn submit_noops(
     Ok(count as i64)
 }
 
-/// The due jobs of several (tenant, host), at most `limit` each, in their order.
-pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64]) -> DbResult<Vec<Refill>> {
+/// The due jobs of several (tenant, host), at most `limit` each, in their order, but for those of `idle` dispatches:
+/// they are passed over in the index, so that what lies behind them does not wait.
+pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64], idle: &[Uuid]) -> DbResult<Vec<Refill>> {
     let tenants: Vec<&str> = flows.iter().map(|(tenant, _)| tenant.as_str()).collect();
     let hosts: Vec<&str> = flows.iter().map(|(_, host)| host.as_str()).collect();
     let client = db.client().await?;
@@ -137,11 +150,12 @@ pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64]) -> DbRe
                FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS k(tenant, host, n, ord),
                LATERAL (SELECT id, attempt, dispatch, crashes FROM crawl_schedule c
                          WHERE c.tenant = k.tenant AND c.host = k.host AND c.run_at <= clock_timestamp()
-                           AND c.started_at IS NULL AND c.alone_crashes < $5
+                           AND c.started_at IS NULL AND c.alone_crashes < $5 AND c.dispatch <> ALL ($6)
                          ORDER BY c.priority, c.run_at, c.id LIMIT k.n) s",
         )
         .await?;
-    let rows = client.query(&statement, &[&tenants, &hosts, &limits, &SUSPECT_CRASHES, &ALONE_CRASHES_MAX]).await?;
+    let rows =
+        client.query(&statement, &[&tenants, &hosts, &limits, &SUSPECT_CRASHES, &ALONE_CRASHES_MAX, &idle]).await?;
     let mut refills: Vec<Refill> = flows
         .iter()
         .map(|(tenant, host)| Refill { tenant: tenant.clone(), host: host.clone(), due: Vec::new(), next_in_ms: None })
@@ -211,11 +225,13 @@ pub async fn load(db: &Db, keys: &[JobKey]) -> DbResult<Batch> {
             "-- load-jobs
              SELECT s.tenant, s.id, s.attempt, s.dispatch, s.kind, s.host, s.depth, s.hops, s.url, s.payload,
                     h.addresses, h.state, h.valid_until > clock_timestamp(), h.robots_url, h.robots_hops, h.failures,
-                    h.version, h.last_error, s.page, s.total_pages, s.remake_of, m.total_items, m.total_pages, m.round, p.job
+                    h.version, h.last_error, s.page, s.total_pages, s.remake_of, m.total_items, m.total_pages, m.round, p.job,
+                    d.paused_at IS NOT NULL, d.ending, d.note
                FROM unnest($1::text[], $2::uuid[], $3::int2[]) AS k(tenant, id, attempt),
                LATERAL (SELECT * FROM crawl_schedule c
                          WHERE c.tenant = k.tenant AND c.id = k.id AND c.attempt = k.attempt OFFSET 0) s
                LEFT JOIN host h ON h.host = s.host
+               LEFT JOIN dispatch d ON d.tenant = s.tenant AND d.id = s.dispatch
                LEFT JOIN page_metadata m ON s.kind IN ('page_dispatch', 'get_metadata', 'get_page')
                  AND m.tenant = s.tenant AND m.dispatch = s.dispatch
                LEFT JOIN page_scrape p ON s.kind = 'get_page' AND p.tenant = s.tenant AND p.dispatch = s.dispatch
@@ -256,6 +272,7 @@ fn loaded(row: &Row, key: JobKey, kind: JobKind) -> Loaded {
                 .map(|total_items| (Metadata { total_items, total_pages: row.get(22) }, row.get(23))),
             stored_by: row.get(24),
         },
+        leave: leave(row.get::<_, Option<bool>>(25).unwrap_or_default(), row.get(26), row.get(27)),
         host: row.get::<_, Option<Vec<String>>>(10).map(|addresses| LoadedHost {
             addresses,
             state: HostState::parse(row.get(11)),
@@ -267,6 +284,33 @@ fn loaded(row: &Row, key: JobKey, kind: JobKind) -> Loaded {
             last_error: row.get(17),
         }),
     }
+}
+
+fn leave(paused: bool, ending: Option<&str>, note: Option<String>) -> Leave {
+    match ending {
+        Some(ending) => {
+            let outcome = if ending == Outcome::Budget.as_str() { Outcome::Budget } else { Outcome::Cancelled };
+            Leave::Ending(outcome, note.unwrap_or_default())
+        }
+        None if paused => Leave::Paused,
+        None => Leave::Run,
+    }
+}
+
+/// Jobs of a dispatch that wait, at most `limit`, whatever they wait for; but for calls that have begun.
+pub async fn of_dispatch(db: &Db, tenant: &str, dispatch: Uuid, limit: i64) -> DbResult<Vec<Uuid>> {
+    let client = db.client().await?;
+    let statement = client
+        .prepare_cached(
+            "-- jobs-of-dispatch
+             SELECT id FROM crawl_schedule WHERE tenant = $1 AND dispatch = $2 AND started_at IS NULL LIMIT $3",
+        )
+        .await?;
+    let mut ids: Vec<Uuid> =
+        client.query(&statement, &[&tenant, &dispatch, &limit]).await?.iter().map(|row| row.get(0)).collect();
+    // In key order, as every other writer takes them (invariant 12).
+    ids.sort();
+    Ok(ids)
 }
 
 /// Ends jobs that will not be issued any more, each with its reason in the log. Returns how many.
@@ -284,13 +328,16 @@ pub async fn skip(db: &Db, epoch: i64, tenant: &str, ids: &[Uuid], outcome: Outc
                           crashes, alone_crashes)
                    SELECT tenant, id, clock_timestamp(), dispatch, kind, host, priority, attempt, depth, hops, url,
                           url_hash, found_on, payload, remake_of, created_at, $3, $4, page, total_pages, started_at,
-                          coalesce(started_by, CASE WHEN $3 = 'quarantined' THEN crashed_with END), crashes, alone_crashes FROM won)
-                 INSERT INTO dispatch_delta (tenant, dispatch, finished, skipped, failed)
+                          coalesce(started_by, CASE WHEN $3 = 'quarantined' THEN crashed_with END), crashes, alone_crashes FROM won),
+                 delta AS (
+                   INSERT INTO dispatch_delta (tenant, dispatch, finished, skipped, failed)
                  SELECT tenant, dispatch, count(*), count(*) FILTER (WHERE $3 NOT IN ('unknown', 'quarantined')),
-                        count(*) FILTER (WHERE $3 IN ('unknown', 'quarantined')) FROM won GROUP BY 1, 2",
+                        count(*) FILTER (WHERE $3 IN ('unknown', 'quarantined')) FROM won GROUP BY 1, 2)
+                 SELECT count(*) FROM won",
             )
             .await?;
-        Ok(tx.execute(&statement, &[&tenant, &ids, &outcome.as_str(), &reason]).await?)
+        let row = tx.query_one(&statement, &[&tenant, &ids, &outcome.as_str(), &reason]).await?;
+        Ok(row.get::<_, i64>(0) as u64)
     })
 }
 

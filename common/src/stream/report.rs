@@ -22,6 +22,8 @@ pub enum Verdict {
     Prepared,
     /// Its row was gone or had moved on; nothing was requested.
     Gone,
+    /// Its dispatch is paused, or ends: nothing was requested.
+    Paused,
     /// The worker is leaving, or its proxy is down: nothing was requested, issue it again.
     Returned,
 }

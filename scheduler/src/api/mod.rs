@@ -51,6 +51,9 @@ pub struct Api {
         crawl::submit_noops,
         dispatch::list,
         dispatch::get,
+        dispatch::pause,
+        dispatch::resume,
+        dispatch::cancel,
         job::list,
         job::get,
         why::why,
@@ -125,6 +128,9 @@ pub fn router(api: Api) -> Router {
         .route("/v1/noops", post(crawl::submit_noops))
         .route("/v1/dispatches", get(dispatch::list))
         .route("/v1/dispatches/{id}", get(dispatch::get))
+        .route("/v1/dispatches/{id}/pause", post(dispatch::pause))
+        .route("/v1/dispatches/{id}/resume", post(dispatch::resume))
+        .route("/v1/dispatches/{id}/cancel", post(dispatch::cancel))
         .route("/v1/jobs", get(job::list))
         .route("/v1/jobs/{id}", get(job::get))
         .route("/v1/why", get(why::why))

@@ -163,6 +163,10 @@ async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>> {
         let due = job.run_at.map_or(String::new(), |at| format!(", due at {at}"));
         lines.push(format!("It is pending with {} tries behind it{due}.", job.attempt));
         lines.extend(job.reason.as_ref().map(|why| format!("Its last try: {why}.")));
+        if let Some(dispatch) = dispatch::get(&ctx.db, TENANT_DEFAULT, job.dispatch).await? {
+            lines.extend(dispatch.paused_at.map(|at| format!("Its dispatch is paused since {at}.")));
+            lines.extend(dispatch.note.map(|note| format!("Its dispatch is ending: {note}.")));
+        }
         return Ok(lines);
     }
     let mut end = format!("It ended {}", job.state);

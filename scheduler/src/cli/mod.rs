@@ -4,6 +4,7 @@ pub mod archive;
 pub mod client;
 pub mod crawl;
 pub mod dead;
+pub mod dispatch;
 pub mod export;
 pub mod gc;
 pub mod health;
@@ -58,6 +59,8 @@ enum Command {
     Records(records::Records),
     /// Totals of what was gathered
     Report(records::Report),
+    /// List dispatches; pause, resume and cancel them
+    Dispatch(dispatch::DispatchArgs),
     /// List and replay jobs that ended without success
     Dead(dead::Dead),
     /// Show the cluster at a glance
@@ -108,6 +111,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Sources(sources) => sources::run(sources).await,
         Command::Records(records) => records::run(records).await,
         Command::Report(report) => records::report(report).await,
+        Command::Dispatch(dispatch) => dispatch::run(dispatch).await,
         Command::Dead(dead) => dead::run(dead).await,
         Command::Status(status) => show::status(status).await,
         Command::Workers(plain) => show::workers(plain).await,

@@ -17,7 +17,7 @@ impl Bench {
         let dispatch = Uuid::now_v7();
         frontier.set_rules(
             dispatch,
-            Rules { delay_ms, host_concurrency, max_pages: None, pages: 0, in_flight: 0, exact: true },
+            Rules { delay_ms, host_concurrency, max_pages: None, pages: 0, in_flight: 0, exact: true, idle: false },
         );
         Self { frontier, dispatch, serial: 0, open: Vec::new() }
     }
@@ -115,7 +115,15 @@ fn a_second_report_of_an_entry_does_nothing() {
 #[test]
 fn a_budget_is_never_exceeded_and_the_rest_is_skipped() {
     let mut bench = Bench::new(0, 8);
-    let rules = Rules { delay_ms: 0, host_concurrency: 8, max_pages: Some(3), pages: 0, in_flight: 0, exact: true };
+    let rules = Rules {
+        delay_ms: 0,
+        host_concurrency: 8,
+        max_pages: Some(3),
+        pages: 0,
+        in_flight: 0,
+        exact: true,
+        idle: false,
+    };
     bench.frontier.set_rules(bench.dispatch, rules);
     bench.add("http://a", "10.0.0.1", 10);
     assert_eq!(bench.pick(0).len(), 3);
@@ -126,7 +134,15 @@ fn a_budget_is_never_exceeded_and_the_rest_is_skipped() {
     }
     assert!(bench.pick(100).is_empty());
     assert!(bench.frontier.take_over_budget().is_empty(), "only the progress in Postgres says that it is used up");
-    let rules = Rules { delay_ms: 0, host_concurrency: 8, max_pages: Some(3), pages: 3, in_flight: 0, exact: true };
+    let rules = Rules {
+        delay_ms: 0,
+        host_concurrency: 8,
+        max_pages: Some(3),
+        pages: 3,
+        in_flight: 0,
+        exact: true,
+        idle: false,
+    };
     bench.frontier.set_rules(bench.dispatch, rules);
     assert!(bench.pick(200).is_empty());
     assert_eq!(bench.frontier.take_over_budget().len(), 7);
@@ -147,7 +163,15 @@ fn tenants_take_turns() {
 #[test]
 fn a_flow_at_its_budget_goes_on_when_a_job_was_no_page() {
     let mut bench = Bench::new(0, 8);
-    let rules = Rules { delay_ms: 0, host_concurrency: 8, max_pages: Some(2), pages: 0, in_flight: 0, exact: true };
+    let rules = Rules {
+        delay_ms: 0,
+        host_concurrency: 8,
+        max_pages: Some(2),
+        pages: 0,
+        in_flight: 0,
+        exact: true,
+        idle: false,
+    };
     bench.frontier.set_rules(bench.dispatch, rules);
     bench.add("http://a", "10.0.0.1", 5);
     assert_eq!(bench.pick(0).len(), 2);
@@ -219,4 +243,26 @@ fn suspects_wait_for_one_another_and_nobody_waits_for_them() {
         (0..2).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: true }).collect();
     frontier.refilled(2, Refill { tenant: TENANT.to_owned(), host: String::new(), due, next_in_ms: None }, 100);
     assert_eq!(pick(frontier), [true], "a third has room, a fourth has not");
+}
+
+#[test]
+fn a_paused_dispatch_is_dropped_from_the_buffer_and_found_again() {
+    let mut bench = Bench::new(0, 8);
+    bench.add("http://a", "10.0.0.1", 3);
+    let rules =
+        |idle| Rules { delay_ms: 0, host_concurrency: 8, max_pages: None, pages: 0, in_flight: 0, exact: true, idle };
+    bench.frontier.set_rules(bench.dispatch, rules(true));
+    assert_eq!(bench.frontier.idle(), [bench.dispatch]);
+    assert!(bench.pick(0).is_empty());
+    assert_eq!(bench.frontier.next_due_ms(), None, "nothing spins");
+    assert!(!bench.frontier.take_resumed());
+    bench.frontier.set_rules(bench.dispatch, rules(false));
+    assert!(bench.frontier.take_resumed());
+    bench.add("http://a", "10.0.0.1", 3);
+    assert_eq!(bench.pick(0).len(), 3);
+    // A worker that found it paused first says so.
+    bench.add("http://a", "10.0.0.1", 2);
+    let entry = bench.open.remove(0);
+    bench.frontier.settled(1, entry, &SettledJob { due_in_ms: Some(0), idle: true, ..SettledJob::default() });
+    assert!(bench.pick(1).is_empty());
 }

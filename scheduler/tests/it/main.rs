@@ -6,6 +6,7 @@ mod backpressure;
 mod bad_input;
 mod cluster;
 mod commit;
+mod control;
 mod feed;
 mod gc;
 mod judge;

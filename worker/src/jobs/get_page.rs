@@ -22,7 +22,7 @@ use crate::jobs::paging::{self, Answer, NoAnswer};
 const PAUSE: Duration = Duration::from_millis(100);
 
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
-    let Loaded { job, host, paging: known } = row;
+    let Loaded { job, host, paging: known, .. } = row;
     if let Some(reason) = needless(&job, &known) {
         return paging::finish(entry, &job, paging::ended(&job, Outcome::Duplicate, &reason), Paged::default());
     }

@@ -12,7 +12,7 @@ pub mod paging;
 use std::panic::AssertUnwindSafe;
 
 use dodo_common::db::commit::Finished;
-use dodo_common::db::schedule::Loaded;
+use dodo_common::db::schedule::{Leave, Loaded};
 use dodo_common::model::job::{JobKind, Outcome};
 use dodo_common::model::stream_id::StreamId;
 use futures::FutureExt as _;
@@ -42,6 +42,7 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
 
 async fn run_kind(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     match row.job.kind {
+        _ if row.leave != Leave::Run => stay(entry, &row),
         JobKind::Crawl => crawl::run(ctx, entry, row).await,
         JobKind::Noop => noop::run(ctx, entry, row).await,
         JobKind::Occurrence => occurrence::run(ctx, entry, row).await,
@@ -58,6 +59,14 @@ async fn caught<T>(running: impl Future<Output = T>) -> Result<T, String> {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
     })
+}
+
+/// What comes of a job whose dispatch does not let it run: no request (invariant 3).
+fn stay(entry: StreamId, row: &Loaded) -> Done {
+    match &row.leave {
+        Leave::Ending(outcome, why) => end::finish(entry, &row.job, *outcome, why),
+        Leave::Paused | Leave::Run => Done::new(entry, Effect::Paused),
+    }
 }
 
 /// One line a job; what went well is for those who look closely.
@@ -80,7 +89,7 @@ fn log(done: &Done) {
                 "job is tried again"
             );
         }
-        Effect::Prepared | Effect::Gone | Effect::Returned => {}
+        Effect::Prepared | Effect::Gone | Effect::Paused | Effect::Returned => {}
     }
 }
 

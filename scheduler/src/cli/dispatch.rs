@@ -1,0 +1,84 @@
+//! `dodo dispatch`: what was submitted, and orders for it.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use dodo_common::db::dispatch::Dispatch;
+use uuid::Uuid;
+
+use crate::cli::client::Client;
+use crate::cli::{Remote, say};
+
+#[derive(Args, Debug)]
+pub struct DispatchArgs {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// List the latest dispatches, newest first
+    List {
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Show one
+    Get(One),
+    /// Issue nothing more of it for now; what runs ends. Dispatches it has started go with it, here and below
+    Pause(One),
+    /// Let it go on
+    Resume(One),
+    /// End what is left of it without a request
+    Cancel(One),
+}
+
+#[derive(Args, Debug)]
+struct One {
+    /// Id of the dispatch
+    id: Uuid,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+pub async fn run(args: DispatchArgs) -> anyhow::Result<ExitCode> {
+    match args.verb {
+        Verb::List { remote } => {
+            let dispatches: Vec<Dispatch> = Client::new(&remote)?.get("/v1/dispatches", &[]).await?;
+            for dispatch in &dispatches {
+                show(dispatch, remote.json)?;
+            }
+        }
+        Verb::Get(one) => {
+            let path = format!("/v1/dispatches/{}", one.id);
+            show(&Client::new(&one.remote)?.get(&path, &[]).await?, one.remote.json)?;
+        }
+        Verb::Pause(one) => order(&one, "pause").await?,
+        Verb::Resume(one) => order(&one, "resume").await?,
+        Verb::Cancel(one) => order(&one, "cancel").await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn order(one: &One, order: &str) -> anyhow::Result<()> {
+    let path = format!("/v1/dispatches/{}/{order}", one.id);
+    show(&Client::new(&one.remote)?.post(&path, &()).await?, one.remote.json)
+}
+
+fn show(dispatch: &Dispatch, json: bool) -> anyhow::Result<()> {
+    say(if json { serde_json::to_string(dispatch)? } else { line(dispatch) })
+}
+
+/// A dispatch on one line.
+fn line(dispatch: &Dispatch) -> String {
+    let p = &dispatch.progress;
+    let state = match &dispatch.ending {
+        _ if dispatch.paused_at.is_some() => "paused",
+        Some(_) if dispatch.state == "running" => "ending",
+        _ => &dispatch.state,
+    };
+    let note = dispatch.note.as_ref().map_or(String::new(), |note| format!("  ({note})"));
+    format!(
+        "{}  {:<8} {:<9} {} of {} jobs ended, {} pages, {} failed, {} skipped{note}",
+        dispatch.id, dispatch.kind, state, p.finished, p.scheduled, p.pages, p.failed, p.skipped
+    )
+}
