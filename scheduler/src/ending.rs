@@ -18,6 +18,8 @@ const BATCHES_MAX: usize = 20;
 /// What one tick did.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Summary {
+    /// Dispatches whose budget was found spent.
+    pub spent: u64,
     pub jobs: u64,
     pub entries: u64,
 }
@@ -47,7 +49,7 @@ pub async fn run(ctx: Arc<Context>, term: Term) {
 
 /// Ends what is left, in batches of one transaction each.
 pub async fn tick(ctx: &Context, term: &Term) -> DbResult<Summary> {
-    let mut summary = Summary::default();
+    let mut summary = Summary { spent: control::spend(&ctx.db, term.epoch).await?, ..Summary::default() };
     for ending in control::ending(&ctx.db, DISPATCHES_MAX).await? {
         if ending.manifest {
             summary.entries += control::stop_entries(&ctx.db, term.epoch, &ending.tenant, ending.id).await?;

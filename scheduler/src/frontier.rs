@@ -247,6 +247,11 @@ impl Frontier {
         self.flow(&key);
         let Some(flow) = self.flows.get_mut(&key) else { return };
         flow.more = refill.due.len() as i64 >= limit;
+        // The buffer is what the schedule says now: what came later with a higher priority goes first.
+        for job in flow.buffer.drain(..) {
+            flow.busy = flow.busy.saturating_sub(1);
+            self.busy.remove(&(key.0.clone(), job.id));
+        }
         for job in refill.due {
             let queue = if job.alone { &mut flow.suspects } else { &mut flow.buffer };
             if queue.len() >= BUFFER_MAX {

@@ -11,3 +11,15 @@ CREATE INDEX dispatch_ending ON dispatch (tenant, id) WHERE ending IS NOT NULL A
 -- Serves jobs-of-dispatch.
 CREATE INDEX crawl_schedule_dispatch ON crawl_schedule (tenant, dispatch);
 GRANT UPDATE (paused_at, ending, note) ON dispatch TO dodo_tenant;
+
+-- The terms of a dispatch: budgets, tries, a priority (the higher goes first; crawl_schedule.priority, which sorts
+-- ascending, holds its negative), a start.
+ALTER TABLE dispatch
+  ADD COLUMN max_bytes bigint,
+  ADD COLUMN max_seconds bigint,
+  ADD COLUMN retries int2,
+  ADD COLUMN priority int2 NOT NULL DEFAULT 0,
+  ADD COLUMN start_at timestamptz;
+-- Serves spend-budgets.
+CREATE INDEX dispatch_budget ON dispatch (tenant, id)
+  WHERE state = 'running' AND ending IS NULL AND (max_bytes IS NOT NULL OR max_seconds IS NOT NULL);

@@ -139,9 +139,9 @@ WITH j AS MATERIALIZED (
    ORDER BY 1, 2, 3
   ON CONFLICT DO NOTHING RETURNING tenant, dispatch, hash, job
 ), scheduled AS (
-  INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, depth, hops, url, url_hash, found_on)
-  SELECT fresh.tenant, f.id, fresh.dispatch, 'crawl', f.host, f.depth, f.hops, f.url, f.hash, f.parent
-    FROM fresh JOIN f ON f.id = fresh.job
+  INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, priority, depth, hops, url, url_hash, found_on)
+  SELECT fresh.tenant, f.id, fresh.dispatch, 'crawl', f.host, won.priority, f.depth, f.hops, f.url, f.hash, f.parent
+    FROM fresh JOIN f ON f.id = fresh.job JOIN won ON won.id = f.parent
   RETURNING tenant, host, found_on
 ), gained AS MATERIALIZED (
   SELECT found_on, count(*) AS n FROM scheduled GROUP BY found_on

@@ -149,3 +149,28 @@ pub async fn stop_entries(db: &Db, epoch: i64, tenant: &str, id: Uuid) -> DbResu
         Ok(count)
     })
 }
+
+/// Dispatches whose budget is spent are to end; returns how many. Bytes count when their job has ended.
+pub async fn spend(db: &Db, epoch: i64) -> DbResult<u64> {
+    run_tx!(db, "spend-budgets", |tx| {
+        leader::authorise(tx, epoch).await?;
+        let count = tx
+            .execute(
+                "-- spend-budgets
+                 WITH spent AS MATERIALIZED (
+                   SELECT d.tenant, d.id, d.max_bytes, d.max_seconds, coalesce(p.bytes, 0) + x.bytes AS bytes,
+                          clock_timestamp() >= greatest(d.created_at, d.start_at) + d.max_seconds * interval '1 second' AS late
+                     FROM dispatch d LEFT JOIN dispatch_progress p ON p.tenant = d.tenant AND p.dispatch = d.id,
+                     LATERAL (SELECT coalesce(sum(bytes), 0)::int8 AS bytes FROM dispatch_delta y
+                               WHERE y.tenant = d.tenant AND y.dispatch = d.id) x
+                    WHERE d.state = 'running' AND d.ending IS NULL AND (d.max_bytes IS NOT NULL OR d.max_seconds IS NOT NULL))
+                 UPDATE dispatch d SET ending = 'budget', note = CASE
+                     WHEN s.late THEN format('its budget of %s seconds is spent', s.max_seconds)
+                     ELSE format('its budget of %s bytes is spent: it has received %s', s.max_bytes, s.bytes) END
+                   FROM spent s WHERE d.tenant = s.tenant AND d.id = s.id AND d.ending IS NULL AND (s.late OR s.bytes >= s.max_bytes)",
+                &[],
+            )
+            .await?;
+        Ok(count)
+    })
+}

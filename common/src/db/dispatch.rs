@@ -11,6 +11,7 @@ use crate::db::leader;
 use crate::db::pool::{Db, DbError, DbResult, Transaction};
 use crate::db::schedule;
 use crate::model::spec::{CrawlSpec, NoopSpec};
+use crate::model::terms::Terms;
 use crate::model::url::Canonical;
 use crate::run_tx;
 
@@ -80,6 +81,8 @@ pub struct Dispatch {
     pub awaits: i64,
     #[schema(value_type = Object)]
     pub spec: serde_json::Value,
+    #[serde(default)]
+    pub terms: Terms,
     /// `running`, `archiving` (no jobs left, results on their way to the archive), or `done`.
     pub state: String,
     /// Nothing of it is issued since then.
@@ -100,6 +103,18 @@ pub struct Dispatch {
     pub version: i64,
 }
 
+/// How a dispatch is submitted, whatever its work.
+#[derive(Clone, Debug, Default)]
+pub struct Submission<'a> {
+    /// A known key returns the dispatch that has it, whatever else was asked.
+    pub key: Option<&'a str>,
+    /// The dispatch that starts it.
+    pub parent: Option<Uuid>,
+    pub terms: Terms,
+    /// They go with its requests and nowhere else.
+    pub headers: BTreeMap<String, String>,
+}
+
 /// A dispatch that was submitted, or found under its key.
 #[derive(Clone, Debug)]
 pub struct Submitted {
@@ -109,35 +124,34 @@ pub struct Submitted {
     pub scheduled: i64,
 }
 
-/// Submits a crawl. A known `key` returns the dispatch that has it, whatever else was asked.
+/// Submits a crawl.
 pub async fn submit_crawl(
     db: &Db,
     tenant: &str,
-    key: Option<&str>,
     spec: &CrawlSpec,
     seeds: &[Canonical],
+    submission: &Submission<'_>,
 ) -> DbResult<Submitted> {
     let value = serde_json::to_value(spec).map_err(|error| DbError::Input(error.to_string()))?;
     run_tx!(db, "submit-crawl", tenant: tenant, |tx| {
-        submit_crawl_in(tx, tenant, (key, None), &value, seeds, &BTreeMap::new()).await
+        submit_crawl_in(tx, tenant, &value, seeds, submission).await
     })
 }
 
-/// The same within a transaction, as the child of a dispatch, with headers that go with its requests.
+/// The same within a transaction.
 pub(crate) async fn submit_crawl_in(
     tx: &Transaction<'_>,
     tenant: &str,
-    (key, parent): (Option<&str>, Option<Uuid>),
     spec: &serde_json::Value,
     seeds: &[Canonical],
-    headers: &BTreeMap<String, String>,
+    submission: &Submission<'_>,
 ) -> DbResult<Submitted> {
     let id = Uuid::now_v7();
-    if let Some(known) = insert(tx, tenant, id, "crawl", key, parent, spec).await? {
+    if let Some(known) = insert(tx, tenant, id, ("crawl", spec), submission).await? {
         return Ok(Submitted { id: known, created: false, scheduled: 0 });
     }
-    keep_headers(tx, tenant, id, headers).await?;
-    let scheduled = schedule::submit_seeds(tx, tenant, id, seeds).await?;
+    keep_headers(tx, tenant, id, &submission.headers).await?;
+    let scheduled = schedule::submit_seeds(tx, tenant, id, seeds, &submission.terms).await?;
     Ok(Submitted { id, created: true, scheduled })
 }
 
@@ -177,22 +191,31 @@ pub async fn headers(db: &Db, tenant: &str, id: Uuid) -> DbResult<BTreeMap<Strin
 pub async fn submit_noops(
     db: &Db,
     tenant: &str,
-    key: Option<&str>,
     spec: &NoopSpec,
     payloads: &[Option<serde_json::Value>],
+    submission: &Submission<'_>,
 ) -> DbResult<Submitted> {
-    let value = serde_json::to_value(spec).map_err(|error| DbError::Input(error.to_string()))?;
-    run_tx!(db, "submit-noops", tenant: tenant, |tx| {
-        let id = Uuid::now_v7();
-        if let Some(known) = insert(tx, tenant, id, "noop", key, None, &value).await? {
-            return Ok(Submitted { id: known, created: false, scheduled: 0 });
-        }
-        let mut scheduled = 0;
-        for batch in payloads.chunks(schedule::BATCH_MAX) {
-            scheduled += schedule::submit_noops(tx, tenant, id, batch).await?;
-        }
-        Ok(Submitted { id, created: true, scheduled })
-    })
+    run_tx!(db, "submit-noops", tenant: tenant, |tx| { submit_noops_in(tx, tenant, spec, payloads, submission).await })
+}
+
+/// The same within a transaction.
+pub(crate) async fn submit_noops_in(
+    tx: &Transaction<'_>,
+    tenant: &str,
+    spec: &NoopSpec,
+    payloads: &[Option<serde_json::Value>],
+    submission: &Submission<'_>,
+) -> DbResult<Submitted> {
+    let id = Uuid::now_v7();
+    let spec = serde_json::to_value(spec).map_err(|error| DbError::Input(error.to_string()))?;
+    if let Some(known) = insert(tx, tenant, id, ("noop", &spec), submission).await? {
+        return Ok(Submitted { id: known, created: false, scheduled: 0 });
+    }
+    let mut scheduled = 0;
+    for batch in payloads.chunks(schedule::BATCH_MAX) {
+        scheduled += schedule::submit_noops(tx, tenant, id, batch, &submission.terms).await?;
+    }
+    Ok(Submitted { id, created: true, scheduled })
 }
 
 /// Inserts the row; returns the id of the dispatch that has the key already.
@@ -200,23 +223,37 @@ pub(crate) async fn insert(
     tx: &Transaction<'_>,
     tenant: &str,
     id: Uuid,
-    kind: &str,
-    key: Option<&str>,
-    parent: Option<Uuid>,
-    spec: &serde_json::Value,
+    (kind, spec): (&str, &serde_json::Value),
+    Submission { key, parent, terms, .. }: &Submission<'_>,
 ) -> DbResult<Option<Uuid>> {
-    let (paused_at, ending, note) = match parent {
+    let (paused_at, ending, note) = match *parent {
         Some(parent) => control::inherited(tx, tenant, parent).await?,
         None => Default::default(),
     };
     let inserted = tx
         .execute(
             "-- insert-dispatch
-             WITH d AS (INSERT INTO dispatch (tenant, id, kind, key, spec, parent, paused_at, ending, note)
-                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+             WITH d AS (INSERT INTO dispatch (tenant, id, kind, key, spec, parent, paused_at, ending, note,
+                               max_bytes, max_seconds, retries, priority, start_at)
+                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
                         ON CONFLICT (tenant, key) DO NOTHING RETURNING tenant, id)
              INSERT INTO dispatch_progress (tenant, dispatch) SELECT tenant, id FROM d",
-            &[&tenant, &id, &kind, &key, &spec, &parent, &paused_at, &ending, &note],
+            &[
+                &tenant,
+                &id,
+                &kind,
+                &key,
+                &spec,
+                &parent,
+                &paused_at,
+                &ending,
+                &note,
+                &terms.max_bytes,
+                &terms.max_seconds,
+                &terms.retries,
+                &terms.priority,
+                &terms.start_at,
+            ],
         )
         .await?;
     if inserted == 1 {
@@ -246,7 +283,7 @@ const SELECT: &str = "SELECT d.tenant, d.id, d.kind, d.key, d.spec, d.state, d.c
     (SELECT count(*) FROM dispatch c WHERE c.tenant = d.tenant AND c.parent = d.id AND c.state <> 'done')
       + CASE WHEN d.kind = 'manifest' AND EXISTS (SELECT 1 FROM manifest_entry e WHERE e.tenant = d.tenant
                AND e.dispatch = d.id AND e.state = 'active') THEN 1 ELSE 0 END,
-    d.paused_at, d.ending, d.note, d.xmin::text::int8
+    d.paused_at, d.ending, d.note, d.max_bytes, d.max_seconds, d.retries, d.priority, d.start_at, d.xmin::text::int8
   FROM dispatch d JOIN dispatch_progress p ON p.tenant = d.tenant AND p.dispatch = d.id,
   LATERAL (SELECT coalesce(sum(scheduled), 0)::int8 AS scheduled, coalesce(sum(finished), 0)::int8 AS finished,
     coalesce(sum(pages), 0)::int8 AS pages, coalesce(sum(failed), 0)::int8 AS failed,
@@ -384,7 +421,14 @@ fn of_row(row: &tokio_postgres::Row) -> Dispatch {
         paused_at: row.get(22),
         ending: row.get(23),
         note: row.get(24),
-        version: row.get(25),
+        version: row.get(30),
+        terms: Terms {
+            max_bytes: row.get(25),
+            max_seconds: row.get(26),
+            retries: row.get(27),
+            priority: row.get(28),
+            start_at: row.get(29),
+        },
         progress: Progress {
             scheduled: row.get(8),
             finished: row.get(9),

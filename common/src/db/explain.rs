@@ -30,6 +30,9 @@ pub struct JobReport {
     pub crashes: i16,
     #[serde(default)]
     pub alone_crashes: i16,
+    /// The higher goes first at its host.
+    #[serde(default)]
+    pub priority: i16,
     pub depth: i16,
     pub found_on: Option<Uuid>,
     pub remake_of: Option<Uuid>,
@@ -87,11 +90,11 @@ const PENDING: &str = "SELECT tenant, id, dispatch, kind, host, url, 'pending' A
     NULL::int8 AS body_bytes, NULL AS truncated, NULL AS digest, NULL AS title, NULL AS language, NULL AS location,
     NULL AS address, NULL::int4 AS link_count, NULL::int4 AS new_count, NULL::int4 AS fetch_ms, NULL::uuid AS worker,
     NULL AS raw_stream, NULL::int8 AS raw_generation, NULL::int8 AS raw_ms, NULL::int8 AS raw_seq,
-    page, total_pages, crashes, alone_crashes FROM crawl_schedule";
+    page, total_pages, crashes, alone_crashes, (-priority)::int2 AS priority FROM crawl_schedule";
 pub(crate) const LOGGED: &str = "SELECT tenant, id, dispatch, kind, host, url, outcome AS state, reason, attempt, depth,
     found_on, remake_of, created_at, NULL::timestamptz AS run_at, finished_at, status, content_type, body_bytes, truncated,
     digest, title, language, location, address, link_count, new_count, fetch_ms, worker, raw_stream, raw_generation,
-    raw_ms, raw_seq, page, total_pages, crashes, alone_crashes FROM crawl_log";
+    raw_ms, raw_seq, page, total_pages, crashes, alone_crashes, (-priority)::int2 AS priority FROM crawl_log";
 
 /// One job by its id.
 pub async fn job(db: &Db, tenant: &str, id: Uuid) -> DbResult<Option<JobReport>> {
@@ -219,6 +222,7 @@ pub(crate) fn of_row(row: &tokio_postgres::Row) -> JobReport {
         attempt: row.get("attempt"),
         crashes: row.get("crashes"),
         alone_crashes: row.get("alone_crashes"),
+        priority: row.get("priority"),
         depth: row.get("depth"),
         found_on: row.get("found_on"),
         remake_of: row.get("remake_of"),

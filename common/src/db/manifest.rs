@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::clock::Millis;
-use crate::db::dispatch::{self, Submitted};
+use crate::db::dispatch::{self, Submission, Submitted};
 use crate::db::leader;
 use crate::db::pool::{Db, DbError, DbResult, Transaction};
 use crate::db::raw::authorise_worker;
@@ -108,7 +108,7 @@ pub async fn record(
                 let mut dispatch = None;
                 if let Ok(entries) = content {
                     let spec = json!({ "manifest": read.name, "hash": read.hash, "entries": entries.len() });
-                    dispatch::insert(tx, tenant, id, "manifest", None, None, &spec).await?;
+                    dispatch::insert(tx, tenant, id, ("manifest", &spec), &Submission::default()).await?;
                     insert_entries(tx, tenant, id, entries).await?;
                     dispatch = Some(id);
                 }
@@ -357,7 +357,8 @@ pub async fn start(
         let headers: BTreeMap<String, String> = serde_json::from_value(row.get(2)).map_err(input)?;
         let options: Options = serde_json::from_value(row.get(3)).map_err(input)?;
         let key = format!("manifest:{manifest}:{entry}:{number}");
-        let place = (Some(key.as_str()), Some(manifest));
+        let terms = options.terms();
+        let submission = Submission { key: Some(&key), parent: Some(manifest), terms, headers };
         let started = match service.as_str() {
             "crawl" | "page" => {
                 let seed = canonical(&url, None).map_err(|error| DbError::Input(format!("{url:?}: {error}")))?;
@@ -365,7 +366,7 @@ pub async fn start(
                 spec.seeds = vec![seed.url.to_string()];
                 let hosts = vec![seed.host.clone()];
                 let spec = serde_json::to_value(&spec).map_err(input)?;
-                let submitted = dispatch::submit_crawl_in(tx, &job.tenant, place, &spec, &[seed], &headers).await?;
+                let submitted = dispatch::submit_crawl_in(tx, &job.tenant, &spec, &[seed], &submission).await?;
                 Started { submitted, hosts }
             }
             name => {
@@ -380,7 +381,7 @@ pub async fn start(
                     options.subject,
                 )
                 .map_err(DbError::Input)?;
-                let submitted = source::submit_in(tx, &job.tenant, place.0, place.1, &spec, &headers).await?;
+                let submitted = source::submit_in(tx, &job.tenant, &spec, &submission).await?;
                 Started { submitted, hosts: vec![String::new()] }
             }
         };

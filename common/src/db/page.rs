@@ -90,11 +90,11 @@ WITH k AS MATERIALIZED (SELECT * FROM unnest($1::text[], $2::uuid[], $3::int2[],
     AS k(tenant, parent, attempt, id, kind, host, url, page, total_pages, payload, key)),
 own AS MATERIALIZED (
   SELECT DISTINCT s.* FROM (SELECT DISTINCT tenant, parent, attempt FROM k) k, LATERAL (
-    SELECT c.tenant, c.id, c.dispatch FROM crawl_schedule c
+    SELECT c.tenant, c.id, c.dispatch, c.priority FROM crawl_schedule c
      WHERE c.tenant = k.tenant AND c.id = k.parent AND c.attempt = k.attempt) s),
 scheduled AS (
-  INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, url, page, total_pages, payload, dedupe_key)
-  SELECT k.tenant, k.id, own.dispatch, k.kind, k.host, k.url, k.page, k.total_pages, k.payload, k.key
+  INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, priority, url, page, total_pages, payload, dedupe_key)
+  SELECT k.tenant, k.id, own.dispatch, k.kind, k.host, own.priority, k.url, k.page, k.total_pages, k.payload, k.key
     FROM k JOIN own ON own.tenant = k.tenant AND own.id = k.parent
    ORDER BY k.tenant, k.key
   ON CONFLICT (tenant, dedupe_key) WHERE dedupe_key IS NOT NULL DO NOTHING

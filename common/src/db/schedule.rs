@@ -8,6 +8,7 @@ use crate::db::leader;
 use crate::db::pool::{Db, DbResult, Transaction};
 use crate::model::job::{ALONE_CRASHES_MAX, Job, JobKey, JobKind, Outcome, SUSPECT_CRASHES};
 use crate::model::source::Metadata;
+use crate::model::terms::Terms;
 use crate::model::url::Canonical;
 use crate::run_tx;
 
@@ -93,7 +94,13 @@ pub struct LoadedHost {
 }
 
 /// Schedules the seeds of a dispatch; seeds it has seen already are left out. Returns how many are new.
-pub async fn submit_seeds(tx: &Transaction<'_>, tenant: &str, dispatch: Uuid, seeds: &[Canonical]) -> DbResult<i64> {
+pub async fn submit_seeds(
+    tx: &Transaction<'_>,
+    tenant: &str,
+    dispatch: Uuid,
+    seeds: &[Canonical],
+    terms: &Terms,
+) -> DbResult<i64> {
     let ids: Vec<Uuid> = seeds.iter().map(|_| Uuid::now_v7()).collect();
     let hashes: Vec<Uuid> = seeds.iter().map(|seed| seed.hash.to_uuid()).collect();
     let urls: Vec<&str> = seeds.iter().map(|seed| seed.url.as_str()).collect();
@@ -106,12 +113,12 @@ pub async fn submit_seeds(tx: &Transaction<'_>, tenant: &str, dispatch: Uuid, se
                INSERT INTO url (tenant, dispatch, hash, job) SELECT $1, $2, hash, id FROM f ORDER BY hash
                ON CONFLICT DO NOTHING RETURNING job),
              scheduled AS (
-               INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, url, url_hash)
-               SELECT $1, f.id, $2, 'crawl', f.host, f.url, f.hash FROM fresh JOIN f ON f.id = fresh.job RETURNING 1),
+               INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, url, url_hash, priority, run_at)
+               SELECT $1, f.id, $2, 'crawl', f.host, f.url, f.hash, $7, coalesce($8, now()) FROM fresh JOIN f ON f.id = fresh.job RETURNING 1),
              delta AS (
                INSERT INTO dispatch_delta (tenant, dispatch, scheduled) SELECT $1, $2, count(*) FROM scheduled)
              SELECT count(*) FROM scheduled",
-            &[&tenant, &dispatch, &ids, &hashes, &urls, &hosts],
+            &[&tenant, &dispatch, &ids, &hashes, &urls, &hosts, &terms.rank(), &terms.start_at],
         )
         .await?;
     Ok(row.get(0))
@@ -123,15 +130,16 @@ pub async fn submit_noops(
     tenant: &str,
     dispatch: Uuid,
     payloads: &[Option<serde_json::Value>],
+    terms: &Terms,
 ) -> DbResult<i64> {
     let ids: Vec<Uuid> = payloads.iter().map(|_| Uuid::now_v7()).collect();
     let count = tx
         .execute(
             "-- submit-noops
              WITH delta AS (INSERT INTO dispatch_delta (tenant, dispatch, scheduled) VALUES ($1, $2, cardinality($3::uuid[])))
-             INSERT INTO crawl_schedule (tenant, id, dispatch, kind, payload)
-             SELECT $1, id, $2, 'noop', payload FROM unnest($3::uuid[], $4::jsonb[]) AS n(id, payload)",
-            &[&tenant, &dispatch, &ids, &payloads],
+             INSERT INTO crawl_schedule (tenant, id, dispatch, kind, payload, priority, run_at)
+             SELECT $1, id, $2, 'noop', payload, $5, coalesce($6, now()) FROM unnest($3::uuid[], $4::jsonb[]) AS n(id, payload)",
+            &[&tenant, &dispatch, &ids, &payloads, &terms.rank(), &terms.start_at],
         )
         .await?;
     Ok(count as i64)

@@ -1,13 +1,11 @@
 //! Sources, their secrets, and the dispatches that read them.
 
-use std::collections::BTreeMap;
-
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::db::dispatch::{self, Submitted};
+use crate::db::dispatch::{self, Submission, Submitted};
 use crate::db::leader;
 use crate::db::pool::{Db, DbError, DbResult, Transaction};
 use crate::model::source::{Document, PagedSpec};
@@ -77,37 +75,32 @@ pub async fn delete(db: &Db, tenant: &str, name: &str) -> DbResult<bool> {
     })
 }
 
-/// Submits a page dispatch: one job, which makes the others. `headers` go with its requests and nowhere else.
-pub async fn submit(
-    db: &Db,
-    tenant: &str,
-    key: Option<&str>,
-    spec: &PagedSpec,
-    headers: &BTreeMap<String, String>,
-) -> DbResult<Submitted> {
-    run_tx!(db, "submit-pages", tenant: tenant, |tx| { submit_in(tx, tenant, key, None, spec, headers).await })
+/// Submits a page dispatch: one job, which makes the others.
+pub async fn submit(db: &Db, tenant: &str, spec: &PagedSpec, submission: &Submission<'_>) -> DbResult<Submitted> {
+    run_tx!(db, "submit-pages", tenant: tenant, |tx| { submit_in(tx, tenant, spec, submission).await })
 }
 
 pub(crate) async fn submit_in(
     tx: &Transaction<'_>,
     tenant: &str,
-    key: Option<&str>,
-    parent: Option<Uuid>,
     spec: &PagedSpec,
-    headers: &BTreeMap<String, String>,
+    submission: &Submission<'_>,
 ) -> DbResult<Submitted> {
+    let mut submission = submission.clone();
+    submission.terms.retries = submission.terms.retries.or(spec.document.retries);
+    let terms = &submission.terms;
     let value = serde_json::to_value(spec).map_err(|error| DbError::Input(error.to_string()))?;
     let id = Uuid::now_v7();
-    if let Some(known) = dispatch::insert(tx, tenant, id, "paged", key, parent, &value).await? {
+    if let Some(known) = dispatch::insert(tx, tenant, id, ("paged", &value), &submission).await? {
         return Ok(Submitted { id: known, created: false, scheduled: 0 });
     }
-    dispatch::keep_headers(tx, tenant, id, headers).await?;
+    dispatch::keep_headers(tx, tenant, id, &submission.headers).await?;
     tx.execute(
         "-- submit-pages
          WITH delta AS (INSERT INTO dispatch_delta (tenant, dispatch, scheduled) VALUES ($1, $2, 1))
-         INSERT INTO crawl_schedule (tenant, id, dispatch, kind, payload, dedupe_key)
-         VALUES ($1, $3, $2, 'page_dispatch', '{}', $4)",
-        &[&tenant, &id, &Uuid::now_v7(), &format!("pages:{id}:0:1")],
+         INSERT INTO crawl_schedule (tenant, id, dispatch, kind, payload, dedupe_key, priority, run_at)
+         VALUES ($1, $3, $2, 'page_dispatch', '{}', $4, $5, coalesce($6, now()))",
+        &[&tenant, &id, &Uuid::now_v7(), &format!("pages:{id}:0:1"), &terms.rank(), &terms.start_at],
     )
     .await?;
     Ok(Submitted { id, created: true, scheduled: 1 })
@@ -141,7 +134,8 @@ pub async fn tick(db: &Db, epoch: i64, due: &Due, spec: Option<&PagedSpec>) -> D
         leader::authorise(tx, epoch).await?;
         if let Some(spec) = spec {
             let key = format!("timer:{}:{}", due.source.name, due.at.timestamp());
-            submit_in(tx, &due.tenant, Some(&key), None, spec, &BTreeMap::new()).await?;
+            let submission = Submission { key: Some(&key), ..Submission::default() };
+            submit_in(tx, &due.tenant, spec, &submission).await?;
         }
         tx.execute(
             "-- source-timer

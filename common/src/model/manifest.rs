@@ -12,6 +12,7 @@ use crate::model::record::has_nul;
 use crate::model::scope::ScopeKind;
 use crate::model::source::{SPAN_S_MAX, check_headers};
 use crate::model::spec::{CrawlSpec, DELAY_MS_MAX};
+use crate::model::terms::Terms;
 use crate::model::url::canonical;
 
 /// Entries of one manifest.
@@ -92,6 +93,27 @@ pub struct Options {
     pub instance: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub subject: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_seconds: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<i16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i16>,
+}
+
+impl Options {
+    /// The terms of each dispatch that the entry starts.
+    pub fn terms(&self) -> Terms {
+        Terms {
+            max_bytes: self.max_bytes,
+            max_seconds: self.max_seconds,
+            retries: self.retries,
+            priority: self.priority.unwrap_or_default(),
+            start_at: None,
+        }
+    }
 }
 
 /// An entry that can be scheduled.
@@ -166,6 +188,7 @@ impl Entry {
         if self.version.is_some_and(|version| version != VERSION) {
             return Err(format!("version must be {VERSION}, not {}", self.version.unwrap_or_default()));
         }
+        self.options.terms().check()?;
         match self.service.as_str() {
             "crawl" | "page" => {
                 canonical(&self.url, None).map_err(|error| format!("url {:?}: {error}", self.url))?;
@@ -183,10 +206,14 @@ impl Entry {
                     != (Options {
                         subject: self.options.subject.clone(),
                         instance: self.options.instance.clone(),
+                        max_bytes: self.options.max_bytes,
+                        max_seconds: self.options.max_seconds,
+                        retries: self.options.retries,
+                        priority: self.options.priority,
                         ..Options::default()
                     })
                 {
-                    return Err("a source takes the options subject and instance only".to_owned());
+                    return Err("a source takes the options subject, instance, max_bytes, max_seconds, retries and priority only".to_owned());
                 }
             }
             name => return Err(format!("service {name:?} is neither crawl nor page nor a stored source")),

@@ -11,4 +11,5 @@ pub mod source;
 pub mod spec;
 pub mod stream_id;
 pub mod surt;
+pub mod terms;
 pub mod url;

@@ -10,6 +10,7 @@ use url::Url;
 
 use crate::model::record::Fields;
 use crate::model::spec::{DELAY_MS_DEFAULT, DELAY_MS_MAX, HOST_CONCURRENCY_MAX};
+use crate::model::terms::Terms;
 
 /// Pages of one dispatch.
 pub const PAGES_MAX: i64 = 1_000_000;
@@ -51,6 +52,9 @@ pub struct Document {
     /// A call is never repeated: one whose worker dies ends as `unknown`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub at_most_once: bool,
+    /// How often a request is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<i16>,
     /// A timer starts a dispatch this often, seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub every_s: Option<i64>,
@@ -204,6 +208,7 @@ impl Document {
                 "at_most_once with numbered paging needs paging.count.url: else page 1 is asked for twice".to_owned()
             );
         }
+        Terms { retries: self.retries, ..Terms::default() }.check()?;
         check_headers(
             self.headers.iter().chain(self.auth.iter().filter_map(|auth| Some((auth.header.as_ref()?, &auth.prefix)))),
         )

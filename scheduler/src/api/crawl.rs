@@ -3,9 +3,11 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use dodo_common::db::dispatch;
+use dodo_common::clock::Millis;
+use dodo_common::db::dispatch::{self, Submission};
 use dodo_common::model::job::TENANT_DEFAULT;
 use dodo_common::model::spec::{CrawlSpec, NoopSpec};
+use dodo_common::model::terms::{Terms, start_of};
 use dodo_common::model::url::{Canonical, canonical};
 use dodo_common::stream::queue;
 use serde::{Deserialize, Serialize};
@@ -43,6 +45,24 @@ pub struct CrawlRequest {
     /// A second request with the same key returns the first one's dispatch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// Body bytes received before the rest is skipped; what is in flight then comes on top.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<i64>,
+    /// Seconds after its submission, or its start, after which the rest is skipped; a pause does not stop the clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_seconds: Option<i64>,
+    /// How often a page is tried again after a failure; 4 when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<i16>,
+    /// Between -100 and 100; at one host the higher goes first. 0 when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i16>,
+    /// Not before this time, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_at: Option<String>,
+    /// Not before so many milliseconds from now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_in_ms: Option<i64>,
 }
 
 #[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
@@ -65,6 +85,15 @@ pub struct NoopRequest {
     /// Each aborts the worker process that runs it. A worker that was not started for such tests ends the job failed.
     #[serde(default)]
     pub abort: bool,
+    /// Between -100 and 100; the higher goes first. 0 when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i16>,
+    /// Not before this time, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_at: Option<String>,
+    /// Not before so many milliseconds from now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_in_ms: Option<i64>,
 }
 
 #[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
@@ -82,8 +111,7 @@ pub async fn submit(
     State(api): State<Api>,
     Body(request): Body<CrawlRequest>,
 ) -> ApiResult<(StatusCode, Json<Accepted>)> {
-    let (spec, key, seeds) = checked(request, &api.ctx.duties.contact)?;
-    let accepted = submit_crawl(&api.ctx, &spec, key.as_deref(), &seeds).await?;
+    let accepted = submit_crawl(&api.ctx, &checked(request, &api.ctx.duties.contact, api.ctx.clock.now_ms())?).await?;
     Ok((StatusCode::ACCEPTED, Json(accepted)))
 }
 
@@ -98,6 +126,10 @@ pub async fn submit_noops(
     }
     let spec = NoopSpec { jobs: request.count, sleep_ms: request.sleep_ms, fail: request.fail, abort: request.abort };
     spec.check().map_err(bad_request)?;
+    let start_at = start_of(request.start_at.as_deref(), request.start_in_ms, api.ctx.clock.now_ms());
+    let priority = request.priority.unwrap_or_default();
+    let terms = Terms { priority, start_at: start_at.map_err(bad_request)?, ..Terms::default() };
+    terms.check().map_err(bad_request)?;
     let payloads: Vec<Option<serde_json::Value>> = (0..request.count)
         .map(|n| {
             let mut payload = request.payload.clone()?;
@@ -105,28 +137,32 @@ pub async fn submit_noops(
             Some(payload.into())
         })
         .collect();
-    let submitted =
-        dispatch::submit_noops(&api.ctx.db, TENANT_DEFAULT, request.key.as_deref(), &spec, &payloads).await?;
+    let submission = Submission { key: request.key.as_deref(), terms, ..Submission::default() };
+    let submitted = dispatch::submit_noops(&api.ctx.db, TENANT_DEFAULT, &spec, &payloads, &submission).await?;
     hint(&api.ctx, vec![(TENANT_DEFAULT.to_owned(), String::new())]).await;
     let accepted = Accepted { dispatch: submitted.id, created: submitted.created, scheduled: submitted.scheduled };
     Ok((StatusCode::ACCEPTED, Json(accepted)))
 }
 
 /// Stores a crawl and hints its hosts to the dispatcher.
-pub async fn submit_crawl(
-    ctx: &Context,
-    spec: &CrawlSpec,
-    key: Option<&str>,
-    seeds: &[Canonical],
-) -> ApiResult<Accepted> {
-    let submitted = dispatch::submit_crawl(&ctx.db, TENANT_DEFAULT, key, spec, seeds).await?;
-    let hosts = seeds.iter().map(|seed| (TENANT_DEFAULT.to_owned(), seed.host.clone())).collect();
+pub async fn submit_crawl(ctx: &Context, crawl: &CheckedCrawl) -> ApiResult<Accepted> {
+    let submission = Submission { key: crawl.key.as_deref(), terms: crawl.terms.clone(), ..Submission::default() };
+    let submitted = dispatch::submit_crawl(&ctx.db, TENANT_DEFAULT, &crawl.spec, &crawl.seeds, &submission).await?;
+    let hosts = crawl.seeds.iter().map(|seed| (TENANT_DEFAULT.to_owned(), seed.host.clone())).collect();
     hint(ctx, hosts).await;
     Ok(Accepted { dispatch: submitted.id, created: submitted.created, scheduled: submitted.scheduled })
 }
 
+/// A crawl that can be submitted.
+pub struct CheckedCrawl {
+    pub spec: CrawlSpec,
+    pub key: Option<String>,
+    pub seeds: Vec<Canonical>,
+    pub terms: Terms,
+}
+
 /// Checks a request; its seeds come out in canonical form.
-pub fn checked(request: CrawlRequest, contact: &str) -> ApiResult<(CrawlSpec, Option<String>, Vec<Canonical>)> {
+pub fn checked(request: CrawlRequest, contact: &str, now: Millis) -> ApiResult<CheckedCrawl> {
     let mut seeds = Vec::with_capacity(request.urls.len());
     for raw in &request.urls {
         let seed = canonical(raw, None).map_err(|error| bad_request(format!("{raw:?} cannot be crawled: {error}")))?;
@@ -144,7 +180,16 @@ pub fn checked(request: CrawlRequest, contact: &str) -> ApiResult<(CrawlSpec, Op
     spec.delay_ms = request.delay_ms.unwrap_or(spec.delay_ms);
     spec.host_concurrency = request.host_concurrency.unwrap_or(spec.host_concurrency);
     spec.check().map_err(bad_request)?;
-    Ok((spec, request.key, seeds))
+    let start_at = start_of(request.start_at.as_deref(), request.start_in_ms, now);
+    let terms = Terms {
+        max_bytes: request.max_bytes,
+        max_seconds: request.max_seconds,
+        retries: request.retries,
+        priority: request.priority.unwrap_or_default(),
+        start_at: start_at.map_err(bad_request)?,
+    };
+    terms.check().map_err(bad_request)?;
+    Ok(CheckedCrawl { spec, key: request.key, seeds, terms })
 }
 
 /// Without a contact only loopback may be asked. A name may lead anywhere, so only the worker, which resolves it,

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use dodo_common::db::dispatch::Submission;
 use dodo_common::db::source::{self, SecretName, Source};
 use dodo_common::model::job::TENANT_DEFAULT;
 use dodo_common::model::source::{Document, PagedSpec, Place};
+use dodo_common::model::terms::{Terms, start_of};
 use dodo_common::stream::queue;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +40,24 @@ pub struct RunRequest {
     /// A second request with the same key returns the first one's dispatch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// Body bytes received before the rest is skipped; what is in flight then comes on top.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<i64>,
+    /// Seconds after its submission, or its start, after which the rest is skipped; a pause does not stop the clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_seconds: Option<i64>,
+    /// How often a request is tried again; what the document says when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<i16>,
+    /// Between -100 and 100; at one API the higher goes first. 0 when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i16>,
+    /// Not before this time, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_at: Option<String>,
+    /// Not before so many milliseconds from now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_in_ms: Option<i64>,
 }
 
 #[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
@@ -107,6 +127,15 @@ pub async fn run(
 ) -> ApiResult<(StatusCode, Json<Accepted>)> {
     let ctx = &api.ctx;
     let found = source::get(&ctx.db, TENANT_DEFAULT, &name).await?.ok_or_else(|| not_found("such source"))?;
+    let start_at = start_of(request.start_at.as_deref(), request.start_in_ms, ctx.clock.now_ms());
+    let terms = Terms {
+        max_bytes: request.max_bytes,
+        max_seconds: request.max_seconds,
+        retries: request.retries,
+        priority: request.priority.unwrap_or_default(),
+        start_at: start_at.map_err(bad_request)?,
+    };
+    terms.check().map_err(bad_request)?;
     let (base, instance) = (request.base.as_deref(), request.instance.as_deref());
     let mut spec =
         PagedSpec::new(&name, found.version, found.document, base, instance, request.subject).map_err(bad_request)?;
@@ -120,7 +149,8 @@ pub async fn run(
         let advice = format!("there is no secret {0}; store it with `dodo sources secret {0}`", auth.secret);
         return Err(bad_request(advice));
     }
-    let submitted = source::submit(&ctx.db, TENANT_DEFAULT, request.key.as_deref(), &spec, &BTreeMap::new()).await?;
+    let submission = Submission { key: request.key.as_deref(), terms, ..Submission::default() };
+    let submitted = source::submit(&ctx.db, TENANT_DEFAULT, &spec, &submission).await?;
     if let Err(error) = queue::hint(&ctx.redis, vec![(TENANT_DEFAULT.to_owned(), String::new())]).await {
         tracing::debug!(%error, "the hint did not get through");
     }

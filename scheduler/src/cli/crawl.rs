@@ -35,6 +35,24 @@ pub struct CrawlFlags {
     /// A name for this crawl: asking again with the same one starts nothing new
     #[arg(long)]
     pub key: Option<String>,
+    /// Body bytes to receive before the rest is skipped; what is in flight then comes on top [default: no limit]
+    #[arg(long)]
+    pub max_bytes: Option<i64>,
+    /// Seconds after which the rest is skipped, a pause included [default: no limit]
+    #[arg(long)]
+    pub max_seconds: Option<i64>,
+    /// How often a page is tried again after a failure [default: 4]
+    #[arg(long)]
+    pub retries: Option<i16>,
+    /// -100 to 100; at one host the higher goes first [default: 0]
+    #[arg(long, allow_negative_numbers = true)]
+    pub priority: Option<i16>,
+    /// Begin at this time, RFC 3339
+    #[arg(long)]
+    pub start_at: Option<String>,
+    /// Begin so many milliseconds from now
+    #[arg(long)]
+    pub start_in_ms: Option<i64>,
 }
 
 impl CrawlFlags {
@@ -47,6 +65,12 @@ impl CrawlFlags {
             delay_ms: self.delay,
             host_concurrency: self.host_concurrency,
             key: self.key.clone(),
+            max_bytes: self.max_bytes,
+            max_seconds: self.max_seconds,
+            retries: self.retries,
+            priority: self.priority,
+            start_at: self.start_at.clone(),
+            start_in_ms: self.start_in_ms,
         }
     }
 }

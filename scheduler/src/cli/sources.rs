@@ -73,6 +73,24 @@ struct Run {
     /// A name for this dispatch: asking again with the same one starts nothing new
     #[arg(long)]
     key: Option<String>,
+    /// Body bytes to receive before the rest is skipped; what is in flight then comes on top [default: no limit]
+    #[arg(long)]
+    max_bytes: Option<i64>,
+    /// Seconds after which the rest is skipped, a pause included [default: no limit]
+    #[arg(long)]
+    max_seconds: Option<i64>,
+    /// How often a request is tried again [default: what the document says]
+    #[arg(long)]
+    retries: Option<i16>,
+    /// -100 to 100; at one API the higher goes first [default: 0]
+    #[arg(long, allow_negative_numbers = true)]
+    priority: Option<i16>,
+    /// Begin at this time, RFC 3339
+    #[arg(long)]
+    start_at: Option<String>,
+    /// Begin so many milliseconds from now
+    #[arg(long)]
+    start_in_ms: Option<i64>,
     /// Wait until every page is fetched, processed and archived
     #[arg(long)]
     wait: bool,
@@ -138,6 +156,12 @@ async fn start(run: Run) -> anyhow::Result<ExitCode> {
         subject: run.subject.into_iter().collect::<BTreeMap<_, _>>(),
         metadata: None,
         key: run.key,
+        max_bytes: run.max_bytes,
+        max_seconds: run.max_seconds,
+        retries: run.retries,
+        priority: run.priority,
+        start_at: run.start_at,
+        start_in_ms: run.start_in_ms,
     };
     let accepted: Accepted = client.post(&format!("{}/dispatches", path(&run.name)), &request).await?;
     if run.wait {

@@ -41,6 +41,7 @@ impl Sample {
         let options = json!({
             "depth": flags.depth, "max_pages": flags.max_pages, "scope": flags.scope,
             "delay_ms": flags.delay.unwrap_or(DELAY_MS), "host_concurrency": flags.host_concurrency,
+            "max_bytes": flags.max_bytes, "max_seconds": flags.max_seconds, "retries": flags.retries, "priority": flags.priority,
         });
         let mut content = json!([
             { "service": "crawl", "url": site.url(), "version": 1, "options": options },

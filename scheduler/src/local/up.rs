@@ -135,11 +135,12 @@ async fn run_on(
     let address = listener.local_addr()?;
     let request = (!up.crawl.is_empty()).then(|| up.flags.request(up.crawl.clone()));
     // Checked before anything starts: a wrong URL must not leave a cluster behind.
-    let checked = request.map(|request| api::crawl::checked(request, &up.contact)).transpose().map_err(plain)?;
+    let now = ctx.clock.now_ms();
+    let checked = request.map(|request| api::crawl::checked(request, &up.contact, now)).transpose().map_err(plain)?;
     if up.sample {
         ground.sample = Some(Sample::start(data, &up.flags, MANIFESTS, ctx.clock.now_ms())?);
     }
-    let seeds = checked.iter().flat_map(|(_, _, seeds)| seeds.iter().map(|seed| &seed.url));
+    let seeds = checked.iter().flat_map(|crawl| crawl.seeds.iter().map(|seed| &seed.url));
     let open = openings(data, seeds, ground.sample.iter().flat_map(Sample::places))?;
     let serving = tokio::spawn(api::serve(listener, serve::api(&ctx, &http)?));
     let leading = tokio::spawn(leader::run(Arc::clone(&ctx)));
@@ -157,8 +158,8 @@ async fn run_on(
     }
     tell(format!("API http://{address}  logs {}", logging.log_dir.display()));
     let mut watched = Watched { ids: dispatch::open(&ctx.db).await?.iter().map(|open| open.id).collect() };
-    if let Some((spec, key, seeds)) = checked {
-        let accepted = api::crawl::submit_crawl(&ctx, &spec, key.as_deref(), &seeds).await.map_err(plain)?;
+    if let Some(crawl) = checked {
+        let accepted = api::crawl::submit_crawl(&ctx, &crawl).await.map_err(plain)?;
         watched.ids.insert(accepted.dispatch);
     }
     if let Some(sample) = &ground.sample {

@@ -26,6 +26,7 @@ mod sentinel;
 mod sink;
 mod survive;
 mod suspect;
+mod terms;
 mod unknown;
 mod up;
 mod web;
