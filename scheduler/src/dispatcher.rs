@@ -225,7 +225,9 @@ impl<'a> Dispatcher<'a> {
                 Verdict::Paused => SettledJob { due_in_ms: Some(0), idle: true, ..SettledJob::default() },
                 Verdict::Returned => SettledJob { due_in_ms: Some(0), ..SettledJob::default() },
             };
-            let job = SettledJob { requested: settled.requested, hold_ms: settled.hold_ms, ..job };
+            // A host that asked to wait may have refused too often: its row says so.
+            let reload_host = job.reload_host || settled.hold_ms.is_some();
+            let job = SettledJob { requested: settled.requested, hold_ms: settled.hold_ms, reload_host, ..job };
             self.frontier.settled(now, settled.entry, &job);
         }
         for (tenant, host) in report.gained {

@@ -23,3 +23,7 @@ ALTER TABLE dispatch
 -- Serves spend-budgets.
 CREATE INDEX dispatch_budget ON dispatch (tenant, id)
   WHERE state = 'running' AND ending IS NULL AND (max_bytes IS NOT NULL OR max_seconds IS NOT NULL);
+
+-- Refusals (429, 503): a job's, which cost it no try; and a host's in a row.
+ALTER TABLE crawl_schedule ADD COLUMN refusals int2 NOT NULL DEFAULT 0;
+ALTER TABLE host ADD COLUMN refusals int NOT NULL DEFAULT 0;

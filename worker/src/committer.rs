@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dodo_common::db::commit::{self, Batch, Committed, Finished, Retry};
-use dodo_common::db::host::HostUpdate;
+use dodo_common::db::host::{Hold, HostUpdate};
 use dodo_common::db::pool::DbError;
 use dodo_common::fail;
 use dodo_common::model::job::{JobKey, Outcome};
@@ -62,8 +62,8 @@ pub struct Done {
     pub effect: Effect,
     /// What was learned of the host.
     pub host: Option<HostUpdate>,
-    /// (host, milliseconds, reason): it asked to wait.
-    pub hold: Option<(String, i64, String)>,
+    /// What its answer says of its host.
+    pub hold: Option<Hold>,
     pub requested: bool,
 }
 
@@ -198,7 +198,7 @@ fn batch_of(done: Vec<Done>) -> (Batch, Ended) {
             Effect::Paused => Verdict::Paused,
             Effect::Returned => Verdict::Returned,
         };
-        let hold_ms = d.hold.as_ref().map(|hold| hold.1);
+        let hold_ms = d.hold.as_ref().and_then(Hold::ms);
         ended.entries.push(Settled { entry: d.entry, verdict, requested: d.requested, hold_ms });
         batch.hosts.extend(d.host);
         batch.holds.extend(d.hold);
@@ -269,7 +269,8 @@ mod tests {
             raw: None,
             dispatch: Uuid::nil(),
         };
-        let retry = |attempt| Effect::Retry(Retry { key: key(attempt), delay_ms: 5, error: String::new() });
+        let retry =
+            |attempt| Effect::Retry(Retry { key: key(attempt), delay_ms: 5, error: String::new(), refusals: None });
         let effects = [finished(0), finished(0), retry(0), retry(1), Effect::Prepared, finished(2), retry(1)];
         let done = effects.into_iter().zip(1..).map(|(effect, ms)| Done::new(StreamId { ms, seq: 0 }, effect));
         let (batch, ended) = batch_of(done.collect());

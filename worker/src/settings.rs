@@ -60,8 +60,8 @@ pub struct Settings {
     /// Bytes of a body that are kept; the rest is cut off and marked
     #[arg(long, env = "DODO_BODY_BYTES_MAX", default_value_t = 10 << 20)]
     pub body_bytes_max: usize,
-    /// A first retry waits about this long, milliseconds; each further one twice as long
-    #[arg(long, env = "DODO_RETRY_BASE_MS", default_value_t = 1000)]
+    /// The first retry of a page waits at most this long, milliseconds, each further one twice as long; other jobs in proportion
+    #[arg(long, env = "DODO_RETRY_BASE_MS", default_value_t = 1000, value_parser = clap::value_parser!(i64).range(1..=60_000))]
     pub retry_base_ms: i64,
     /// A segment is archived when it has waited this long, milliseconds
     #[arg(long, env = "DODO_ARCHIVE_AGE_MS", default_value_t = 30_000)]

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use uuid::Uuid;
 
-use crate::db::host::{self, HostUpdate};
+use crate::db::host::{self, Hold, HostUpdate};
 use crate::db::page::{self, Paged};
 use crate::db::pool::{Client, Db, DbError, DbResult};
 use crate::db::worker::Incarnation;
@@ -81,12 +81,14 @@ pub struct Found {
     pub hops: i16,
 }
 
-/// A try that failed: its row stays, with its next attempt.
+/// A try that failed: its row stays, with its next attempt; or without one, where the server refused.
 #[derive(Clone, Debug)]
 pub struct Retry {
     pub key: JobKey,
     pub delay_ms: i64,
     pub error: String,
+    /// The server refused it (429, 503), after so many refusals: no try is counted.
+    pub refusals: Option<i16>,
 }
 
 /// What one transaction writes.
@@ -95,8 +97,7 @@ pub struct Batch {
     pub finished: Vec<Finished>,
     pub retried: Vec<Retry>,
     pub hosts: Vec<HostUpdate>,
-    /// (host, milliseconds, reason): hosts that asked to wait.
-    pub holds: Vec<(String, i64, String)>,
+    pub holds: Vec<Hold>,
 }
 
 /// What came of it.
@@ -188,14 +189,17 @@ UNION ALL SELECT DISTINCT NULL::uuid, tenant, host FROM scheduled");
 
 const RETRY: &str = "-- retry-jobs
 WITH j AS MATERIALIZED (
-  SELECT * FROM unnest($1::text[], $2::uuid[], $3::int2[], $4::int8[], $5::text[]) AS j(tenant, id, attempt, delay_ms, error)
+  SELECT * FROM unnest($1::text[], $2::uuid[], $3::int2[], $4::int8[], $5::text[], $6::int2[])
+    AS j(tenant, id, attempt, delay_ms, error, refusals)
 ), locked AS MATERIALIZED (
   SELECT s.place, j.* FROM j, LATERAL (
     SELECT c.ctid AS place FROM crawl_schedule c
-     WHERE c.tenant = j.tenant AND c.id = j.id AND c.attempt = j.attempt FOR UPDATE) s
+     WHERE c.tenant = j.tenant AND c.id = j.id AND c.attempt = j.attempt
+       AND (j.refusals IS NULL OR c.refusals = j.refusals) FOR UPDATE) s
 )
 UPDATE crawl_schedule c
-   SET attempt = c.attempt + 1, last_error = l.error, run_at = clock_timestamp() + l.delay_ms * interval '1 millisecond'
+   SET attempt = c.attempt + CASE WHEN l.refusals IS NULL THEN 1::int2 ELSE 0::int2 END,
+       refusals = c.refusals + CASE WHEN l.refusals IS NULL THEN 0::int2 ELSE 1::int2 END, last_error = l.error, run_at = clock_timestamp() + l.delay_ms * interval '1 millisecond'
   FROM locked l WHERE c.ctid = l.place";
 
 /// Commits a batch as `worker`. A batch that the data spoils is bisected down to the one bad job, which
@@ -294,8 +298,8 @@ async fn transaction(client: &mut Client, worker: &Incarnation, batch: &Batch) -
         for update in updates {
             host::update(&tx, update).await?;
         }
-        for (name, hold_ms, reason) in &batch.holds {
-            host::hold(&tx, name, *hold_ms, reason).await?;
+        for hold in &batch.holds {
+            host::hold(&tx, hold).await?;
         }
         Ok::<_, DbError>(())
     };
@@ -456,6 +460,7 @@ struct Retries<'a> {
     attempt: Vec<i16>,
     delay_ms: Vec<i64>,
     error: Vec<&'a str>,
+    refusals: Vec<Option<i16>>,
 }
 
 impl<'a> Retries<'a> {
@@ -467,11 +472,12 @@ impl<'a> Retries<'a> {
             c.attempt.push(job.key.attempt);
             c.delay_ms.push(job.delay_ms);
             c.error.push(&job.error);
+            c.refusals.push(job.refusals);
         }
         c
     }
 
-    fn parameters(&self) -> [&(dyn tokio_postgres::types::ToSql + Sync); 5] {
-        [&self.tenant, &self.id, &self.attempt, &self.delay_ms, &self.error]
+    fn parameters(&self) -> [&(dyn tokio_postgres::types::ToSql + Sync); 6] {
+        [&self.tenant, &self.id, &self.attempt, &self.delay_ms, &self.error, &self.refusals]
     }
 }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::db::pool::{Db, DbResult, Transaction};
+use crate::model::retry::HOST_REFUSALS_MAX;
 
 /// robots.txt and the pinned addresses are good for this long (RFC 9309 2.4: at most 24 hours).
 pub const VALID_MS: i64 = 24 * 3600 * 1000;
@@ -126,7 +127,8 @@ pub async fn update(tx: &Transaction<'_>, update: &HostUpdate) -> DbResult<()> {
                     robots_url = excluded.robots_url, robots_hops = excluded.robots_hops,
                     crawl_delay_ms = excluded.crawl_delay_ms, failures = excluded.failures,
                     hold_until = excluded.hold_until, valid_until = excluded.valid_until,
-                    version = h.version + 1, last_error = excluded.last_error, checked_at = excluded.checked_at",
+                    version = h.version + 1, last_error = excluded.last_error,
+                    refusals = CASE WHEN excluded.state = 'ready' THEN 0 ELSE h.refusals END, checked_at = excluded.checked_at",
         )
         .await?;
     tx.execute(
@@ -150,14 +152,66 @@ pub async fn update(tx: &Transaction<'_>, update: &HostUpdate) -> DbResult<()> {
     Ok(())
 }
 
-/// Holds a host that said 429 or 503; never shortens a hold.
-pub async fn hold(tx: &Transaction<'_>, host: &str, hold_ms: i64, reason: &str) -> DbResult<()> {
-    tx.execute(
-        "-- hold-host
-         UPDATE host SET hold_until = greatest(hold_until, clock_timestamp() + $2::float8 * interval '1 millisecond'),
-                last_error = $3 WHERE host = $1",
-        &[&host, &(hold_ms as f64), &reason],
-    )
-    .await?;
+/// What an answer says of its host, beside what it says of its URL.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hold {
+    pub host: String,
+    pub word: Word,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Word {
+    /// It answers, after it has refused: the refusals are forgotten.
+    Answers,
+    /// It answers, but its rate limit has nothing left: it is left alone for so many milliseconds.
+    Waits { ms: i64, reason: String },
+    /// It said 429 or 503: the same, and after [`HOST_REFUSALS_MAX`] in a row its jobs end for a while.
+    Refuses { ms: i64, reason: String },
+}
+
+impl Hold {
+    pub fn ms(&self) -> Option<i64> {
+        match &self.word {
+            Word::Answers => None,
+            Word::Waits { ms, .. } | Word::Refuses { ms, .. } => Some(*ms),
+        }
+    }
+}
+
+/// Writes what an answer says of its host; never shortens a hold. What several requests at a time are told is one
+/// refusal: while a hold lasts, no other is counted.
+pub async fn hold(tx: &Transaction<'_>, hold: &Hold) -> DbResult<()> {
+    match &hold.word {
+        Word::Answers => {
+            let sql = "-- calm-host\nUPDATE host SET refusals = 0 WHERE host = $1 AND refusals > 0";
+            tx.execute(sql, &[&hold.host]).await?;
+        }
+        Word::Waits { ms, reason } => {
+            tx.execute(
+                "-- hold-host
+                 UPDATE host SET hold_until = greatest(hold_until, clock_timestamp() + $2::float8 * interval '1 millisecond'),
+                        last_error = $3, refusals = 0 WHERE host = $1",
+                &[&hold.host, &(*ms as f64), &reason],
+            )
+            .await?;
+        }
+        Word::Refuses { ms, reason } => {
+            tx.execute(
+                "-- refuse-host
+                 WITH h AS MATERIALIZED (
+                   SELECT host, refusals + CASE WHEN hold_until > clock_timestamp() THEN 0 ELSE 1 END AS n
+                     FROM host WHERE host = $1 FOR UPDATE),
+                 k AS (SELECT host, n, n >= $4 AS over FROM h)
+                 UPDATE host SET refusals = k.n, state = CASE WHEN k.over THEN 'dead' ELSE state END,
+                        hold_until = CASE WHEN k.over THEN NULL
+                          ELSE greatest(hold_until, clock_timestamp() + $2::float8 * interval '1 millisecond') END,
+                        valid_until = CASE WHEN k.over THEN clock_timestamp() + $5::float8 * interval '1 millisecond' ELSE valid_until END,
+                        last_error = CASE WHEN k.over THEN format('%s, %s times in a row', $3::text, k.n) ELSE $3 END
+                   FROM k WHERE host.host = k.host",
+                &[&hold.host, &(*ms as f64), &reason, &HOST_REFUSALS_MAX, &(DEAD_MS as f64)],
+            )
+            .await?;
+        }
+    }
     Ok(())
 }

@@ -234,7 +234,7 @@ pub async fn load(db: &Db, keys: &[JobKey]) -> DbResult<Batch> {
              SELECT s.tenant, s.id, s.attempt, s.dispatch, s.kind, s.host, s.depth, s.hops, s.url, s.payload,
                     h.addresses, h.state, h.valid_until > clock_timestamp(), h.robots_url, h.robots_hops, h.failures,
                     h.version, h.last_error, s.page, s.total_pages, s.remake_of, m.total_items, m.total_pages, m.round, p.job,
-                    d.paused_at IS NOT NULL, d.ending, d.note
+                    d.paused_at IS NOT NULL, d.ending, d.note, d.retries, s.refusals, coalesce(h.refusals, 0)
                FROM unnest($1::text[], $2::uuid[], $3::int2[]) AS k(tenant, id, attempt),
                LATERAL (SELECT * FROM crawl_schedule c
                          WHERE c.tenant = k.tenant AND c.id = k.id AND c.attempt = k.attempt OFFSET 0) s
@@ -273,6 +273,9 @@ fn loaded(row: &Row, key: JobKey, kind: JobKind) -> Loaded {
             payload: row.get(9),
             page: row.get::<_, Option<i32>>(18).zip(row.get(19)),
             remake_of: row.get(20),
+            retries: row.get(28),
+            refusals: row.get(29),
+            host_refusals: row.get(30),
         },
         paging: LoadedPaging {
             metadata: row

@@ -5,8 +5,6 @@ use uuid::Uuid;
 
 /// The tenant that exists from the first migration on.
 pub const TENANT_DEFAULT: &str = "default";
-/// Tries before a job is dead.
-pub const ATTEMPTS_MAX: i16 = 5;
 /// Workers that may be lost while they hold a job before it is a suspect, which runs alone.
 pub const SUSPECT_CRASHES: i16 = 2;
 /// Workers that may be lost while they run a suspect alone before it is quarantined.
@@ -81,6 +79,12 @@ pub struct Job {
     pub page: Option<(i32, i32)>,
     /// The finished job whose lost result this one makes again.
     pub remake_of: Option<Uuid>,
+    /// Further tries that its dispatch allows, where it says so.
+    pub retries: Option<i16>,
+    /// How often a server has refused it (429, 503).
+    pub refusals: i16,
+    /// How often its host has refused in a row.
+    pub host_refusals: i32,
 }
 
 /// How a job ended, as `crawl_log.outcome` says it.

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use dodo_common::db::commit::{self, Batch, Finished, Found, Retry};
-use dodo_common::db::host::{HostState, HostUpdate};
+use dodo_common::db::host::{Hold, HostState, HostUpdate, Word};
 use dodo_common::db::pool::Db;
 use dodo_common::db::segment::{self, Segment};
 use dodo_common::db::worker::{self, Incarnation, Registration};
@@ -152,8 +152,12 @@ fn host(name: &str) -> HostUpdate {
 async fn what_cannot_be_stored_is_found_in_every_list() -> Result<()> {
     let bench = Bench::start().await?;
     // A NUL is no text to Postgres.
-    let retry = |key: &JobKey, error: &str| Retry { key: key.clone(), delay_ms: 5, error: error.to_owned() };
-    let hold = |name: &str, reason: &str| (name.to_owned(), 60_000, reason.to_owned());
+    let retry =
+        |key: &JobKey, error: &str| Retry { key: key.clone(), delay_ms: 5, error: error.to_owned(), refusals: None };
+    let hold = |name: &str, reason: &str| Hold {
+        host: name.to_owned(),
+        word: Word::Refuses { ms: 60_000, reason: reason.to_owned() },
+    };
     let mut keys = Vec::new();
     for _ in 0..6 {
         keys.push(bench.job(None).await?);

@@ -21,6 +21,7 @@ mod parts;
 mod politeness;
 mod proxies;
 mod proxy;
+mod refuse;
 mod security;
 mod sentinel;
 mod sink;

@@ -3,16 +3,17 @@
 use std::borrow::Cow;
 
 use dodo_common::db::commit::{Finished, Retry};
-use dodo_common::db::host::HostState;
+use dodo_common::db::host::{Hold, HostState, Word};
 use dodo_common::db::schedule::LoadedHost;
-use dodo_common::model::job::{ATTEMPTS_MAX, Job, Outcome};
+use dodo_common::model::job::{Job, Outcome};
+use dodo_common::model::retry::{HOST_REFUSALS_MAX, Policy, REFUSALS_MAX, die};
 use dodo_common::model::stream_id::StreamId;
 
 use crate::committer::{Done, Effect};
 use crate::context::Context;
 use crate::fetch::{Fetched, decode, host};
 
-/// A retry waits this long at most, milliseconds.
+/// A host that cannot be prepared is left alone this long at most, milliseconds.
 const BACKOFF_MS_MAX: i64 = 60_000;
 /// A body may grow to this many times the bound of a transferred one when it is decoded.
 const EXPANSION_MAX: usize = 4;
@@ -32,6 +33,9 @@ pub async fn ready(
     Err(Box::new(match ready.state {
         HostState::Ready => return Ok(ready),
         HostState::Refused => finish(entry, job, Outcome::Refused, &why()),
+        HostState::Dead if job.host_refusals >= HOST_REFUSALS_MAX => {
+            finish(entry, job, Outcome::Dead, &format!("its host refuses: {}", why()))
+        }
         HostState::Dead => finish(entry, job, Outcome::Dead, &format!("its host cannot be reached: {}", why())),
         HostState::New | HostState::Held => prepare(ctx, entry, job, Some(&ready)).await,
     }))
@@ -54,24 +58,56 @@ pub fn is_refusal(fetched: &Fetched) -> bool {
     matches!(fetched.status, 429 | 500..=599)
 }
 
-/// Another try of a refused job; 429 and 503 hold its host too.
+/// What comes of an answer that refuses. 429 and 503 are the host's affair: it is held, and the job returns behind
+/// the others without a try less, but not for ever. Anything else is a try that failed.
 pub fn refused(ctx: &Context, entry: StreamId, job: &Job, fetched: &Fetched) -> Done {
     let why = format!("the server answered {}", fetched.status);
-    let mut done = retry(ctx, entry, job, &why);
+    let mut done = match fetched.status {
+        429 | 503 => put_off(ctx, entry, job, fetched, &why),
+        _ => retry(ctx, entry, job, &why),
+    };
     if let Effect::Finished { job, .. } = &mut done.effect {
         job.status = Some(fetched.status as i16);
     }
-    done.hold = hold_of(ctx, job, fetched);
     done
 }
 
-/// What 429 and 503 ask for: the host, for how long, and why.
-pub fn hold_of(ctx: &Context, job: &Job, fetched: &Fetched) -> Option<(String, i64, String)> {
-    if !matches!(fetched.status, 429 | 503) {
-        return None;
+/// For how long 429 and 503 ask the host to be left alone, milliseconds; longer each time where they do not say.
+fn hold_ms(ctx: &Context, job: &Job, fetched: &Fetched) -> i64 {
+    let policy = Policy::of(job.kind).scaled(ctx.settings.retry_base_ms);
+    let asked_ms = fetched.retry_after_ms(ctx.clock.now_ms());
+    asked_ms.unwrap_or_else(|| policy.ceiling_ms(job.host_refusals.clamp(0, 30) as i16))
+}
+
+/// What 429 and 503 mean for the host.
+pub fn hold_of(ctx: &Context, job: &Job, fetched: &Fetched, why: &str) -> Hold {
+    let ms = hold_ms(ctx, job, fetched);
+    Hold { host: job.host.clone(), word: Word::Refuses { ms, reason: why.to_owned() } }
+}
+
+fn put_off(ctx: &Context, entry: StreamId, job: &Job, fetched: &Fetched, why: &str) -> Done {
+    let policy = Policy::of(job.kind).scaled(ctx.settings.retry_base_ms);
+    let ms = hold_ms(ctx, job, fetched);
+    let mut done = if job.refusals + 1 >= REFUSALS_MAX {
+        finish(entry, job, Outcome::Dead, &format!("{why}, {REFUSALS_MAX} times"))
+    } else {
+        let delay_ms = ms.saturating_add(policy.wait_ms(job.refusals, die(job)));
+        let (key, refusals) = (job.key.clone(), Some(job.refusals));
+        Done::new(entry, Effect::Retry(Retry { key, delay_ms, error: clean(why), refusals }))
+    };
+    done.hold = Some(hold_of(ctx, job, fetched, why));
+    done
+}
+
+/// Forgets a host's refusals when it has given another answer.
+pub fn calm(done: &mut Done, host: Option<String>) {
+    let answered = matches!(&done.effect, Effect::Finished { job, .. } if job.status.is_some());
+    if let Some(host) = host
+        && answered
+        && done.hold.is_none()
+    {
+        done.hold = Some(Hold { host, word: Word::Answers });
     }
-    let hold_ms = fetched.retry_after_ms(ctx.clock.now_ms()).unwrap_or(ctx.settings.retry_base_ms);
-    Some((job.host.clone(), hold_ms, format!("the server answered {}", fetched.status)))
 }
 
 /// The body decoded, within its bound.
@@ -85,16 +121,14 @@ pub fn finish(entry: StreamId, job: &Job, outcome: Outcome, reason: &str) -> Don
     Done::new(entry, Effect::Finished { job: Box::new(finished), raw: None, dispatch: job.dispatch })
 }
 
-/// Another try later: exponential backoff with full jitter; out of tries the job is dead.
+/// Another try later, by the policy of its kind; out of tries the job is dead.
 pub fn retry(ctx: &Context, entry: StreamId, job: &Job, why: &str) -> Done {
-    if job.key.attempt + 1 >= ATTEMPTS_MAX {
+    let policy = Policy::of(job.kind).scaled(ctx.settings.retry_base_ms);
+    if job.key.attempt >= job.retries.unwrap_or(policy.tries - 1) {
         return finish(entry, job, Outcome::Dead, why);
     }
-    let ceiling = (ctx.settings.retry_base_ms << job.key.attempt.clamp(0, 10)).clamp(1, BACKOFF_MS_MAX);
-    // The job's id and attempt are as good a die as any, and the same for a replay.
-    let die = (job.key.id.as_u128() as u64).rotate_left(job.key.attempt as u32 * 7).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let delay_ms = (die % ceiling as u64) as i64;
-    Done::new(entry, Effect::Retry(Retry { key: job.key.clone(), delay_ms, error: clean(why) }))
+    let delay_ms = policy.wait_ms(job.key.attempt, die(job));
+    Done::new(entry, Effect::Retry(Retry { key: job.key.clone(), delay_ms, error: clean(why), refusals: None }))
 }
 
 /// Text from the network, fit for a column: no NUL, at most 1000 characters.

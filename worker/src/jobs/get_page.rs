@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use dodo_common::db::host::{Hold, Word};
 use dodo_common::db::page::{self, Paged};
 use dodo_common::db::pool::DbError;
 use dodo_common::db::schedule::{Loaded, LoadedPaging};
@@ -87,7 +88,10 @@ fn store(ctx: &Context, entry: StreamId, job: &Job, paging: &Paging, known: Load
     let spec = &paging.spec;
     let hold = spec.document.rate_limit.as_ref().and_then(|limit| {
         let ms = paging::rate_hold_ms(limit, &answer.fetched.headers, ctx.clock.now_ms())?;
-        Some((job.host.clone(), ms, "its rate limit has nothing left".to_owned()))
+        Some(Hold {
+            host: job.host.clone(),
+            word: Word::Waits { ms, reason: "its rate limit has nothing left".to_owned() },
+        })
     });
     let items = match spec.items(&answer.value) {
         Ok(items) => items,
@@ -209,7 +213,8 @@ fn end_once(ctx: &Context, entry: StreamId, job: &Job, why: NoAnswer) -> Done {
         }
     };
     let mut finished = paging::ended(job, outcome, &reason);
-    let hold = fetched.as_ref().and_then(|fetched| end::hold_of(ctx, job, fetched));
+    let refusal = fetched.as_ref().filter(|fetched| matches!(fetched.status, 429 | 503));
+    let hold = refusal.map(|fetched| end::hold_of(ctx, job, fetched, &reason));
     if let Some(fetched) = fetched {
         paging::figures(&mut finished, &fetched, None);
     }

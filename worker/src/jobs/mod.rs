@@ -22,8 +22,9 @@ use crate::context::Context;
 
 /// Runs a job to its end; it never fails: every failure is an effect, a panic too.
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
+    let refuses = (row.job.host_refusals > 0).then(|| row.job.host.clone());
     let (key, kind, dispatch) = (row.job.key.clone(), row.job.kind, row.job.dispatch);
-    let done = match caught(run_kind(ctx, entry, row)).await {
+    let mut done = match caught(run_kind(ctx, entry, row)).await {
         Ok(done) => done,
         Err(why) => {
             // It may have panicked between a call that may not be repeated and its answer.
@@ -36,6 +37,7 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
             done
         }
     };
+    end::calm(&mut done, refuses);
     log(&done);
     done
 }
@@ -84,6 +86,7 @@ fn log(done: &Done) {
         Effect::Retry(retry) => {
             tracing::info!(
                 attempt = retry.key.attempt + 1,
+                refusals = retry.refusals.map(|before| before + 1),
                 delay_ms = retry.delay_ms,
                 reason = retry.error,
                 "job is tried again"
