@@ -19,5 +19,6 @@ pub mod schedule;
 pub mod segment;
 pub mod source;
 pub mod suspect;
+pub mod timer;
 pub mod vital;
 pub mod worker;

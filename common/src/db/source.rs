@@ -6,8 +6,8 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::db::dispatch::{self, Submission, Submitted};
-use crate::db::leader;
 use crate::db::pool::{Db, DbError, DbResult, Transaction};
+use crate::db::timer;
 use crate::model::source::{Document, PagedSpec};
 use crate::run_tx;
 
@@ -30,23 +30,22 @@ pub async fn put(db: &Db, tenant: &str, name: &str, document: &Document) -> DbRe
         let row = tx
             .query_one(
                 "-- put-source
-                 INSERT INTO source AS s (tenant, name, document, next_at)
-                 VALUES ($1, $2, $3, CASE WHEN $4::int8 IS NOT NULL THEN clock_timestamp() END)
+                 INSERT INTO source AS s (tenant, name, document) VALUES ($1, $2, $3)
                  ON CONFLICT (tenant, name) DO UPDATE SET
                    version = s.version + CASE WHEN s.document = excluded.document THEN 0 ELSE 1 END,
-                   next_at = CASE WHEN s.document -> 'every_s' IS NOT DISTINCT FROM excluded.document -> 'every_s'
-                                  THEN s.next_at ELSE excluded.next_at END,
                    updated_at = CASE WHEN s.document = excluded.document THEN s.updated_at ELSE excluded.updated_at END,
                    document = excluded.document
                  RETURNING version",
-                &[&tenant, &name, &value, &document.every_s],
+                &[&tenant, &name, &value],
             )
             .await?;
+        timer::of_source(tx, tenant, name, document.every_s).await?;
         Ok(row.get(0))
     })
 }
 
-const SELECT: &str = "SELECT name, version, document, next_at, updated_at FROM source";
+const SELECT: &str = "SELECT name, version, document, (SELECT t.next_at FROM timer t WHERE t.tenant = source.tenant
+    AND t.source = source.name), updated_at FROM source";
 
 pub async fn list(db: &Db, tenant: &str) -> DbResult<Vec<Source>> {
     run_tx!(db, "list-sources", tenant: tenant, |tx| {
@@ -68,6 +67,7 @@ pub(crate) async fn find(tx: &Transaction<'_>, tenant: &str, name: &str) -> DbRe
 /// Forgets a source; its dispatches and records stay. False: there is none.
 pub async fn delete(db: &Db, tenant: &str, name: &str) -> DbResult<bool> {
     run_tx!(db, "delete-source", tenant: tenant, |tx| {
+        timer::of_source(tx, tenant, name, None).await?;
         let count = tx
             .execute("-- delete-source\nDELETE FROM source WHERE tenant = $1 AND name = $2", &[&tenant, &name])
             .await?;
@@ -104,49 +104,6 @@ pub(crate) async fn submit_in(
     )
     .await?;
     Ok(Submitted { id, created: true, scheduled: 1 })
-}
-
-/// A source whose timer is due.
-#[derive(Clone, Debug)]
-pub struct Due {
-    pub tenant: String,
-    pub source: Source,
-    pub at: DateTime<Utc>,
-}
-
-pub async fn due(db: &Db, limit: i64) -> DbResult<Vec<Due>> {
-    let client = db.client().await?;
-    let rows = client
-        .query(
-            "-- due-sources
-             SELECT name, version, document, next_at, updated_at, tenant FROM source
-              WHERE next_at <= clock_timestamp() ORDER BY next_at LIMIT $1",
-            &[&limit],
-        )
-        .await?;
-    rows.iter().map(|row| Ok(Due { tenant: row.get(5), source: of_row(row)?, at: row.get(3) })).collect()
-}
-
-/// Starts the dispatch of a due timer, once for that time, and sets the timer to its next time after now: those
-/// that were missed coalesce. A spec that cannot be built only moves the timer.
-pub async fn tick(db: &Db, epoch: i64, due: &Due, spec: Option<&PagedSpec>) -> DbResult<()> {
-    run_tx!(db, "source-timer", |tx| {
-        leader::authorise(tx, epoch).await?;
-        if let Some(spec) = spec {
-            let key = format!("timer:{}:{}", due.source.name, due.at.timestamp());
-            let submission = Submission { key: Some(&key), ..Submission::default() };
-            submit_in(tx, &due.tenant, spec, &submission).await?;
-        }
-        tx.execute(
-            "-- source-timer
-             UPDATE source SET next_at = next_at + $3::float8 * interval '1 second'
-                    * greatest(1, ceil(extract(epoch FROM clock_timestamp() - next_at)::float8 / $3::float8))
-              WHERE tenant = $1 AND name = $2 AND next_at = $4",
-            &[&due.tenant, &due.source.name, &(due.source.document.every_s.unwrap_or(3600) as f64), &due.at],
-        )
-        .await?;
-        Ok(())
-    })
 }
 
 fn of_row(row: &tokio_postgres::Row) -> DbResult<Source> {

@@ -5,6 +5,7 @@ pub mod job;
 pub mod manifest;
 pub mod proxy;
 pub mod record;
+pub mod recurrence;
 pub mod retry;
 pub mod robots;
 pub mod scope;

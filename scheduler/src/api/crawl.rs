@@ -15,6 +15,7 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::api::extract::Body;
+use crate::api::timer::{self, Answer, Recurring};
 use crate::api::{Api, ApiResult, bad_request};
 use crate::context::Context;
 
@@ -22,7 +23,7 @@ use crate::context::Context;
 const NOOPS_MAX: usize = 100_000;
 
 /// A crawl to run.
-#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CrawlRequest {
     /// Where it starts: http or https URLs.
@@ -63,6 +64,12 @@ pub struct CrawlRequest {
     /// Not before so many milliseconds from now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_in_ms: Option<i64>,
+    /// Submit it again and again: a cron pattern of five fields, or six with seconds first. The answer is a timer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cron: Option<String>,
+    /// The time zone of the pattern's clock, an IANA name; UTC when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timezone: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
@@ -94,6 +101,12 @@ pub struct NoopRequest {
     /// Not before so many milliseconds from now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_in_ms: Option<i64>,
+    /// Submit it again and again: a cron pattern of five fields, or six with seconds first. The answer is a timer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cron: Option<String>,
+    /// The time zone of the pattern's clock, an IANA name; UTC when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timezone: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
@@ -106,42 +119,71 @@ pub struct Accepted {
 
 /// Submit a crawl
 #[utoipa::path(post, path = "/v1/crawls", request_body = CrawlRequest,
-    responses((status = 202, body = Accepted), (status = 400, description = "One line says what is wrong")))]
+    responses((status = 202, body = Answer), (status = 400, description = "One line says what is wrong")))]
 pub async fn submit(
     State(api): State<Api>,
-    Body(request): Body<CrawlRequest>,
-) -> ApiResult<(StatusCode, Json<Accepted>)> {
-    let accepted = submit_crawl(&api.ctx, &checked(request, &api.ctx.duties.contact, api.ctx.clock.now_ms())?).await?;
-    Ok((StatusCode::ACCEPTED, Json(accepted)))
+    Body(mut request): Body<CrawlRequest>,
+) -> ApiResult<(StatusCode, Json<Answer>)> {
+    let ctx = &api.ctx;
+    let (cron, timezone) = (request.cron.take(), request.timezone.take());
+    let recurring = Recurring {
+        key: request.key.as_deref(),
+        cron: cron.as_deref(),
+        timezone: timezone.as_deref(),
+        starts: request.start_at.is_some() || request.start_in_ms.is_some(),
+    };
+    let value = serde_json::to_value(&request).map_err(|error| bad_request(error.to_string()))?;
+    let crawl = checked(request.clone(), &ctx.duties.contact, ctx.clock.now_ms())?;
+    if let Some(answer) = timer::store(ctx, "crawl", value, recurring).await? {
+        return Ok(answer);
+    }
+    Ok((StatusCode::ACCEPTED, Json(Answer::Dispatch(submit_crawl(ctx, &crawl).await?))))
 }
 
 /// Submit no-op jobs: the measure of the pipeline itself
-#[utoipa::path(post, path = "/v1/noops", request_body = NoopRequest, responses((status = 202, body = Accepted)))]
+#[utoipa::path(post, path = "/v1/noops", request_body = NoopRequest, responses((status = 202, body = Answer)))]
 pub async fn submit_noops(
     State(api): State<Api>,
-    Body(request): Body<NoopRequest>,
-) -> ApiResult<(StatusCode, Json<Accepted>)> {
+    Body(mut request): Body<NoopRequest>,
+) -> ApiResult<(StatusCode, Json<Answer>)> {
+    let (cron, timezone) = (request.cron.take(), request.timezone.take());
+    let recurring = Recurring {
+        key: request.key.as_deref(),
+        cron: cron.as_deref(),
+        timezone: timezone.as_deref(),
+        starts: request.start_at.is_some() || request.start_in_ms.is_some(),
+    };
+    let (spec, payloads, terms) = noops(&request, api.ctx.clock.now_ms())?;
+    let value = serde_json::to_value(&request).map_err(|error| bad_request(error.to_string()))?;
+    if let Some(answer) = timer::store(&api.ctx, "noop", value, recurring).await? {
+        return Ok(answer);
+    }
+    let submission = Submission { key: request.key.as_deref(), terms, ..Submission::default() };
+    let submitted = dispatch::submit_noops(&api.ctx.db, TENANT_DEFAULT, &spec, &payloads, &submission).await?;
+    hint(&api.ctx, vec![(TENANT_DEFAULT.to_owned(), String::new())]).await;
+    let accepted = Accepted { dispatch: submitted.id, created: submitted.created, scheduled: submitted.scheduled };
+    Ok((StatusCode::ACCEPTED, Json(Answer::Dispatch(accepted))))
+}
+
+/// What no-op jobs do, their payloads, and their terms.
+pub fn noops(request: &NoopRequest, now: Millis) -> ApiResult<(NoopSpec, Vec<Option<serde_json::Value>>, Terms)> {
     if !(1..=NOOPS_MAX).contains(&request.count) {
         return Err(bad_request(format!("count must be between 1 and {NOOPS_MAX}")));
     }
-    let spec = NoopSpec { jobs: request.count, sleep_ms: request.sleep_ms, fail: request.fail, abort: request.abort };
+    let NoopRequest { count, sleep_ms, abort, .. } = *request;
+    let spec = NoopSpec { jobs: count, sleep_ms, fail: request.fail.clone(), abort };
     spec.check().map_err(bad_request)?;
-    let start_at = start_of(request.start_at.as_deref(), request.start_in_ms, api.ctx.clock.now_ms());
-    let priority = request.priority.unwrap_or_default();
-    let terms = Terms { priority, start_at: start_at.map_err(bad_request)?, ..Terms::default() };
+    let start_at = start_of(request.start_at.as_deref(), request.start_in_ms, now).map_err(bad_request)?;
+    let terms = Terms { priority: request.priority.unwrap_or_default(), start_at, ..Terms::default() };
     terms.check().map_err(bad_request)?;
-    let payloads: Vec<Option<serde_json::Value>> = (0..request.count)
+    let payloads = (0..request.count)
         .map(|n| {
             let mut payload = request.payload.clone()?;
             payload.insert("n".to_owned(), n.into());
             Some(payload.into())
         })
         .collect();
-    let submission = Submission { key: request.key.as_deref(), terms, ..Submission::default() };
-    let submitted = dispatch::submit_noops(&api.ctx.db, TENANT_DEFAULT, &spec, &payloads, &submission).await?;
-    hint(&api.ctx, vec![(TENANT_DEFAULT.to_owned(), String::new())]).await;
-    let accepted = Accepted { dispatch: submitted.id, created: submitted.created, scheduled: submitted.scheduled };
-    Ok((StatusCode::ACCEPTED, Json(accepted)))
+    Ok((spec, payloads, terms))
 }
 
 /// Stores a crawl and hints its hosts to the dispatcher.

@@ -11,6 +11,7 @@ pub mod manifest;
 pub mod record;
 pub mod source;
 pub mod status;
+pub mod timer;
 pub mod why;
 
 use std::net::SocketAddr;
@@ -75,6 +76,8 @@ pub struct Api {
         source::run,
         source::put_secret,
         source::secrets,
+        timer::list,
+        timer::delete,
         record::list,
         record::unfit,
         record::replay,
@@ -146,6 +149,8 @@ pub fn router(api: Api) -> Router {
         .route("/v1/sources/{name}/dispatches", post(source::run))
         .route("/v1/secrets", get(source::secrets))
         .route("/v1/secrets/{name}", put(source::put_secret))
+        .route("/v1/timers", get(timer::list))
+        .route("/v1/timers/{id}", axum::routing::delete(timer::delete))
         .route("/v1/records", get(record::list))
         .route("/v1/unfit", get(record::unfit))
         .route("/v1/unfit/replay", post(record::replay))

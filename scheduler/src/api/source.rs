@@ -15,13 +15,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::crawl::{Accepted, may_ask};
 use crate::api::extract::{Body, Segment};
+use crate::api::timer::{self, Answer, Recurring};
 use crate::api::{Api, ApiError, ApiResult, bad_request, not_found};
+use crate::context::Context;
 
 /// Bytes of a secret.
 const SECRET_BYTES_MAX: usize = 8192;
 
 /// What a dispatch of a source may say.
-#[derive(Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunRequest {
     /// What `{base}` stands for.
@@ -58,6 +60,12 @@ pub struct RunRequest {
     /// Not before so many milliseconds from now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_in_ms: Option<i64>,
+    /// Submit it again and again: a cron pattern of five fields, or six with seconds first. The answer is a timer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cron: Option<String>,
+    /// The time zone of the pattern's clock, an IANA name; UTC when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timezone: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
@@ -119,14 +127,43 @@ pub async fn delete(State(api): State<Api>, Segment(name): Segment<String>) -> A
 
 /// Start a page dispatch
 #[utoipa::path(post, path = "/v1/sources/{name}/dispatches", params(("name" = String, Path)), request_body = RunRequest,
-    responses((status = 202, body = Accepted), (status = 400, description = "One line says what is wrong"), (status = 404)))]
+    responses((status = 202, body = Answer), (status = 400, description = "One line says what is wrong"), (status = 404)))]
 pub async fn run(
     State(api): State<Api>,
     Segment(name): Segment<String>,
-    Body(request): Body<RunRequest>,
-) -> ApiResult<(StatusCode, Json<Accepted>)> {
+    Body(mut request): Body<RunRequest>,
+) -> ApiResult<(StatusCode, Json<Answer>)> {
     let ctx = &api.ctx;
     let found = source::get(&ctx.db, TENANT_DEFAULT, &name).await?.ok_or_else(|| not_found("such source"))?;
+    let (cron, timezone) = (request.cron.take(), request.timezone.take());
+    let recurring = Recurring {
+        key: request.key.as_deref(),
+        cron: cron.as_deref(),
+        timezone: timezone.as_deref(),
+        starts: request.start_at.is_some() || request.start_in_ms.is_some(),
+    };
+    let (spec, terms) = planned(request.clone(), found, ctx)?;
+    if let Some(auth) = &spec.document.auth
+        && source::secret(&ctx.db, TENANT_DEFAULT, &auth.secret).await?.is_none()
+    {
+        let advice = format!("there is no secret {0}; store it with `dodo sources secret {0}`", auth.secret);
+        return Err(bad_request(advice));
+    }
+    let value = serde_json::json!({ "source": name, "run": request });
+    if let Some(answer) = timer::store(ctx, "paged", value, recurring).await? {
+        return Ok(answer);
+    }
+    let submission = Submission { key: request.key.as_deref(), terms, ..Submission::default() };
+    let submitted = source::submit(&ctx.db, TENANT_DEFAULT, &spec, &submission).await?;
+    if let Err(error) = queue::hint(&ctx.redis, vec![(TENANT_DEFAULT.to_owned(), String::new())]).await {
+        tracing::debug!(%error, "the hint did not get through");
+    }
+    let accepted = Accepted { dispatch: submitted.id, created: submitted.created, scheduled: submitted.scheduled };
+    Ok((StatusCode::ACCEPTED, Json(Answer::Dispatch(accepted))))
+}
+
+/// What a run of a source is, and its terms.
+pub fn planned(request: RunRequest, found: Source, ctx: &Context) -> ApiResult<(PagedSpec, Terms)> {
     let start_at = start_of(request.start_at.as_deref(), request.start_in_ms, ctx.clock.now_ms());
     let terms = Terms {
         max_bytes: request.max_bytes,
@@ -137,25 +174,13 @@ pub async fn run(
     };
     terms.check().map_err(bad_request)?;
     let (base, instance) = (request.base.as_deref(), request.instance.as_deref());
-    let mut spec =
-        PagedSpec::new(&name, found.version, found.document, base, instance, request.subject).map_err(bad_request)?;
+    let mut spec = PagedSpec::new(&found.name, found.version, found.document, base, instance, request.subject)
+        .map_err(bad_request)?;
     spec.metadata = request.metadata;
     for url in [spec.page_url(Place { page: 1, cursor: None }), spec.count_url()] {
         may_ask(&url.map_err(bad_request)?, &ctx.duties.contact).map_err(bad_request)?;
     }
-    if let Some(auth) = &spec.document.auth
-        && source::secret(&ctx.db, TENANT_DEFAULT, &auth.secret).await?.is_none()
-    {
-        let advice = format!("there is no secret {0}; store it with `dodo sources secret {0}`", auth.secret);
-        return Err(bad_request(advice));
-    }
-    let submission = Submission { key: request.key.as_deref(), terms, ..Submission::default() };
-    let submitted = source::submit(&ctx.db, TENANT_DEFAULT, &spec, &submission).await?;
-    if let Err(error) = queue::hint(&ctx.redis, vec![(TENANT_DEFAULT.to_owned(), String::new())]).await {
-        tracing::debug!(%error, "the hint did not get through");
-    }
-    let accepted = Accepted { dispatch: submitted.id, created: submitted.created, scheduled: submitted.scheduled };
-    Ok((StatusCode::ACCEPTED, Json(accepted)))
+    Ok((spec, terms))
 }
 
 /// Store a secret's value; no answer ever shows it

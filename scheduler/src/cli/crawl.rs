@@ -8,8 +8,10 @@ use dodo_common::db::dispatch::Dispatch;
 use indicatif::{ProgressBar, ProgressStyle};
 use uuid::Uuid;
 
-use crate::api::crawl::{Accepted, CrawlRequest};
+use crate::api::crawl::CrawlRequest;
+use crate::api::timer::Answer;
 use crate::cli::client::Client;
+use crate::cli::timers::{self, CronFlags};
 use crate::cli::{Remote, say};
 
 const POLL: Duration = Duration::from_millis(300);
@@ -71,6 +73,8 @@ impl CrawlFlags {
             priority: self.priority,
             start_at: self.start_at.clone(),
             start_in_ms: self.start_in_ms,
+            cron: None,
+            timezone: None,
         }
     }
 }
@@ -82,6 +86,8 @@ pub struct Crawl {
     urls: Vec<String>,
     #[command(flatten)]
     flags: CrawlFlags,
+    #[command(flatten)]
+    cron: CronFlags,
     /// Wait until every page is fetched and archived
     #[arg(long)]
     wait: bool,
@@ -91,7 +97,15 @@ pub struct Crawl {
 
 pub async fn run(crawl: Crawl) -> anyhow::Result<ExitCode> {
     let client = Client::new(&crawl.remote)?;
-    let accepted: Accepted = client.post("/v1/crawls", &crawl.flags.request(crawl.urls)).await?;
+    let CronFlags { cron, timezone } = crawl.cron;
+    let request = CrawlRequest { cron, timezone, ..crawl.flags.request(crawl.urls) };
+    let accepted = match client.post("/v1/crawls", &request).await? {
+        Answer::Dispatch(accepted) => accepted,
+        Answer::Timer(timer) => {
+            timers::show(&timer, crawl.remote.json)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     if !crawl.wait {
         say(if crawl.remote.json { serde_json::to_string(&accepted)? } else { accepted.dispatch.to_string() })?;
         return Ok(ExitCode::SUCCESS);

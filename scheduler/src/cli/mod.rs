@@ -17,6 +17,7 @@ pub mod serve;
 pub mod show;
 pub mod sources;
 pub mod submit;
+pub mod timers;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -55,6 +56,8 @@ enum Command {
     Submit(submit::Submit),
     /// Store, list and run sources: APIs that are read page by page
     Sources(sources::Sources),
+    /// List and delete timers: crawls and runs that recur
+    Timers(timers::Timers),
     /// List records, and the items that did not fit
     Records(records::Records),
     /// Totals of what was gathered
@@ -109,6 +112,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Crawl(crawl) => crawl::run(crawl).await,
         Command::Submit(submit) => submit::run(submit).await,
         Command::Sources(sources) => sources::run(sources).await,
+        Command::Timers(timers) => timers::run(timers).await,
         Command::Records(records) => records::run(records).await,
         Command::Report(report) => records::report(report).await,
         Command::Dispatch(dispatch) => dispatch::run(dispatch).await,

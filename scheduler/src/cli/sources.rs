@@ -10,9 +10,10 @@ use clap::{Args, Subcommand};
 use dodo_common::db::source::{SecretName, Source};
 use dodo_common::model::source::Document;
 
-use crate::api::crawl::Accepted;
 use crate::api::source::{RunRequest, SecretRequest, Stored};
+use crate::api::timer::Answer;
 use crate::cli::client::Client;
+use crate::cli::timers::{self, CronFlags};
 use crate::cli::{Remote, crawl, say};
 
 #[derive(Args, Debug)]
@@ -91,6 +92,8 @@ struct Run {
     /// Begin so many milliseconds from now
     #[arg(long)]
     start_in_ms: Option<i64>,
+    #[command(flatten)]
+    cron: CronFlags,
     /// Wait until every page is fetched, processed and archived
     #[arg(long)]
     wait: bool,
@@ -162,8 +165,16 @@ async fn start(run: Run) -> anyhow::Result<ExitCode> {
         priority: run.priority,
         start_at: run.start_at,
         start_in_ms: run.start_in_ms,
+        cron: run.cron.cron,
+        timezone: run.cron.timezone,
     };
-    let accepted: Accepted = client.post(&format!("{}/dispatches", path(&run.name)), &request).await?;
+    let accepted = match client.post(&format!("{}/dispatches", path(&run.name)), &request).await? {
+        Answer::Dispatch(accepted) => accepted,
+        Answer::Timer(timer) => {
+            timers::show(&timer, run.remote.json)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     if run.wait {
         return crawl::wait(&client, accepted.dispatch, run.remote.json).await;
     }

@@ -28,6 +28,7 @@ mod sink;
 mod survive;
 mod suspect;
 mod terms;
+mod timers;
 mod unknown;
 mod up;
 mod web;
