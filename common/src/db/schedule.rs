@@ -352,7 +352,7 @@ pub async fn skip(db: &Db, epoch: i64, tenant: &str, ids: &[Uuid], outcome: Outc
     })
 }
 
-/// Jobs waiting, and the age of the oldest due one in milliseconds, as far as a bounded look tells.
+/// Jobs waiting, and the age of the oldest due one that is not paused in milliseconds, as far as a bounded look tells.
 pub async fn backlog(db: &Db) -> DbResult<(i64, i64)> {
     let client = db.client().await?;
     let row = client
@@ -360,7 +360,9 @@ pub async fn backlog(db: &Db) -> DbResult<(i64, i64)> {
             "-- backlog
              SELECT coalesce(sum(scheduled - finished), 0)::int8,
                     coalesce((SELECT greatest(0, extract(epoch FROM clock_timestamp() - min(run_at)) * 1000)::int8
-                       FROM (SELECT run_at FROM crawl_schedule ORDER BY tenant, host, priority, run_at LIMIT 1000) s), 0)
+                       FROM (SELECT tenant, dispatch, run_at FROM crawl_schedule ORDER BY tenant, host, priority, run_at LIMIT 1000) s
+                      WHERE NOT EXISTS (SELECT 1 FROM dispatch d WHERE d.tenant = s.tenant AND d.id = s.dispatch
+                        AND d.paused_at IS NOT NULL)), 0)
                FROM (SELECT scheduled, finished FROM dispatch_progress p
                        JOIN dispatch d ON d.tenant = p.tenant AND d.id = p.dispatch AND d.state <> 'done'
                      UNION ALL SELECT scheduled, finished FROM dispatch_delta) t",

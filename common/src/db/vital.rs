@@ -77,21 +77,23 @@ pub async fn events(db: &Db, event: Event, window_ms: i64) -> DbResult<Vec<(i64,
 }
 
 /// How long the oldest due job has waited, milliseconds: each host's first in its order, of the first
-/// [`HOSTS_MAX`] hosts; 0 when none is due.
+/// [`HOSTS_MAX`] hosts, but for what is paused; 0 when none is due.
 pub async fn oldest_due_ms(db: &Db) -> DbResult<i64> {
     let client = db.client().await?;
     let statement = client
         .prepare_cached(
             "-- oldest-due
              WITH RECURSIVE scan AS (
-               (SELECT tenant, host, run_at, 1 AS n FROM crawl_schedule
+               (SELECT tenant, host, run_at, dispatch, 1 AS n FROM crawl_schedule
                  ORDER BY tenant, host, priority, run_at, id LIMIT 1)
                UNION ALL
-               SELECT s.tenant, s.host, s.run_at, scan.n + 1 FROM scan, LATERAL (
-                 SELECT tenant, host, run_at FROM crawl_schedule c WHERE (c.tenant, c.host) > (scan.tenant, scan.host)
+               SELECT s.tenant, s.host, s.run_at, s.dispatch, scan.n + 1 FROM scan, LATERAL (
+                 SELECT tenant, host, run_at, dispatch FROM crawl_schedule c WHERE (c.tenant, c.host) > (scan.tenant, scan.host)
                   ORDER BY c.tenant, c.host, c.priority, c.run_at, c.id LIMIT 1) s
                 WHERE scan.n < $1)
-             SELECT coalesce(greatest((extract(epoch FROM clock_timestamp() - min(run_at)) * 1000)::int8, 0), 0) FROM scan",
+             SELECT coalesce(greatest((extract(epoch FROM clock_timestamp() - min(run_at)) * 1000)::int8, 0), 0) FROM scan
+              WHERE NOT EXISTS (SELECT 1 FROM dispatch d WHERE d.tenant = scan.tenant AND d.id = scan.dispatch
+                AND d.paused_at IS NOT NULL)",
         )
         .await?;
     Ok(client.query_one(&statement, &[&HOSTS_MAX]).await?.get(0))
