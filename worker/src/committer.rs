@@ -71,6 +71,15 @@ impl Done {
     pub fn new(entry: StreamId, effect: Effect) -> Self {
         Self { entry, effect, host: None, hold: None, requested: false }
     }
+
+    /// What it takes to hold it until it is committed, but for a small fixed part.
+    pub fn bytes(&self) -> u64 {
+        let Effect::Finished { job, raw, .. } = &self.effect else { return 0 };
+        let raw = raw.as_ref().map_or(0, |(_, entry)| entry.about.len() + entry.body.len());
+        let kept = job.paged.as_ref().and_then(|paged| paged.kept.as_ref()).map_or(0, Vec::len);
+        let found: usize = job.found.iter().map(|found| found.url.len() + found.host.len()).sum();
+        (raw + kept + found + job.links.as_ref().map_or(0, String::len)) as u64
+    }
 }
 
 type Item = (Done, OwnedSemaphorePermit);
@@ -98,11 +107,13 @@ pub async fn run(ctx: Arc<Context>, queue: Queue) {
         }
         let (done, permits): (Vec<Done>, Vec<OwnedSemaphorePermit>) = items.into_iter().unzip();
         let entries: Vec<StreamId> = done.iter().map(|d| d.entry).collect();
+        let bytes: u64 = done.iter().map(Done::bytes).sum();
         tokio::select! {
             () = settle(&ctx, done) => {}
             () = ctx.refused.cancelled() => return,
         }
         ctx.let_go(&entries);
+        ctx.pressure.sub(bytes);
         drop(permits);
     }
 }
@@ -135,6 +146,7 @@ async fn append(ctx: &Context, done: &mut [Done]) {
         if entries.is_empty() {
             continue;
         }
+        let _step = ctx.pressure.step("Redis", ctx.clock.now_ms());
         // Part by part: what has its id is not appended again, whatever becomes of the rest.
         let mut ids = Vec::with_capacity(entries.len());
         while ids.len() < entries.len() {
@@ -217,6 +229,7 @@ async fn commit_batch(ctx: &Context, batch: &Batch) -> Committed {
     if empty {
         return Committed::default();
     }
+    let _step = ctx.pressure.step("Postgres", ctx.clock.now_ms());
     loop {
         match commit::commit(&ctx.db, &ctx.incarnation, batch).await {
             Ok(committed) => {
@@ -242,6 +255,7 @@ async fn report(ctx: &Context, mut settled: Vec<Settled>, committed: Committed) 
             entry.verdict = Verdict::Gone;
         }
     }
+    let _step = ctx.pressure.step("Redis", ctx.clock.now_ms());
     let report = Report { worker: ctx.incarnation.id, settled, gained: committed.gained };
     loop {
         match queue::settle(&ctx.redis, ctx.incarnation.generation, &report).await {

@@ -20,6 +20,8 @@ use crate::jobs;
 
 /// A server that does not answer is asked again this often.
 const PAUSE: Duration = Duration::from_millis(100);
+/// While too much waits to be committed, this is looked at so often.
+const FULL: Duration = Duration::from_millis(20);
 /// A job of an unknown kind is handed back after this long.
 pub const UNKNOWN_PAUSE: Duration = Duration::from_secs(1);
 
@@ -41,6 +43,12 @@ pub async fn run(ctx: Arc<Context>, reader: Redis, results: Results) {
             () = ctx.soft.cancelled() => break,
             () = ctx.refused.cancelled() => break,
         };
+        if ctx.pressure.held_bytes() > ctx.settings.held_bytes_max {
+            // Its committer is behind: what it holds must not grow without a bound.
+            drop(first);
+            tokio::time::sleep(FULL).await;
+            continue;
+        }
         let count = 1 + permits.available_permits();
         let entries = if from_history {
             // The whole pending list, never longer than our permits: what is in it and not held was lost on its way.
@@ -120,6 +128,7 @@ async fn take(
                     }
                 }
             };
+            ctx.pressure.add(done.bytes());
             // Nobody listens any more only when the incarnation was refused.
             let _ = results.send((done, permit)).await;
         });

@@ -23,6 +23,7 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::fetch::{Fetcher, secret_headers};
+use crate::pressure::Pressure;
 use crate::seen::Seen;
 use crate::settings::Settings;
 
@@ -76,6 +77,7 @@ pub struct Context {
     /// Entries this incarnation holds: read, and not settled yet.
     held: Mutex<HashSet<StreamId>>,
     pub settled: AtomicU64,
+    pub pressure: Pressure,
     crawls: Mutex<HashMap<Uuid, Arc<Crawl>>>,
     pagings: Mutex<HashMap<Uuid, Arc<Paging>>>,
     noops: Mutex<HashMap<Uuid, Arc<NoopSpec>>>,
@@ -106,6 +108,7 @@ impl Context {
             draining: AtomicBool::new(false),
             held: Mutex::default(),
             settled: AtomicU64::new(0),
+            pressure: Pressure::default(),
             crawls: Mutex::default(),
             pagings: Mutex::default(),
             noops: Mutex::default(),

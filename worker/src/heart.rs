@@ -26,6 +26,8 @@ pub fn start(ctx: &Arc<Context>) -> StreamResult<()> {
                     draining: ctx.draining.load(Ordering::Relaxed),
                     in_flight: ctx.held_count(),
                     settled: ctx.settled.load(Ordering::Relaxed),
+                    held_bytes: ctx.pressure.held_bytes(),
+                    slow: ctx.pressure.says(ctx.settings.held_bytes_max, ctx.clock.now_ms()),
                 };
                 match heart.beat(ctx.incarnation.id, &beat) {
                     // A lower number is an older Redis, of which the leader makes a new generation.

@@ -9,6 +9,7 @@ pub mod extract;
 pub mod fetch;
 pub mod heart;
 pub mod jobs;
+pub mod pressure;
 pub mod processor;
 pub mod seen;
 pub mod settings;

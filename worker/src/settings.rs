@@ -41,6 +41,9 @@ pub struct Settings {
     /// Jobs it holds at once
     #[arg(long, env = "DODO_WORKER_PERMITS", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub permits: u16,
+    /// Bytes of results that wait to be committed, above which it reads no more jobs
+    #[arg(long, env = "DODO_HELD_BYTES_MAX", default_value_t = 256 << 20)]
+    pub held_bytes_max: u64,
     /// Region it works from; names its log file
     #[arg(long, env = "DODO_REGION")]
     pub region: Option<String>,

@@ -25,6 +25,12 @@ pub struct Beat {
     pub in_flight: u64,
     /// Jobs it has settled since it registered.
     pub settled: u64,
+    /// Bytes of results that wait to be committed.
+    #[serde(default)]
+    pub held_bytes: u64,
+    /// Why it is slow; nothing when it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow: Option<String>,
 }
 
 static BEAT: LazyLock<Script> = LazyLock::new(|| {

@@ -33,6 +33,12 @@ pub struct WorkerView {
     pub generation: i64,
     pub in_flight: u64,
     pub settled: u64,
+    /// Bytes of results that wait to be committed.
+    #[serde(default)]
+    pub held_bytes: u64,
+    /// Why it is slow.
+    #[serde(default)]
+    pub slow: Option<String>,
     pub heartbeat_age_ms: Option<i64>,
     pub registered_at: chrono::DateTime<chrono::Utc>,
     pub reason: Option<String>,
@@ -48,6 +54,9 @@ pub struct Status {
     pub dispatching: bool,
     /// Why it issues nothing all the same: the archive is behind, and Redis would overflow.
     pub backpressure: Option<String>,
+    /// Why workers are slow: what each says of itself.
+    #[serde(default)]
+    pub slow: Vec<String>,
     pub jobs_pending: i64,
     /// How long the oldest due job of those looked at has waited, milliseconds.
     pub oldest_due_ms: i64,
@@ -65,7 +74,11 @@ pub async fn status(State(api): State<Api>) -> ApiResult<Json<Status>> {
     let (jobs_pending, oldest_due_ms) = schedule::backlog(&ctx.db).await?;
     let (archive_objects, archive_bytes) = segment::totals(&ctx.db).await?;
     let mut workers = HashMap::new();
+    let mut slow = Vec::new();
     for view in views(ctx).await?.into_iter().filter(|view| view.state != "ended") {
+        if let (Some(why), false) = (&view.slow, view.state == "lost") {
+            slow.push(format!("worker {} at {}: {why}", view.slot, view.address));
+        }
         *workers.entry(view.state).or_default() += 1;
     }
     let backpressure = ctx.backpressure.lock().expect("no panic under this lock").clone();
@@ -75,6 +88,7 @@ pub async fn status(State(api): State<Api>) -> ApiResult<Json<Status>> {
         generation: generation::current(&ctx.db).await?.number,
         dispatching: ctx.window_ready.load(Ordering::Relaxed),
         backpressure,
+        slow,
         jobs_pending,
         oldest_due_ms,
         workers,
@@ -125,6 +139,8 @@ fn view(row: WorkerRow, beats: &HashMap<Uuid, (i64, Beat)>) -> WorkerView {
         generation: row.generation,
         in_flight: beat.map_or(0, |(_, beat)| beat.in_flight),
         settled: beat.map_or(0, |(_, beat)| beat.settled),
+        held_bytes: beat.map_or(0, |(_, beat)| beat.held_bytes),
+        slow: beat.and_then(|(_, beat)| beat.slow.clone()),
         heartbeat_age_ms: beat.map(|(age, _)| *age),
         registered_at: row.registered_at,
         reason: row.reason,
@@ -176,6 +192,7 @@ pub async fn metrics(State(api): State<Api>) -> String {
                 ("proxy", view.proxy.unwrap_or_default()),
             ];
             metrics::gauge!("dodo_worker_in_flight", &labels).set(view.in_flight as f64);
+            metrics::gauge!("dodo_worker_held_bytes", &labels).set(view.held_bytes as f64);
             metrics::gauge!("dodo_worker_settled", &labels).set(view.settled as f64);
         }
     }

@@ -89,6 +89,9 @@ fn glance_text(glance: &Glance, streams: &[StreamStatus]) -> String {
     if let Some(why) = &glance.backpressure {
         text.push_str(&format!("\nbackpressure: {why}"));
     }
+    for why in &glance.slow {
+        text.push_str(&format!("\nslow        {why}"));
+    }
     for stream in streams {
         let lag = stream.lag.map_or(String::new(), |lag| format!(", {lag} undelivered"));
         text.push_str(&format!(

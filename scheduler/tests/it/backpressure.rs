@@ -54,3 +54,36 @@ async fn dispatch_waits_while_the_streams_are_full() -> Result<()> {
     assert!(!cluster.dodo_text(&["status"])?.contains("backpressure"));
     judge::complete(&cluster, &web, &dispatch).await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_results_wait_for_postgres_reads_no_more_and_says_so() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let _scheduler = cluster.scheduler().await?;
+    let _worker = cluster.worker_with(&[("DODO_HELD_BYTES_MAX", "9000")])?;
+    let payload = json!({ "text": "x".repeat(1000) });
+    let warm = cluster.post("/v1/noops", &json!({ "count": 1 })).await?;
+    cluster.wait_done(&warm, Duration::from_secs(30)).await?;
+    let mut sql = cluster.sql().await?;
+    // Postgres answers, but no job can be logged.
+    let lock = sql.transaction().await?;
+    lock.batch_execute("LOCK TABLE crawl_log IN ACCESS EXCLUSIVE MODE").await?;
+    let first = cluster.post("/v1/noops", &json!({ "count": 10, "payload": payload })).await?;
+    let worker = async || -> Result<serde_json::Value> { Ok(cluster.get("/v1/workers").await?[0].clone()) };
+    let limit = Duration::from_secs(30);
+    cluster.until("it says so", limit, async || Ok(worker().await?["slow"].is_string())).await?;
+    let shown = cluster.dodo_text(&["status"])?;
+    assert!(shown.contains("\nslow        worker 1 at ") && shown.contains("wait for Postgres since"), "{shown}");
+    assert!(shown.contains("it reads no jobs: it holds "), "{shown}");
+    let held = worker().await?["held_bytes"].as_u64().unwrap_or_default();
+    assert!((10_000..12_000).contains(&held), "{held}");
+    let second = cluster.post("/v1/noops", &json!({ "count": 50, "payload": payload })).await?;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(worker().await?["in_flight"], 10, "it has read no more");
+    lock.rollback().await?;
+    for dispatch in [first, second] {
+        cluster.wait_done(&dispatch, limit).await?;
+    }
+    cluster.until("it says nothing", limit, async || Ok(worker().await?["slow"].is_null())).await?;
+    assert_eq!(worker().await?["held_bytes"], 0);
+    Ok(())
+}
