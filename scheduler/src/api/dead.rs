@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use chrono::{DateTime, Utc};
 use dodo_common::db::dead::{self, DeadQuery};
 use dodo_common::db::explain::JobReport;
 use dodo_common::model::job::TENANT_DEFAULT;
@@ -30,6 +31,9 @@ pub struct Which {
     /// A part of the reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Ended at this time or later, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<DateTime<Utc>>,
     /// The last id of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Uuid>,
@@ -47,6 +51,7 @@ impl Which {
             outcome: self.outcome.as_deref(),
             host: self.host.as_deref(),
             reason: self.reason.as_deref(),
+            since: self.since,
             after: self.after,
             limit: PAGE_MAX,
         }

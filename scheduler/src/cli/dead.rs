@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use dodo_common::db::explain::JobReport;
 use uuid::Uuid;
@@ -48,6 +49,9 @@ struct Query {
     /// Only those whose reason holds this text
     #[arg(long)]
     reason: Option<String>,
+    /// Only those that ended at this time or later, RFC 3339
+    #[arg(long)]
+    since: Option<DateTime<Utc>>,
     #[command(flatten)]
     remote: Remote,
 }
@@ -60,6 +64,7 @@ impl Query {
             outcome: self.outcome.clone(),
             host: self.host.clone(),
             reason: self.reason.clone(),
+            since: self.since,
             after: None,
             force,
         }
@@ -85,6 +90,7 @@ async fn list(query: &Query) -> anyhow::Result<()> {
             ("outcome", which.outcome.clone()),
             ("host", which.host.clone()),
             ("reason", which.reason.clone()),
+            ("since", which.since.map(|at| at.to_rfc3339())),
             ("after", after.map(|id| id.to_string())),
         ];
         let pairs: Vec<(&str, String)> = given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();

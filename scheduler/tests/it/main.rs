@@ -7,6 +7,7 @@ mod bad_input;
 mod cluster;
 mod commit;
 mod control;
+mod dead;
 mod feed;
 mod gc;
 mod judge;

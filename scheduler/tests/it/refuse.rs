@@ -15,7 +15,7 @@ use crate::cluster::{Cluster, Process};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-type Hits = Arc<Mutex<Vec<(String, Instant)>>>;
+pub type Hits = Arc<Mutex<Vec<(String, Instant)>>>;
 
 /// Answers by its path: `/n/STATUS/TIMES/AFTER/..` refuses so many times, with that Retry-After, and is then a page.
 async fn answer(State(hits): State<Hits>, request: Request) -> Response {
@@ -47,7 +47,7 @@ async fn answer(State(hits): State<Hits>, request: Request) -> Response {
     (status, [(header::RETRY_AFTER, after)]).into_response()
 }
 
-async fn ground(base_ms: &str) -> Result<(Cluster, String, Hits, Vec<Process>)> {
+pub async fn ground(base_ms: &str) -> Result<(Cluster, String, Hits, Vec<Process>)> {
     let mut cluster = Cluster::start().await?;
     let hits = Hits::default();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
