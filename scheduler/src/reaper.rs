@@ -24,8 +24,10 @@ const LOOK_MAX: Duration = Duration::from_secs(1);
 /// What the reaper keeps between two ticks: when it began to watch each incarnation, and its progress.
 #[derive(Debug, Default)]
 pub struct Watch {
-    /// Workers without a heartbeat in Redis have this long from here.
+    /// Workers without a heartbeat in Redis have a lease from here,
     since: HashMap<Uuid, Instant>,
+    /// or from here, where they had one: when it was last there.
+    beaten: HashMap<Uuid, Instant>,
     standstills: HashMap<Uuid, Standstill>,
 }
 
@@ -115,6 +117,7 @@ pub async fn tick(ctx: &Context, term: &Term, watch: &mut Watch) -> Result<Summa
     let stale: Vec<Uuid> = beats.keys().filter(|id| !known.contains(id)).copied().chain(released).collect();
     heartbeat::forget(&ctx.redis, &stale).await?;
     watch.since.retain(|id, _| known.contains(id));
+    watch.beaten.retain(|id, _| known.contains(id));
     watch.standstills.retain(|id, _| known.contains(id));
     let strays = strays(pending, &rows);
     queue::take_back(&ctx.redis, term.epoch, &strays).await?;
@@ -133,6 +136,10 @@ fn verdict(
     let name = row.id.to_string();
     let connected = clients.iter().any(|(_, client)| client.starts_with(&name));
     let watched = watch.since.entry(row.id).or_insert_with(Instant::now).elapsed();
+    if beat.is_some() {
+        watch.beaten.insert(row.id, Instant::now());
+    }
+    let missing = watch.beaten.get(&row.id).map_or(watched, Instant::elapsed);
     match beat {
         Some((age, _)) if connected && *age > LEASE_MS => Some(format!("no heartbeat for {age} ms")),
         Some((age, _)) if !connected && *age > ABSENT_MS && watched > Duration::from_millis(ABSENT_MS as u64) => {
@@ -140,8 +147,8 @@ fn verdict(
         }
         Some(_) => None,
         // It has just registered, or Redis has just lost its heartbeats: it has a lease from when we looked.
-        None if watched > Duration::from_millis(LEASE_MS as u64) => {
-            Some(format!("no heartbeat for {} ms", watched.as_millis()))
+        None if missing > Duration::from_millis(LEASE_MS as u64) => {
+            Some(format!("no heartbeat for {} ms", missing.as_millis()))
         }
         None => None,
     }

@@ -1,4 +1,6 @@
-//! A worker that is declared lost while one of its transactions is open: the leader ends its sessions.
+//! Who is declared lost, and who is not; the leader ends the sessions of a worker with an open transaction.
+
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use dodo_common::db::leader;
@@ -40,4 +42,26 @@ async fn sessions_of_a_frozen_worker_are_ended() -> Result<()> {
     let url = cluster.postgres.url();
     let (_, place) = url.split_once('@').context("a login and a place")?;
     a_frozen_worker_is_declared_lost(&format!("postgres://plain:plain@{place}")).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_heartbeats_redis_has_lost_has_a_lease() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let _scheduler = cluster.scheduler().await?;
+    let _worker = cluster.worker()?;
+    let sql = cluster.sql().await?;
+    cluster
+        .until("a worker", Duration::from_secs(20), async || {
+            Ok(sql.query_opt("SELECT 1 FROM worker", &[]).await?.is_some())
+        })
+        .await?;
+    // It has been watched for longer than a lease.
+    tokio::time::sleep(Duration::from_millis(5000)).await;
+    for _ in 0..20 {
+        cluster.redis_command(&["DEL", "dodo:heartbeats"]).await?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let lost: i64 = sql.query_one("SELECT count(*) FROM worker WHERE lost_at IS NOT NULL", &[]).await?.get(0);
+    assert_eq!(lost, 0);
+    Ok(())
 }
