@@ -265,3 +265,24 @@ async fn the_archiver_dies_between_upload_and_record() -> Result<()> {
 async fn the_archiver_dies_between_record_and_trim() -> Result<()> {
     archiver_dies_at("archive-recorded").await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_costs_no_try() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let web = Web::start(2, 8, Duration::from_millis(5)).await?;
+    cluster.open(&web.places);
+    let _scheduler = cluster.scheduler().await?;
+    let _worker = cluster.worker()?;
+    let sql = cluster.sql().await?;
+    let body = json!({ "urls": web.seeds(), "scope": "any", "delay_ms": 10, "host_concurrency": 1 });
+    // What only a worker reads, for each crawl once.
+    sql.batch_execute("REVOKE SELECT ON dispatch_secret FROM dodo_pipeline").await?;
+    let dispatch = cluster.post("/v1/crawls", &body).await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    sql.batch_execute("GRANT SELECT ON dispatch_secret TO dodo_pipeline").await?;
+    cluster.wait_done(&dispatch, LIMIT).await?;
+    judge::complete(&cluster, &web, &dispatch).await?;
+    let tried: i64 = sql.query_one("SELECT count(*) FROM crawl_log WHERE attempt > 0", &[]).await?.get(0);
+    assert_eq!(tried, 0);
+    Ok(())
+}

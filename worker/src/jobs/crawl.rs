@@ -20,7 +20,7 @@ use crate::context::{Context, Crawl};
 use crate::extract::html::{self, Page};
 use crate::fetch::proxy::FetchError;
 use crate::fetch::{AGENT, Fetched};
-use crate::jobs::end::{body_of, clean, finish, is_refusal, ready, refused, retry};
+use crate::jobs::end::{body_of, clean, finish, is_refusal, ready, refused, retry, unread};
 
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     let Loaded { job, host, .. } = row;
@@ -33,7 +33,7 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     };
     let robots = match ctx.robots(&job.host, ready.version).await {
         Ok(robots) => robots,
-        Err(error) => return retry(ctx, entry, &job, &format!("cannot read robots.txt of its host: {error}")),
+        Err(error) => return unread(ctx, entry, &job, "robots.txt of its host", &error).await,
     };
     let verdict = robots.decide(AGENT, &path_of(&url));
     if !verdict.allowed {
@@ -42,7 +42,7 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     }
     let crawl = match ctx.crawl(&job.key.tenant, job.dispatch).await {
         Ok(crawl) => crawl,
-        Err(error) => return retry(ctx, entry, &job, &format!("cannot read its crawl: {error}")),
+        Err(error) => return unread(ctx, entry, &job, "its crawl", &error).await,
     };
     let started_ms = ctx.clock.now_ms();
     let addresses: Vec<IpAddr> = ready.addresses.iter().filter_map(|address| address.parse().ok()).collect();

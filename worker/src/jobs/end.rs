@@ -1,9 +1,11 @@
 //! What the kinds share: a host made ready, an answer that refuses, the ends of a job.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use dodo_common::db::commit::{Finished, Retry};
 use dodo_common::db::host::{Hold, HostState, Word};
+use dodo_common::db::pool::DbError;
 use dodo_common::db::schedule::LoadedHost;
 use dodo_common::model::job::{Job, Outcome};
 use dodo_common::model::retry::{HOST_REFUSALS_MAX, Policy, REFUSALS_MAX, die};
@@ -17,6 +19,8 @@ use crate::fetch::{Fetched, decode, host};
 const BACKOFF_MS_MAX: i64 = 60_000;
 /// A body may grow to this many times the bound of a transferred one when it is decoded.
 const EXPANSION_MAX: usize = 4;
+/// A job that cannot run for want of Postgres is held this long before it goes back.
+const UNREAD_PAUSE: Duration = Duration::from_millis(200);
 
 /// The host of a job, prepared; or what comes of the job instead: it prepares its host, or ends with it.
 pub async fn ready(
@@ -129,6 +133,18 @@ pub fn retry(ctx: &Context, entry: StreamId, job: &Job, why: &str) -> Done {
     }
     let delay_ms = policy.wait_ms(job.key.attempt, die(job));
     Done::new(entry, Effect::Retry(Retry { key: job.key.clone(), delay_ms, error: clean(why), refusals: None }))
+}
+
+/// What a job needs of Postgres could not be read. A server that is away is no fault of the job, which goes back untried;
+/// what is wrong with its data is.
+pub async fn unread(ctx: &Context, entry: StreamId, job: &Job, what: &str, error: &DbError) -> Done {
+    if matches!(error, DbError::Input(_)) {
+        return retry(ctx, entry, job, &format!("cannot read {what}: {error}"));
+    }
+    tracing::warn!(job = %job.key.id, %error, "cannot read {what}; the job goes back");
+    // It is due again at once.
+    tokio::time::sleep(UNREAD_PAUSE).await;
+    Done::new(entry, Effect::Returned)
 }
 
 /// Text from the network, fit for a column: no NUL, at most 1000 characters.

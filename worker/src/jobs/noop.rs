@@ -18,7 +18,7 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     let job = row.job;
     let spec = match ctx.noop(&job.key.tenant, job.dispatch).await {
         Ok(spec) => spec,
-        Err(error) => return end::retry(ctx, entry, &job, &format!("cannot read its dispatch: {error}")),
+        Err(error) => return end::unread(ctx, entry, &job, "its dispatch", &error).await,
     };
     if spec.sleep_ms > 0 {
         tokio::time::sleep(Duration::from_millis(spec.sleep_ms)).await;

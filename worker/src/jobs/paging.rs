@@ -19,7 +19,7 @@ use crate::committer::{Done, Effect};
 use crate::context::{Context, Paging};
 use crate::fetch::Fetched;
 use crate::fetch::proxy::FetchError;
-use crate::jobs::end::{body_of, clean, is_refusal, refused, retry};
+use crate::jobs::end::{body_of, clean, is_refusal, refused, retry, unread};
 
 /// An hour: no API's reset is waited for longer, milliseconds.
 const RESET_MS_MAX: i64 = 3_600_000;
@@ -33,7 +33,7 @@ pub async fn load(ctx: &Context, entry: StreamId, job: &Job) -> Result<Arc<Pagin
             None => return Ok(paging),
             Some(name) => format!("there is no secret {name}"),
         },
-        Err(error) => format!("cannot read its dispatch: {error}"),
+        Err(error) => return Err(Box::new(unread(ctx, entry, job, "its dispatch", &error).await)),
     };
     Err(Box::new(retry(ctx, entry, job, &why)))
 }
