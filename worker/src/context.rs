@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use dodo_common::clock::{Clock, Millis};
 use dodo_common::db::pool::{Db, DbError, DbResult};
@@ -17,6 +18,7 @@ use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::url::canonical;
 use dodo_common::storage::object::Store;
 use dodo_common::stream::connection::Redis;
+use dodo_common::stream::heartbeat;
 use reqwest::header::HeaderMap;
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -29,6 +31,10 @@ use crate::settings::Settings;
 
 /// Dispatches of each kind whose spec is kept at hand.
 const DISPATCHES_MAX: usize = 1000;
+/// A worker that is heard of this often cannot have been declared lost for its silence: half of the lease.
+const CONFIRMED_MAX: Duration = Duration::from_millis(heartbeat::LEASE_MS as u64 / 2);
+/// Postgres, which does not answer, is asked again after this long.
+const UNCONFIRMED_PAUSE: Duration = Duration::from_millis(100);
 /// A page dispatch is read again after this long, milliseconds.
 const PAGING_MS: Millis = 30_000;
 /// Hosts whose robots.txt is kept at hand.
@@ -76,6 +82,8 @@ pub struct Context {
     pub draining: AtomicBool,
     /// Entries this incarnation holds: read, and not settled yet.
     held: Mutex<HashSet<StreamId>>,
+    /// When it was last certain that nobody can have declared this worker lost.
+    confirmed: Mutex<Instant>,
     pub settled: AtomicU64,
     pub pressure: Pressure,
     crawls: Mutex<HashMap<Uuid, Arc<Crawl>>>,
@@ -107,6 +115,7 @@ impl Context {
             soft,
             draining: AtomicBool::new(false),
             held: Mutex::default(),
+            confirmed: Mutex::new(Instant::now()),
             settled: AtomicU64::new(0),
             pressure: Pressure::default(),
             crawls: Mutex::default(),
@@ -121,6 +130,34 @@ impl Context {
         if !self.refused.is_cancelled() {
             tracing::warn!(worker = %self.incarnation.id, generation = self.incarnation.generation, "this incarnation ends: {why}");
             self.refused.cancel();
+        }
+    }
+
+    /// A heartbeat that was begun at `at` got through. After a silence it proves nothing: a lost worker beats too.
+    pub fn beaten(&self, at: Instant) {
+        let mut confirmed = self.confirmed.lock().expect("no panic under this lock");
+        if at.saturating_duration_since(*confirmed) < CONFIRMED_MAX {
+            *confirmed = at;
+        }
+    }
+
+    /// Before a request leaves: returns at once while this worker has been heard of, and otherwise when Postgres says that
+    /// it is not lost. One that was frozen holds jobs that are another's by now, whose hosts it must not ask. It does not
+    /// return for a lost one, whose jobs are dropped.
+    pub async fn confirm(&self) {
+        loop {
+            if self.confirmed.lock().expect("no panic under this lock").elapsed() < CONFIRMED_MAX {
+                return;
+            }
+            let at = Instant::now();
+            if self.check_current().await {
+                if self.refused.is_cancelled() {
+                    return std::future::pending().await;
+                }
+                *self.confirmed.lock().expect("no panic under this lock") = at;
+            } else {
+                tokio::time::sleep(UNCONFIRMED_PAUSE).await;
+            }
         }
     }
 

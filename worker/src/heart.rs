@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dodo_common::stream::connection::StreamResult;
 use dodo_common::stream::heartbeat::{Beat, Heart, INTERVAL_MS};
@@ -29,12 +29,16 @@ pub fn start(ctx: &Arc<Context>) -> StreamResult<()> {
                     held_bytes: ctx.pressure.held_bytes(),
                     slow: ctx.pressure.says(ctx.settings.held_bytes_max, ctx.clock.now_ms()),
                 };
+                let at = Instant::now();
                 match heart.beat(ctx.incarnation.id, &beat) {
                     // A lower number is an older Redis, of which the leader makes a new generation.
                     Ok(Some(shown)) if shown > ctx.incarnation.generation => {
                         ctx.refuse(&format!("generation {shown} has started"));
                     }
-                    Ok(_) => failing = false,
+                    Ok(_) => {
+                        failing = false;
+                        ctx.beaten(at);
+                    }
                     Err(error) if !failing => {
                         failing = true;
                         tracing::warn!(%error, "a heartbeat did not get through");

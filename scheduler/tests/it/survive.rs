@@ -286,3 +286,20 @@ async fn what_cannot_be_read_costs_no_try() -> Result<()> {
     assert_eq!(tried, 0);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_was_frozen_does_not_ask_for_what_is_anothers() -> Result<()> {
+    // It is frozen with a batch that is loaded and not begun.
+    let mut run = Run::start_with(1, 1, &[("DODO_FAIL_POINT", "jobs-loaded@12=sleep:1500")]).await?;
+    let held = async || Ok(run.cluster.logs().contains("held at the fail point"));
+    run.cluster.until("the point is reached", Duration::from_secs(20), held).await?;
+    run.workers[0].signal(Signal::SIGSTOP);
+    run.workers.push(run.cluster.worker()?);
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    run.workers[0].signal(Signal::SIGCONT);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    run.judge().await?;
+    let pages = run.web.hits().iter().filter(|hit| hit.path != "/robots.txt").count();
+    assert_eq!(pages, HOSTS * PAGES, "its jobs were another's");
+    Ok(())
+}

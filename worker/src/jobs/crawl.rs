@@ -44,6 +44,7 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
         Ok(crawl) => crawl,
         Err(error) => return unread(ctx, entry, &job, "its crawl", &error).await,
     };
+    ctx.confirm().await;
     let started_ms = ctx.clock.now_ms();
     let addresses: Vec<IpAddr> = ready.addresses.iter().filter_map(|address| address.parse().ok()).collect();
     let none = HeaderMap::new();

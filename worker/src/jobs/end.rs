@@ -47,6 +47,7 @@ pub async fn ready(
 
 async fn prepare(ctx: &Context, entry: StreamId, job: &Job, known: Option<&LoadedHost>) -> Done {
     let backoff_ms = ctx.settings.retry_base_ms << known.map_or(0, |host| host.failures.clamp(0, 6));
+    ctx.confirm().await;
     let Ok(preparation) = host::prepare(&ctx.fetcher, &job.host, known, backoff_ms.min(BACKOFF_MS_MAX)).await else {
         return Done::new(entry, Effect::Returned);
     };

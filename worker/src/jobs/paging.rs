@@ -64,6 +64,7 @@ pub async fn ask(ctx: &Context, paging: &Paging, url: &Url, host: &LoadedHost) -
         url.query_pairs_mut().append_pair(name, value);
     }
     let addresses: Vec<IpAddr> = host.addresses.iter().filter_map(|address| address.parse().ok()).collect();
+    ctx.confirm().await;
     let started_ms = ctx.clock.now_ms();
     let fetched = ctx.fetcher.get_with(&url, &addresses, &paging.headers, None).await.map_err(|error| match error {
         FetchError::Failed(why) => NoAnswer::Lost(why),
