@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use clap::Parser;
 use rand::Rng;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::report::Report;
 use crate::schedule::{SCHEDULES_MAX, Size};
@@ -125,7 +126,15 @@ async fn main() -> ExitCode {
     if !flags.harness.runs() {
         return ExitCode::SUCCESS;
     }
-    match campaign(&flags).await {
+    // Told to stop, it ends its servers and processes: nothing is left running.
+    let told = async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+        anyhow::bail!("told to stop")
+    };
+    let ended = tokio::select! { ended = campaign(&flags) => ended, told = told => told };
+    match ended {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
