@@ -192,8 +192,10 @@ class Cluster:
                 jobs.append(fields[fields.index("j") + 1])
         return jobs
 
-    def log_lines(self) -> int:
-        return sum(len(file.read_bytes().splitlines()) for file in (self.work / "log").rglob("*.log"))
+    def log_lines(self) -> list[str]:
+        """Everything that was logged, in the order in which it was."""
+        files = (self.work / "log").rglob("*.log")
+        return sorted(line for file in files for line in file.read_text(errors="replace").splitlines())
 
     def leftovers(self) -> list[int]:
         return leftovers(self.work)

@@ -18,11 +18,13 @@ use dodo_common::model::surt::surt;
 use dodo_common::storage::cdxj::CdxFields;
 use dodo_common::storage::key::SegmentKey;
 use dodo_common::storage::segment::{self as encode, Encoded, PageEntry};
+use dodo_common::stream::connection::StreamError;
 use dodo_common::stream::names::{PAGES, RAW_STREAMS, archive_name, group_of};
 use dodo_common::stream::raw::{self, Stored};
 use dodo_common::stream::status;
 use url::Url;
 
+use crate::consumer::is_generation;
 use crate::context::Context;
 
 const EVERY: Duration = Duration::from_millis(500);
@@ -58,10 +60,13 @@ pub async fn run(ctx: Arc<Context>) {
                     ctx.refuse(why);
                     return;
                 }
-                if !failing {
+                // A new generation is the leader's to tell of, once.
+                if error.downcast_ref::<StreamError>().is_some_and(is_generation) {
+                    tracing::debug!("archiving waits: {error:#}");
+                } else if !failing {
                     tracing::warn!("archiving waits: {error:#}");
+                    failing = true;
                 }
-                failing = true;
             }
         }
         tokio::select! {

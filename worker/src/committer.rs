@@ -154,9 +154,11 @@ async fn append(ctx: &Context, done: &mut [Done]) {
                 Ok(part) => ids.extend(part),
                 Err(error) => {
                     if is_generation(&error) {
+                        tracing::debug!(%error, stream, "cannot append raw results; trying again");
                         ctx.check_current().await;
+                    } else {
+                        tracing::warn!(%error, stream, "cannot append raw results; trying again");
                     }
-                    tracing::warn!(%error, stream, "cannot append raw results; trying again");
                     tokio::time::sleep(PAUSE).await;
                 }
             }

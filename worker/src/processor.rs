@@ -11,7 +11,7 @@ use dodo_common::db::record::{self, Processed, Unfit};
 use dodo_common::db::worker::consumer_name;
 use dodo_common::fail;
 use dodo_common::model::record::Record;
-use dodo_common::stream::connection::Redis;
+use dodo_common::stream::connection::{Redis, StreamError};
 use dodo_common::stream::items;
 use dodo_common::stream::names::{ITEMS, archive_name};
 use dodo_common::stream::raw::Stored;
@@ -20,6 +20,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::consumer::is_generation;
 use crate::context::Context;
 
 /// Entries read at once; fewer where they are heavy.
@@ -55,10 +56,13 @@ pub async fn run(ctx: Arc<Context>, reader: Redis) {
                 if let Some(DbError::WorkerRefused(why)) = error.downcast_ref::<DbError>() {
                     return ctx.refuse(why);
                 }
-                if !failing {
+                // A new generation is the leader's to tell of, once.
+                if error.downcast_ref::<StreamError>().is_some_and(is_generation) {
+                    tracing::debug!("processing waits: {error:#}");
+                } else if !failing {
                     tracing::warn!("processing waits: {error:#}");
+                    failing = true;
                 }
-                failing = true;
                 reader.close().await;
                 ctx.check_current().await;
                 tokio::time::sleep(PAUSE).await;

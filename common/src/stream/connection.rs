@@ -15,6 +15,14 @@ pub const BLOCK_MS: u64 = 1000;
 pub const BLOCKING_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How every script of the leader begins: KEYS[1] holds the epoch ARGV[1]. A later one is another leader's. An earlier
+/// one, or none, is a wiped or restored Redis: a reason for a new generation, and none to stop leading.
+pub const PROVE_EPOCH: &str = "
+    local epoch, ours = tonumber(redis.call('GET', KEYS[1]) or '0'), tonumber(ARGV[1])
+    if epoch > ours then return redis.error_reply('DODOEPOCH another epoch leads') end
+    if epoch < ours then return redis.error_reply('DODOGEN the epoch is not there any more') end
+";
+
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     #[error("Redis: {0}")]
@@ -38,8 +46,9 @@ pub type StreamResult<T> = Result<T, StreamError>;
 impl From<RedisError> for StreamError {
     fn from(error: RedisError) -> Self {
         let text = error.to_string();
-        // Our own scripts answer DODOGEN and DODOEPOCH; NOGROUP is Redis' word for a group that is gone.
-        if text.contains("DODOGEN") || text.contains("NOGROUP") {
+        // Our own scripts answer DODOGEN and DODOEPOCH; the others are Redis' words for a group or a stream that is
+        // gone, the third to a reader that was waiting for it.
+        if ["DODOGEN", "NOGROUP", "UNBLOCKED", "no such key"].iter().any(|word| text.contains(word)) {
             StreamError::Generation(text)
         } else if text.contains("DODOEPOCH") {
             StreamError::Epoch(text)

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use redis::{InfoDict, Script, Value};
 
-use crate::stream::connection::{Redis, StreamError, StreamResult};
+use crate::stream::connection::{PROVE_EPOCH, Redis, StreamError, StreamResult};
 use crate::stream::names::{EPOCH, GENERATION, RAW_STREAMS, WINDOW_STREAMS, group_of};
 
 static TAKE_EPOCH: LazyLock<Script> = LazyLock::new(|| {
@@ -20,8 +20,9 @@ static TAKE_EPOCH: LazyLock<Script> = LazyLock::new(|| {
 /// destroying it leaves an empty stream: the one way to make a stream without an entry.
 static START: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('DODOEPOCH another epoch leads') end
-         local windows = tonumber(ARGV[3])
+        &[
+            PROVE_EPOCH,
+            "local windows = tonumber(ARGV[3])
          for i = 3, #KEYS do
            local window = i - 2 <= windows
            if window then redis.call('DEL', KEYS[i]) end
@@ -36,6 +37,8 @@ static START: LazyLock<Script> = LazyLock::new(|| {
          end
          redis.call('SET', KEYS[2], ARGV[2])
          return 1",
+        ]
+        .concat(),
     )
 });
 

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::model::job::JobKey;
 use crate::model::stream_id::StreamId;
-use crate::stream::connection::{BLOCK_MS, Redis, StreamError, StreamResult};
+use crate::stream::connection::{BLOCK_MS, PROVE_EPOCH, Redis, StreamError, StreamResult};
 use crate::stream::names::{DONE, EPOCH, GENERATION, GROUP, JOBS};
 use crate::stream::report::Report;
 
@@ -39,8 +39,9 @@ pub struct JobEntry {
 
 static PUSH: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('DODOEPOCH another epoch leads') end
-         if redis.call('GET', KEYS[2]) ~= ARGV[2] then return redis.error_reply('DODOGEN another generation') end
+        &[
+            PROVE_EPOCH,
+            "if redis.call('GET', KEYS[2]) ~= ARGV[2] then return redis.error_reply('DODOGEN another generation') end
          if redis.call('EXISTS', KEYS[3]) == 0 then return redis.error_reply('DODOGEN no jobs stream') end
          local ids = {}
          for i = 3, #ARGV, 4 do
@@ -53,6 +54,8 @@ static PUSH: LazyLock<Script> = LazyLock::new(|| {
            ids[#ids + 1] = id
          end
          return ids",
+        ]
+        .concat(),
     )
 });
 
@@ -65,10 +68,7 @@ static SETTLE: LazyLock<Script> = LazyLock::new(|| {
 });
 
 static TAKE_BACK: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('DODOEPOCH another epoch leads') end
-         return redis.call('XACK', KEYS[2], ARGV[2], unpack(ARGV, 3))",
-    )
+    Script::new(&[PROVE_EPOCH, "return redis.call('XACK', KEYS[2], ARGV[2], unpack(ARGV, 3))"].concat())
 });
 
 /// Pushes at most [`BATCH_MAX`] jobs; the answer holds one entry id a job, in order.

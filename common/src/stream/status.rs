@@ -7,7 +7,7 @@ use redis::{Script, Value};
 use serde::{Deserialize, Serialize};
 
 use crate::model::stream_id::StreamId;
-use crate::stream::connection::{Redis, StreamResult};
+use crate::stream::connection::{PROVE_EPOCH, Redis, StreamResult};
 use crate::stream::names::{DONE, EPOCH, GROUP, JOBS, RAW_STREAMS, group_of};
 use crate::stream::queue::parse_id;
 
@@ -29,10 +29,7 @@ pub struct StreamStatus {
 }
 
 static TRIM: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('DODOEPOCH another epoch leads') end
-         return redis.call('XTRIM', KEYS[2], 'MINID', '=', ARGV[2])",
-    )
+    Script::new(&[PROVE_EPOCH, "return redis.call('XTRIM', KEYS[2], 'MINID', '=', ARGV[2])"].concat())
 });
 
 /// A group's last delivered entry; a missing group has been given nothing.

@@ -149,7 +149,13 @@ async fn connections_are_cut() -> Result<()> {
 async fn redis_is_flushed() -> Result<()> {
     let run = Run::start(1, 2).await?;
     run.cluster.redis_command(&["FLUSHALL"]).await?;
-    run.judge().await
+    run.judge().await?;
+    assert_eq!(
+        run.cluster.get("/v1/status").await?["epoch"],
+        1,
+        "an empty Redis is no reason to wait for another lease"
+    );
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
