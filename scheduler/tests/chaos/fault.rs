@@ -1,6 +1,6 @@
 //! Faults: drawn from a seed, done at their time.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,6 +91,10 @@ pub enum Fault {
         n: usize,
         point: String,
     },
+    /// The disk of the logs is full: every write to one fails.
+    LogsFull {
+        ms: u64,
+    },
 }
 
 /// A fault and when it begins, in milliseconds.
@@ -145,6 +149,7 @@ fn draw_one(rng: &mut ChaCha8Rng) -> Fault {
             };
             Fault::Store { fault, ms: rng.random_range(500..4000) }
         }
+        28 => Fault::LogsFull { ms: rng.random_range(500..4000) },
         _ => {
             let (point, _) = *POINTS.choose(rng).expect("there are some");
             let role = if OF_SCHEDULERS.contains(&point) { Role::Scheduler } else { Role::Worker };
@@ -236,8 +241,43 @@ pub async fn run(world: &Arc<World>, fault: Fault) -> Result<()> {
                 signal(world, role, world.leader().await, Signal::SIGKILL);
             }
         }
+        Fault::LogsFull { ms } => {
+            let full = LogsFull::begin(&world.dir.path().join("log"))?;
+            // A process opens its log when it starts.
+            (0..4).for_each(|n| signal(world, Role::Worker, n, Signal::SIGKILL));
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            drop(full);
+            (0..4).for_each(|n| signal(world, Role::Worker, n, Signal::SIGTERM));
+        }
     }
     Ok(())
+}
+
+/// Log files that lead to /dev/full, which takes nothing (full(4)), until this is dropped.
+struct LogsFull(Vec<PathBuf>);
+
+impl LogsFull {
+    fn begin(logs: &Path) -> Result<Self> {
+        let mut full = Self(Vec::new());
+        for dir in std::fs::read_dir(logs)?.flatten() {
+            for file in std::fs::read_dir(dir.path())?.flatten().filter(|file| file.path().is_file()) {
+                let path = file.path();
+                std::fs::rename(&path, path.with_extension("before"))?;
+                full.0.push(path.clone());
+                std::os::unix::fs::symlink("/dev/full", path)?;
+            }
+        }
+        Ok(full)
+    }
+}
+
+impl Drop for LogsFull {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // Nobody may read it: it has no end.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 fn signal(world: &World, role: Role, n: usize, signal: Signal) {

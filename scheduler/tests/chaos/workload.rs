@@ -61,7 +61,7 @@ pub struct Workload {
 pub fn draw(rng: &mut ChaCha8Rng, world: &World, name: &str, first_host: usize, scale: u64) -> Workload {
     let mut load = Workload { workers: rng.random_range(2..=4), ..Workload::default() };
     let mut next_host = first_host;
-    let crawls = rng.random_range(1..=2);
+    let crawls = rng.random_range(1..=2) * if scale > 1 { 2 } else { 1 };
     for n in 0..crawls {
         crawl(rng, world, &format!("{name}-crawl{n}"), &mut next_host, scale, &mut load);
     }
@@ -75,7 +75,7 @@ pub fn draw(rng: &mut ChaCha8Rng, world: &World, name: &str, first_host: usize, 
             key: format!("{name}-noop{n}"),
             kind: "noop",
             count: rng.random_range(5..400) * scale,
-            at_ms: rng.random_range(0..5000) * scale,
+            at_ms: arrival(rng, 5000, scale),
             ..Work::default()
         };
         match rng.random_range(0..4) {
@@ -97,6 +97,11 @@ pub fn draw(rng: &mut ChaCha8Rng, world: &World, name: &str, first_host: usize, 
     load
 }
 
+/// When a work is submitted: all along a long schedule, mostly at the start of a short one.
+fn arrival(rng: &mut ChaCha8Rng, short_ms: u64, scale: u64) -> u64 {
+    rng.random_range(0..short_ms) * if scale > 1 { 15 } else { 1 }
+}
+
 fn crawl(rng: &mut ChaCha8Rng, world: &World, key: &str, next_host: &mut usize, scale: u64, load: &mut Workload) {
     let hosts: Vec<String> = (0..rng.random_range(2..=4)).map(|n| world.host(*next_host + n)).collect();
     *next_host += hosts.len();
@@ -116,12 +121,12 @@ fn crawl(rng: &mut ChaCha8Rng, world: &World, key: &str, next_host: &mut usize, 
         delay_ms: rng.random_range(30..250),
         concurrency: rng.random_range(1..=2),
         seeds: hosts.iter().take(rng.random_range(1..=2)).map(|host| format!("http://{host}/0")).collect(),
-        at_ms: rng.random_range(0..1500),
+        at_ms: arrival(rng, 1500, scale),
         ..Work::default()
     };
     if rng.random_bool(0.25) {
         // The same sites once more, for somebody else.
-        load.works.push(Work { key: format!("{key}-again"), at_ms: rng.random_range(0..4000) * scale, ..work.clone() });
+        load.works.push(Work { key: format!("{key}-again"), at_ms: arrival(rng, 4000, scale), ..work.clone() });
     }
     load.works.push(work);
 }
@@ -145,7 +150,7 @@ fn source(
         delay_ms: rng.random_range(0..120),
         concurrency: rng.random_range(1..=3),
         source: Some(Source { name: format!("{name}-{style}"), host, style, size: rng.random_range(5..15), items }),
-        at_ms: rng.random_range(0..3000) * scale,
+        at_ms: arrival(rng, 3000, scale),
         ..Work::default()
     });
 }
