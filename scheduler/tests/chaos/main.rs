@@ -57,6 +57,9 @@ struct Flags {
     /// One line of JSON a schedule
     #[arg(long)]
     json: bool,
+    /// Only seeds with a fault whose text has this: RedisCut, worker-s3, sleep, ..
+    #[arg(long)]
+    with: Option<String>,
     /// Stop at the first seed that fails
     #[arg(long)]
     stop: bool,
@@ -157,7 +160,12 @@ async fn campaign(flags: &Flags) -> Result<bool> {
     let size = if flags.long { Size::Long } else { Size::Short };
     let mut report = Report::new(flags.json, flags.long);
     let mut world: Option<(Arc<World>, Vec<schedule::Past>)> = None;
-    for seed in flags.seeds() {
+    let chosen = |seed: &u64| {
+        flags.with.as_ref().is_none_or(|text| {
+            schedule::faults(*seed, size).iter().any(|timed| format!("{:?}", timed.fault).contains(text))
+        })
+    };
+    for seed in flags.seeds().filter(chosen) {
         for _ in 0..flags.times {
             if flags.minutes.is_some_and(|minutes| began.elapsed() > Duration::from_secs(minutes * 60)) {
                 return report.end();

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::fault;
+use crate::fault::{self, Timed};
 use crate::site::Host;
 use crate::workload::{self, Work};
 use crate::world::{HOSTS_MAX, World};
@@ -66,17 +66,10 @@ pub async fn run(world: &Arc<World>, past: &mut Vec<Past>, seed: u64, size: Size
     let began = Instant::now();
     // One stream for the work and one for the faults: what one draws does not move the other.
     let mut of_work = ChaCha8Rng::seed_from_u64(seed);
-    let mut of_faults = ChaCha8Rng::seed_from_u64(seed);
-    of_faults.set_stream(1);
-    let (scale, span_ms) = if size == Size::Long { (6, 90_000) } else { (1, 7_000) };
+    let scale = if size == Size::Long { 6 } else { 1 };
     let name = format!("s{}-{seed}", past.len());
     let load = workload::draw(&mut of_work, world, &name, past.len() * HOSTS, scale);
-    let count = match size {
-        Size::Calm => 0,
-        Size::Short => of_faults.random_range(1..=4),
-        Size::Long => of_faults.random_range(10..=20),
-    };
-    let faults = fault::draw(&mut of_faults, count, span_ms);
+    let faults = faults(seed, size);
 
     world.begin(&format!("seed {seed}: {} workers, {} works", load.workers, load.works.len()));
     world.want_workers(load.workers);
@@ -125,6 +118,18 @@ pub async fn run(world: &Arc<World>, past: &mut Vec<Past>, seed: u64, size: Size
     outcome.counts = checked.counts;
     outcome.lasted = began.elapsed();
     Ok(outcome)
+}
+
+/// The faults of a seed.
+pub fn faults(seed: u64, size: Size) -> Vec<Timed> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(1);
+    let (count, span_ms) = match size {
+        Size::Calm => (0, 1),
+        Size::Short => (rng.random_range(1..=4), 7_000),
+        Size::Long => (rng.random_range(10..=20), 90_000),
+    };
+    fault::draw(&mut rng, count, span_ms)
 }
 
 /// Waits until every dispatch is done.
