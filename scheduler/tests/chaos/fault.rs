@@ -260,7 +260,7 @@ impl LogsFull {
     fn begin(logs: &Path) -> Result<Self> {
         let mut full = Self(Vec::new());
         for dir in std::fs::read_dir(logs)?.flatten() {
-            for file in std::fs::read_dir(dir.path())?.flatten().filter(|file| file.path().is_file()) {
+            for file in std::fs::read_dir(dir.path())?.flatten().filter(|file| is_log(&file.path())) {
                 let path = file.path();
                 std::fs::rename(&path, path.with_extension("before"))?;
                 full.0.push(path.clone());
@@ -269,6 +269,11 @@ impl LogsFull {
         }
         Ok(full)
     }
+}
+
+/// Not one that was set aside before.
+fn is_log(path: &Path) -> bool {
+    path.is_file() && path.extension().is_some_and(|extension| extension == "log")
 }
 
 impl Drop for LogsFull {
