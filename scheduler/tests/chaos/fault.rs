@@ -1,10 +1,9 @@
 //! Faults: drawn from a seed, done at their time.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use dodo_common::fail::POINTS;
 use dodo_scheduler::local::s3;
 use nix::sys::signal::Signal;
@@ -12,8 +11,10 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
+use crate::disk::{LogsFull, copy_dir, cut_log};
 use crate::link::Mode;
-use crate::world::{LINKS, Role, SCHEDULERS, World};
+use crate::post::Role;
+use crate::world::{LINKS, SCHEDULERS, World};
 
 /// Streams that are deleted one by one.
 const STREAMS: &[&str] = &["dodo:jobs:fetch", "dodo:done", "dodo:pages", "dodo:items"];
@@ -253,38 +254,6 @@ pub async fn run(world: &Arc<World>, fault: Fault) -> Result<()> {
     Ok(())
 }
 
-/// Log files that lead to /dev/full, which takes nothing (full(4)), until this is dropped.
-struct LogsFull(Vec<PathBuf>);
-
-impl LogsFull {
-    fn begin(logs: &Path) -> Result<Self> {
-        let mut full = Self(Vec::new());
-        for dir in std::fs::read_dir(logs)?.flatten() {
-            for file in std::fs::read_dir(dir.path())?.flatten().filter(|file| is_log(&file.path())) {
-                let path = file.path();
-                std::fs::rename(&path, path.with_extension("before"))?;
-                full.0.push(path.clone());
-                std::os::unix::fs::symlink("/dev/full", path)?;
-            }
-        }
-        Ok(full)
-    }
-}
-
-/// Not one that was set aside before.
-fn is_log(path: &Path) -> bool {
-    path.is_file() && path.extension().is_some_and(|extension| extension == "log")
-}
-
-impl Drop for LogsFull {
-    fn drop(&mut self) {
-        for path in &self.0 {
-            // Nobody may read it: it has no end.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
 fn signal(world: &World, role: Role, n: usize, signal: Signal) {
     if let Some(number) = world.signal(role, n, signal) {
         world.note(&format!("  {signal} to {role:?} {number}"));
@@ -312,27 +281,5 @@ async fn older(world: &World, age_ms: u64) -> Result<()> {
     copy_dir(&copy, &data)?;
     tokio::task::block_in_place(|| redis.restart())?;
     world.note("  Redis has its older data");
-    Ok(())
-}
-
-fn copy_dir(from: &Path, to: &Path) -> Result<()> {
-    if to.exists() {
-        std::fs::remove_dir_all(to)?;
-    }
-    let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status()?;
-    ensure!(copied.success(), "cannot copy {}", from.display());
-    Ok(())
-}
-
-fn cut_log(dir: &Path, permille: u64) -> Result<()> {
-    let newest = std::fs::read_dir(dir)?
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.to_string_lossy().ends_with(".incr.aof"))
-        .max()
-        .context("Redis has no append-only file")?;
-    let file = std::fs::OpenOptions::new().write(true).open(newest)?;
-    let bytes = file.metadata()?.len();
-    file.set_len(bytes - bytes * permille / 1000)?;
     Ok(())
 }

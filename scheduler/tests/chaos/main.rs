@@ -8,12 +8,15 @@
 #[expect(dead_code, reason = "shared with the integration tests, which use more of it")]
 #[path = "../it/cluster.rs"]
 mod cluster;
+mod disk;
 mod fault;
 mod link;
+mod post;
 mod prove;
 mod report;
 mod schedule;
 mod site;
+mod timeline;
 mod workload;
 mod world;
 

@@ -44,7 +44,7 @@ impl Report {
             let line = serde_json::json!({
                 "seed": seed, "ok": ok, "faults": outcome.faults, "seconds": outcome.lasted.as_secs_f64(),
                 "settled_s": outcome.settled.as_secs_f64(), "checked": outcome.counts, "notes": outcome.notes,
-                "violations": outcome.violations, "timeline": world.timeline(), "dir": dir.to_string(),
+                "violations": outcome.violations, "timeline": world.timeline.lines(), "dir": dir.to_string(),
             });
             println!("{line}");
             return;
@@ -66,7 +66,7 @@ impl Report {
                 text.push_str(&format!("\n  and {more} more"));
             }
             text.push_str("\n  timeline, milliseconds:");
-            for (ms, what) in world.timeline() {
+            for (ms, what) in world.timeline.lines() {
                 text.push_str(&format!("\n  {ms:>7} {what}"));
             }
             let long = if self.long { " --long" } else { "" };

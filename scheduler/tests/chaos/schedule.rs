@@ -71,7 +71,7 @@ pub async fn run(world: &Arc<World>, past: &mut Vec<Past>, seed: u64, size: Size
     let load = workload::draw(&mut of_work, world, &name, past.len() * HOSTS, scale);
     let faults = faults(seed, size);
 
-    world.begin(&format!("seed {seed}: {} workers, {} works", load.workers, load.works.len()));
+    world.timeline.begin(&format!("seed {seed}: {} workers, {} works", load.workers, load.works.len()));
     world.want_workers(load.workers);
     for (host, what) in &load.hosts {
         world.sites.add(host, what.clone());

@@ -1,7 +1,6 @@
 //! The world of a campaign: private servers behind links, the sites, and the real processes with their supervisor.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::OpenOptions;
 use std::net::Ipv4Addr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -10,19 +9,19 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use dodo_common::clock::Clock;
 use dodo_scheduler::local::free_port;
 use dodo_scheduler::local::postgres::PostgresServer;
 use dodo_scheduler::local::redis::RedisServer;
 use dodo_scheduler::local::s3::S3Endpoint;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::cluster::{Cluster, dodo_program};
 use crate::link::{Link, Mode};
+use crate::post::{Post, Role};
 use crate::site::Sites;
+use crate::timeline::Timeline;
 
 /// Addresses that the hosts share.
 pub const ADDRESSES: u8 = 6;
@@ -37,28 +36,6 @@ const LOOK: Duration = Duration::from_millis(40);
 pub const LINKS: &[&str] =
     &["scheduler-redis", "worker-redis", "scheduler-postgres", "worker-postgres", "scheduler-s3", "worker-s3"];
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    Scheduler,
-    Worker,
-    Sentinel,
-}
-
-/// A place for a process, which is started again when it dies.
-struct Post {
-    role: Role,
-    number: usize,
-    /// Of a scheduler's API.
-    port: u16,
-    child: Option<Child>,
-    /// None: it is not wanted any more.
-    start_at: Option<Instant>,
-    /// What the next start is armed with.
-    fail_point: Option<String>,
-    /// The running process is armed.
-    armed: bool,
-}
-
 pub struct World {
     pub dir: TempDir,
     pub redis: tokio::sync::Mutex<RedisServer>,
@@ -72,13 +49,7 @@ pub struct World {
     links: Vec<Link>,
     env: Vec<(String, String)>,
     posts: Mutex<Vec<Post>>,
-    timeline: Mutex<Timeline>,
-}
-
-struct Timeline {
-    began: Instant,
-    lines: Vec<(u64, String)>,
-    file: File,
+    pub timeline: Timeline,
 }
 
 impl World {
@@ -114,8 +85,7 @@ impl World {
             ("DODO_SENTINEL_EVERY_MS".to_owned(), "500".to_owned()),
             ("DODO_SENTINEL_SPOOL".to_owned(), dir.path().join("spool").display().to_string()),
         ];
-        let timeline =
-            Timeline { began: Instant::now(), lines: Vec::new(), file: File::create(dir.path().join("timeline.log"))? };
+        let timeline = Timeline::create(&dir.path().join("timeline.log"))?;
         let mut posts = Vec::new();
         let mut post = |role, number, port| {
             posts.push(Post::new(role, number, port));
@@ -137,7 +107,7 @@ impl World {
             links,
             env,
             posts: Mutex::new(posts),
-            timeline: Mutex::new(timeline),
+            timeline,
         });
         let weak = Arc::downgrade(&world);
         tokio::spawn(async move {
@@ -160,28 +130,9 @@ impl World {
         &self.links[place]
     }
 
-    /// Writes down what happened, with the milliseconds since the schedule began.
+    /// Writes down what happened.
     pub fn note(&self, what: &str) {
-        let mut timeline = self.timeline.lock().expect("no panic under this lock");
-        let ms = timeline.began.elapsed().as_millis() as u64;
-        let now = chrono::DateTime::from_timestamp_millis(Clock::System.now_ms()).unwrap_or_default();
-        let now = now.format("%H:%M:%S%.3f");
-        let _ = writeln!(timeline.file, "{now} +{ms} {what}");
-        timeline.lines.push((ms, what.to_owned()));
-    }
-
-    /// A new schedule begins.
-    pub fn begin(&self, what: &str) {
-        {
-            let mut timeline = self.timeline.lock().expect("no panic under this lock");
-            timeline.began = Instant::now();
-            timeline.lines.clear();
-        }
-        self.note(what);
-    }
-
-    pub fn timeline(&self) -> Vec<(u64, String)> {
-        self.timeline.lock().expect("no panic under this lock").lines.clone()
+        self.timeline.note(what);
     }
 
     /// So many workers are wanted from here on.
@@ -342,24 +293,6 @@ impl World {
             });
         }
         found
-    }
-}
-
-impl Post {
-    fn new(role: Role, number: usize, port: u16) -> Self {
-        let start_at = Some(Instant::now());
-        Self { role, number, port, child: None, start_at, fail_point: None, armed: false }
-    }
-
-    fn name(&self) -> String {
-        format!("{:?}-{}", self.role, self.number).to_lowercase()
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Some(child) = &self.child {
-            // It may have died a moment ago; it is not reaped, so the id is still its own.
-            let _ = kill(Pid::from_raw(child.id() as i32), signal);
-        }
     }
 }
 
