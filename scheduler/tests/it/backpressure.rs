@@ -70,7 +70,11 @@ async fn a_worker_whose_results_wait_for_postgres_reads_no_more_and_says_so() ->
     let first = cluster.post("/v1/noops", &json!({ "count": 10, "payload": payload })).await?;
     let worker = async || -> Result<serde_json::Value> { Ok(cluster.get("/v1/workers").await?[0].clone()) };
     let limit = Duration::from_secs(30);
-    cluster.until("it says so", limit, async || Ok(worker().await?["slow"].is_string())).await?;
+    cluster
+        .until("it says so", limit, async || {
+            Ok(worker().await?["slow"].as_str().is_some_and(|why| why.contains("Postgres") && why.contains("no jobs")))
+        })
+        .await?;
     let shown = cluster.dodo_text(&["status"])?;
     assert!(shown.contains("\nslow        worker 1 at ") && shown.contains("wait for Postgres since"), "{shown}");
     assert!(shown.contains("it reads no jobs: it holds "), "{shown}");
