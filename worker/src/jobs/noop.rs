@@ -16,6 +16,7 @@ use crate::jobs::end;
 
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     let job = row.job;
+    let started_ms = ctx.clock.now_ms();
     let spec = match ctx.noop(&job.key.tenant, job.dispatch).await {
         Ok(spec) => spec,
         Err(error) => return end::unread(ctx, entry, &job, "its dispatch", &error).await,
@@ -33,11 +34,11 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     }
     match &spec.fail {
         Some(why) => end::retry(ctx, entry, &job, why),
-        None => finish(ctx, entry, job),
+        None => finish(ctx, entry, job, started_ms),
     }
 }
 
-fn finish(ctx: &Context, entry: StreamId, job: Job) -> Done {
+fn finish(ctx: &Context, entry: StreamId, job: Job, started_ms: i64) -> Done {
     let raw = job.payload.map(|payload| {
         let entry = RawEntry {
             tenant: job.key.tenant.clone(),
@@ -50,6 +51,7 @@ fn finish(ctx: &Context, entry: StreamId, job: Job) -> Done {
         };
         (ITEMS, entry)
     });
-    let finished = Finished::new(job.key, Outcome::Ok, None);
+    let mut finished = Finished::new(job.key, Outcome::Ok, None);
+    finished.started_ms = Some(started_ms);
     Done::new(entry, Effect::Finished { job: Box::new(finished), raw, dispatch: job.dispatch })
 }
