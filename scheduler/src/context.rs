@@ -8,6 +8,7 @@ use dodo_common::clock::Clock;
 use dodo_common::db::pool::Db;
 use dodo_common::storage::object::Store;
 use dodo_common::stream::connection::{Redis, StreamResult};
+use dodo_common::stream::queue;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -85,6 +86,14 @@ impl Context {
             generation: AtomicI64::new(0),
             backpressure: Mutex::default(),
         }))
+    }
+
+    /// Tells the leader which (tenant, host) gained jobs. Without it the dispatcher's scan finds them all the same, within a
+    /// minute.
+    pub async fn hint(&self, gained: Vec<(String, String)>) {
+        if let Err(error) = queue::hint(&self.redis, gained).await {
+            tracing::debug!(%error, "the hint did not get through");
+        }
     }
 }
 

@@ -12,7 +12,6 @@ use dodo_common::fail;
 use dodo_common::model::job::TENANT_DEFAULT;
 use dodo_common::model::manifest::{BYTES_MAX, Checked, Reason, parse};
 use dodo_common::storage::object::StoreError;
-use dodo_common::stream::queue;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use url::Url;
@@ -231,9 +230,7 @@ async fn expand(ctx: &Context, term: &Term) -> DbResult<u64> {
     if scheduled + over > 0 {
         tracing::debug!(scheduled, over, "entries expanded");
         fail::point_async("entries-expanded").await;
-        if let Err(error) = queue::hint(&ctx.redis, vec![(TENANT_DEFAULT.to_owned(), String::new())]).await {
-            tracing::debug!(%error, "the hint did not get through");
-        }
+        ctx.hint(vec![(TENANT_DEFAULT.to_owned(), String::new())]).await;
     }
     Ok(scheduled)
 }

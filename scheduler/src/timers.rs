@@ -8,7 +8,6 @@ use dodo_common::db::source;
 use dodo_common::db::timer::{self, Due, Work};
 use dodo_common::model::recurrence::Recurrence;
 use dodo_common::model::terms::Terms;
-use dodo_common::stream::queue;
 
 use crate::api::crawl::{self, NoopRequest};
 use crate::api::source::{RunRequest, planned};
@@ -68,9 +67,7 @@ pub async fn tick(ctx: &Context, term: &Term) -> DbResult<usize> {
             _ => vec![String::new()],
         };
         let gained = hosts.into_iter().map(|host| (tenant.clone(), host)).collect();
-        if let Err(error) = queue::hint(&ctx.redis, gained).await {
-            tracing::debug!(%error, "the hint did not get through");
-        }
+        ctx.hint(gained).await;
     }
     Ok(started)
 }

@@ -4,12 +4,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use dodo_common::clock::Millis;
-use dodo_common::db::dispatch::{self, Submission};
+use dodo_common::db::dispatch::{self, Submission, Submitted};
 use dodo_common::model::job::TENANT_DEFAULT;
 use dodo_common::model::spec::{CrawlSpec, NoopSpec};
 use dodo_common::model::terms::{Terms, start_of};
 use dodo_common::model::url::{Canonical, canonical};
-use dodo_common::stream::queue;
 use serde::{Deserialize, Serialize};
 use url::Url;
 use uuid::Uuid;
@@ -117,6 +116,12 @@ pub struct Accepted {
     pub scheduled: i64,
 }
 
+impl From<Submitted> for Accepted {
+    fn from(submitted: Submitted) -> Self {
+        Self { dispatch: submitted.id, created: submitted.created, scheduled: submitted.scheduled }
+    }
+}
+
 /// Submit a crawl
 #[utoipa::path(post, path = "/v1/crawls", request_body = CrawlRequest,
     responses((status = 202, body = Answer), (status = 400, description = "One line says what is wrong")))]
@@ -160,9 +165,8 @@ pub async fn submit_noops(
     }
     let submission = Submission { key: request.key.as_deref(), terms, ..Submission::default() };
     let submitted = dispatch::submit_noops(&api.ctx.db, TENANT_DEFAULT, &spec, &payloads, &submission).await?;
-    hint(&api.ctx, vec![(TENANT_DEFAULT.to_owned(), String::new())]).await;
-    let accepted = Accepted { dispatch: submitted.id, created: submitted.created, scheduled: submitted.scheduled };
-    Ok((StatusCode::ACCEPTED, Json(Answer::Dispatch(accepted))))
+    api.ctx.hint(vec![(TENANT_DEFAULT.to_owned(), String::new())]).await;
+    Ok((StatusCode::ACCEPTED, Json(Answer::Dispatch(submitted.into()))))
 }
 
 /// What no-op jobs do, their payloads, and their terms.
@@ -191,8 +195,8 @@ pub async fn submit_crawl(ctx: &Context, crawl: &CheckedCrawl) -> ApiResult<Acce
     let submission = Submission { key: crawl.key.as_deref(), terms: crawl.terms.clone(), ..Submission::default() };
     let submitted = dispatch::submit_crawl(&ctx.db, TENANT_DEFAULT, &crawl.spec, &crawl.seeds, &submission).await?;
     let hosts = crawl.seeds.iter().map(|seed| (TENANT_DEFAULT.to_owned(), seed.host.clone())).collect();
-    hint(ctx, hosts).await;
-    Ok(Accepted { dispatch: submitted.id, created: submitted.created, scheduled: submitted.scheduled })
+    ctx.hint(hosts).await;
+    Ok(submitted.into())
 }
 
 /// A crawl that can be submitted.
@@ -249,11 +253,4 @@ pub fn may_ask(url: &Url, contact: &str) -> Result<(), &'static str> {
     Err(
         "no contact is configured: set DODO_CONTACT to your address or a page about your crawler before anything but loopback is asked",
     )
-}
-
-pub async fn hint(ctx: &Context, gained: Vec<(String, String)>) {
-    if let Err(error) = queue::hint(&ctx.redis, gained).await {
-        // The dispatcher's scan finds the rows all the same, within a minute.
-        tracing::debug!(%error, "the hint did not get through");
-    }
 }

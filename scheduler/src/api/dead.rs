@@ -6,7 +6,6 @@ use chrono::{DateTime, Utc};
 use dodo_common::db::dead::{self, DeadQuery};
 use dodo_common::db::explain::JobReport;
 use dodo_common::model::job::TENANT_DEFAULT;
-use dodo_common::stream::queue;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -76,8 +75,6 @@ pub async fn list(State(api): State<Api>, Params(which): Params<Which>) -> ApiRe
 pub async fn replay(State(api): State<Api>, Body(which): Body<Which>) -> ApiResult<Json<ReplayedJobs>> {
     let replayed = dead::replay(&api.ctx.db, &which.query(), which.force).await?;
     let gained = replayed.hosts.into_iter().map(|host| (TENANT_DEFAULT.to_owned(), host)).collect();
-    if let Err(error) = queue::hint(&api.ctx.redis, gained).await {
-        tracing::debug!(%error, "the hint did not get through");
-    }
+    api.ctx.hint(gained).await;
     Ok(Json(ReplayedJobs { replayed: replayed.jobs, left: replayed.left }))
 }

@@ -10,10 +10,9 @@ use dodo_common::db::source::{self, SecretName, Source};
 use dodo_common::model::job::TENANT_DEFAULT;
 use dodo_common::model::source::{Document, PagedSpec, Place};
 use dodo_common::model::terms::{Terms, start_of};
-use dodo_common::stream::queue;
 use serde::{Deserialize, Serialize};
 
-use crate::api::crawl::{Accepted, may_ask};
+use crate::api::crawl::may_ask;
 use crate::api::extract::{Body, Segment};
 use crate::api::timer::{self, Answer, Recurring};
 use crate::api::{Api, ApiError, ApiResult, bad_request, not_found};
@@ -155,11 +154,8 @@ pub async fn run(
     }
     let submission = Submission { key: request.key.as_deref(), terms, ..Submission::default() };
     let submitted = source::submit(&ctx.db, TENANT_DEFAULT, &spec, &submission).await?;
-    if let Err(error) = queue::hint(&ctx.redis, vec![(TENANT_DEFAULT.to_owned(), String::new())]).await {
-        tracing::debug!(%error, "the hint did not get through");
-    }
-    let accepted = Accepted { dispatch: submitted.id, created: submitted.created, scheduled: submitted.scheduled };
-    Ok((StatusCode::ACCEPTED, Json(Answer::Dispatch(accepted))))
+    ctx.hint(vec![(TENANT_DEFAULT.to_owned(), String::new())]).await;
+    Ok((StatusCode::ACCEPTED, Json(Answer::Dispatch(submitted.into()))))
 }
 
 /// What a run of a source is, and its terms.

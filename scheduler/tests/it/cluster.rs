@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use dodo_common::storage::object::{S3Settings, Store};
 use dodo_scheduler::local::free_port;
 use dodo_scheduler::local::postgres::PostgresServer;
 use dodo_scheduler::local::redis::RedisServer;
@@ -103,6 +104,18 @@ impl Cluster {
 
     pub fn open(&mut self, places: &[String]) {
         self.worker_env.push(("DODO_OPEN".to_owned(), places.join(",")));
+    }
+
+    /// The bucket, as any client sees it.
+    pub fn store(&self) -> Result<Store> {
+        Ok(Store::s3(&S3Settings {
+            endpoint: self.s3.endpoint(),
+            bucket: BUCKET.to_owned(),
+            region: "us-east-1".to_owned(),
+            access_key: self.s3.access_key().to_owned(),
+            secret_key: self.s3.secret_key().to_owned(),
+            allow_http: true,
+        })?)
     }
 
     pub fn env(&self) -> Vec<(String, String)> {

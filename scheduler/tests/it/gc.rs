@@ -4,30 +4,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use dodo_common::storage::object::{S3Settings, Store};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-use crate::cluster::{BUCKET, Cluster};
+use crate::cluster::Cluster;
 
 const FAR: &str = "archive/default/items/0000000009/000000000000001-0000000000_000000000000002-0000000000";
 const PLANNED: &str = "archive/default/items/0000000009/000000000000007-0000000000_000000000000008-0000000000";
 const FOREIGN: &str = "archive/default/notes.txt";
 
-fn store(cluster: &Cluster) -> Result<Store> {
-    Ok(Store::s3(&S3Settings {
-        endpoint: cluster.s3.endpoint(),
-        bucket: BUCKET.to_owned(),
-        region: "us-east-1".to_owned(),
-        access_key: cluster.s3.access_key().to_owned(),
-        secret_key: cluster.s3.secret_key().to_owned(),
-        allow_http: true,
-    })?)
-}
-
 /// Puts objects, written as long ago as said.
 async fn put(cluster: &Cluster, ago: Duration, keys: &[String]) -> Result<()> {
-    let store = store(cluster)?;
+    let store = cluster.store()?;
     for key in keys {
         store.put(key, Bytes::from_static(b"left behind")).await?;
         let file = std::fs::File::options().write(true).open(cluster.object_file(key))?;
@@ -37,7 +25,7 @@ async fn put(cluster: &Cluster, ago: Duration, keys: &[String]) -> Result<()> {
 }
 
 async fn keys(cluster: &Cluster) -> Result<Vec<String>> {
-    Ok(store(cluster)?.list("archive", None).await?.into_iter().map(|(key, _)| key).collect())
+    Ok(cluster.store()?.list("archive", None).await?.into_iter().map(|(key, _)| key).collect())
 }
 
 async fn pipeline(cluster: &Cluster) -> Result<Client> {

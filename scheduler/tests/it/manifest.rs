@@ -3,29 +3,17 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use dodo_common::storage::object::{S3Settings, Store};
 use serde_json::{Value, json};
 
-use crate::cluster::{BUCKET, Cluster};
+use crate::cluster::Cluster;
 use crate::feed::{Behaviour, Feed};
 use crate::judge;
 use crate::web::Web;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-fn store(cluster: &Cluster) -> Result<Store> {
-    Ok(Store::s3(&S3Settings {
-        endpoint: cluster.s3.endpoint(),
-        bucket: BUCKET.to_owned(),
-        region: "us-east-1".to_owned(),
-        access_key: cluster.s3.access_key().to_owned(),
-        secret_key: cluster.s3.secret_key().to_owned(),
-        allow_http: true,
-    })?)
-}
-
 async fn drop_file(cluster: &Cluster, name: &str, content: &Value) -> Result<()> {
-    store(cluster)?.put(&format!("manifests/{name}"), content.to_string().into()).await?;
+    cluster.store()?.put(&format!("manifests/{name}"), content.to_string().into()).await?;
     Ok(())
 }
 
@@ -112,8 +100,8 @@ async fn a_malformed_manifest_says_why_and_waits_for_a_change() -> Result<()> {
     let far = json!({ "service": "page", "url": "http://a.test/", "start": "2099-01-01T00:00:00Z" });
     let wrong = json!([far, { "service": "crawl", "url": "ftp://a.test/" }, { "service": "crawl", "url": "http://a.test/", "cout": 1 }]);
     drop_file(&cluster, "bad.json", &wrong).await?;
-    store(&cluster)?.put("manifests/cut.json", "[{\"service\": ".into()).await?;
-    store(&cluster)?.put("manifests/notes.txt", "no manifest".into()).await?;
+    cluster.store()?.put("manifests/cut.json", "[{\"service\": ".into()).await?;
+    cluster.store()?.put("manifests/notes.txt", "no manifest".into()).await?;
     let bad = recorded(&cluster, "bad.json", "malformed").await?;
     let reasons: Vec<(i64, &str)> = bad["reasons"]
         .as_array()
@@ -158,7 +146,7 @@ async fn edited_and_deleted_manifests_stop_what_has_not_started() -> Result<()> 
     cluster.until("two rows", LIMIT, async || Ok(number(&cluster, pending).await? == 2)).await?;
     let cancelled = "SELECT count(*) FROM crawl_log WHERE outcome = 'cancelled'";
     assert_eq!(number(&cluster, cancelled).await?, 3);
-    store(&cluster)?.delete("manifests/later.json").await?;
+    cluster.store()?.delete("manifests/later.json").await?;
     recorded(&cluster, "later.json", "deleted").await?;
     assert_eq!(number(&cluster, pending).await?, 0);
     assert_eq!(number(&cluster, cancelled).await?, 5);
@@ -196,8 +184,8 @@ async fn a_huge_manifest_and_an_endless_one_keep_few_rows() -> Result<()> {
     ensure!(rows <= 100_001, "{rows} rows");
     let twice = "SELECT count(*) FROM (SELECT 1 FROM crawl_log WHERE kind = 'occurrence' GROUP BY payload HAVING count(*) > 1) t";
     assert_eq!(number(&cluster, twice).await?, 0, "an occurrence ran twice");
-    store(&cluster)?.delete("manifests/huge.json").await?;
-    store(&cluster)?.delete("manifests/endless.json").await?;
+    cluster.store()?.delete("manifests/huge.json").await?;
+    cluster.store()?.delete("manifests/endless.json").await?;
     recorded(&cluster, "huge.json", "deleted").await?;
     recorded(&cluster, "endless.json", "deleted").await?;
     assert_eq!(number(&cluster, "SELECT count(*) FROM crawl_schedule WHERE kind = 'occurrence'").await?, 0);
