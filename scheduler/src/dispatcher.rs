@@ -1,5 +1,6 @@
 //! The dispatcher: the only place that ever issues a job (invariant 7).
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -189,6 +190,7 @@ impl<'a> Dispatcher<'a> {
             self.look_up_hosts().await?;
             self.refill().await?;
             self.issue().await?;
+            self.look_ahead().await?;
         }
         Ok(())
     }
@@ -196,8 +198,10 @@ impl<'a> Dispatcher<'a> {
     /// Waits for reports or for the next timer, and applies what has come.
     async fn wait(&mut self) -> Result<(), WindowError> {
         let now = self.ctx.clock.now_ms();
-        let until =
-            self.frontier.next_due_ms().map_or(TURN, |at| Duration::from_millis((at - now).max(0) as u64).min(TURN));
+        let until = self
+            .frontier
+            .next_due_ms()
+            .map_or(TURN, |at| Duration::from_millis(at.saturating_sub(now).max(0) as u64).min(TURN));
         let mut batch = Vec::new();
         tokio::select! {
             count = self.reports.recv_many(&mut batch, 1000) => if count == 0 {
@@ -273,7 +277,7 @@ impl<'a> Dispatcher<'a> {
         if old.is_empty() {
             return Ok(());
         }
-        let outstanding: std::collections::HashSet<StreamId> =
+        let outstanding: HashSet<StreamId> =
             queue::outstanding(&self.ctx.redis).await?.into_iter().map(|(entry, _)| entry.entry).collect();
         for entry in old.into_iter().filter(|entry| !outstanding.contains(entry)) {
             tracing::debug!(%entry, "an issued entry was settled without a report");
@@ -333,21 +337,49 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
-    async fn refill(&mut self) -> Result<(), WindowError> {
-        let wanted = self.frontier.wants_refill(self.ctx.clock.now_ms(), REFILL_FLOWS);
-        if wanted.is_empty() {
+    /// Reads the rules of dispatches that jobs were found for. One that is done by now has no rules: its jobs ended
+    /// meanwhile.
+    async fn look_up_dispatches(&mut self) -> Result<(), WindowError> {
+        let unknown = self.frontier.take_unknown_dispatches();
+        if unknown.is_empty() {
             return Ok(());
         }
-        let (flows, limits): (Vec<FlowKey>, Vec<i64>) = wanted.into_iter().unzip();
-        let refills = schedule::refill(&self.ctx.db, &flows, &limits, &self.frontier.idle()).await?;
-        let now = self.ctx.clock.now_ms();
-        for (refill, limit) in refills.into_iter().zip(limits) {
-            self.frontier.refilled(now, refill, limit);
+        let open = dispatch::open_of(&self.ctx.db, &unknown).await?;
+        let known: HashSet<Uuid> = open.iter().map(|open| open.id).collect();
+        for open in &open {
+            self.frontier.set_rules(open.id, rules_of(open));
         }
-        if self.frontier.take_unknown_dispatches() {
-            read_rules(self.ctx, self.term, &mut self.frontier).await?;
+        for (_, id) in unknown.into_iter().filter(|(_, id)| !known.contains(id)) {
+            self.frontier.set_rules(id, Rules::idle());
         }
+        Ok(())
+    }
+
+    async fn refill(&mut self) -> Result<(), WindowError> {
+        let wanted = self.frontier.wants_refill(self.ctx.clock.now_ms(), REFILL_FLOWS);
+        if !wanted.is_empty() {
+            let (flows, limits): (Vec<FlowKey>, Vec<i64>) = wanted.into_iter().unzip();
+            let refills = schedule::refill(&self.ctx.db, &flows, &limits, &self.frontier.idle()).await?;
+            let now = self.ctx.clock.now_ms();
+            for (refill, limit) in refills.into_iter().zip(limits) {
+                self.frontier.refilled(now, refill, limit);
+            }
+        }
+        self.look_up_dispatches().await?;
         self.look_up_hosts().await
+    }
+
+    /// When more becomes due where all that is has been read; after the issue, which does not wait for it.
+    async fn look_ahead(&mut self) -> Result<(), WindowError> {
+        let short = self.frontier.take_short();
+        for flows in short.chunks(REFILL_FLOWS) {
+            let next = schedule::next_due(&self.ctx.db, flows).await?;
+            let now = self.ctx.clock.now_ms();
+            for (flow, in_ms) in next {
+                self.frontier.due_in(now, flow, in_ms);
+            }
+        }
+        Ok(())
     }
 
     /// Picks what the window has room for and pushes it.
@@ -396,14 +428,16 @@ impl<'a> Dispatcher<'a> {
 
 /// Reads the open dispatches: their rules for the frontier, their state for the row.
 async fn read_rules(ctx: &Context, term: &Term, frontier: &mut Frontier) -> Result<(), WindowError> {
+    let mut known = HashSet::new();
     for open in dispatch::open(&ctx.db).await? {
         if dispatch::settle_state(&ctx.db, term.epoch, &open).await? == Some("done") {
             tracing::info!(dispatch = %open.id, tenant = %open.tenant, pages = open.progress.pages, "dispatch done");
-            frontier.forget_dispatch(open.id);
             continue;
         }
+        known.insert(open.id);
         frontier.set_rules(open.id, rules_of(&open));
     }
+    frontier.forget_dispatches(&known);
     Ok(())
 }
 

@@ -15,8 +15,15 @@ use uuid::Uuid;
 
 use crate::politeness::{Clock, Limit, NEVER, Wait};
 
-/// Due ids buffered for each (tenant, host).
-pub const BUFFER_MAX: usize = 256;
+/// Due ids asked for and buffered for each (tenant, host): a few, and more the faster they go.
+const BUFFER_MIN: usize = 32;
+pub const BUFFER_MAX: usize = 2048;
+/// A buffer that lasts less than this is doubled, one that lasts more than that is halved, milliseconds.
+const BUFFER_SHORT_MS: Millis = 1_000;
+const BUFFER_LONG_MS: Millis = 30_000;
+/// With enough in the buffer, what came meanwhile with a higher priority waits this long, milliseconds: looking for it
+/// reads past all that is buffered or issued.
+const STALE_MS: Millis = 1_000;
 /// A host's addresses and robots are renewed this long before they run out, milliseconds.
 const RENEW_MS: Millis = 5_000;
 
@@ -37,6 +44,13 @@ pub struct Rules {
     pub exact: bool,
     /// It is paused, or what is left of it ends without being issued.
     pub idle: bool,
+}
+
+impl Rules {
+    /// Nothing of it is issued.
+    pub fn idle() -> Self {
+        Self { delay_ms: 0, host_concurrency: 1, max_pages: None, pages: 0, in_flight: 0, exact: true, idle: true }
+    }
 }
 
 /// A job to issue.
@@ -84,9 +98,14 @@ struct View {
     valid_until_ms: Millis,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Flow {
     buffer: VecDeque<DueJob>,
+    /// How many the next refill asks for.
+    room: usize,
+    refilled_ms: Millis,
+    /// It is refilled at [`STALE_MS`] after the last time.
+    stale: bool,
     /// Those that run alone: few at a time are issued, and nobody waits behind them.
     suspects: VecDeque<DueJob>,
     /// Jobs of this flow that are buffered or issued: a refill must look past them.
@@ -96,7 +115,27 @@ struct Flow {
     in_ring: bool,
 }
 
+impl Default for Flow {
+    fn default() -> Self {
+        Self {
+            buffer: VecDeque::new(),
+            room: BUFFER_MIN,
+            refilled_ms: NEVER,
+            stale: false,
+            suspects: VecDeque::new(),
+            busy: 0,
+            more: false,
+            in_ring: false,
+        }
+    }
+}
+
 impl Flow {
+    /// It is time for a refill; before, there is enough.
+    fn is_low(&self) -> bool {
+        self.buffer.len() <= self.room / 4
+    }
+
     fn is_empty(&self) -> bool {
         self.buffer.is_empty() && self.suspects.is_empty()
     }
@@ -126,11 +165,12 @@ pub struct Frontier {
     timers: BTreeSet<(Millis, FlowKey)>,
     hungry: HashSet<FlowKey>,
     refill_timers: BTreeSet<(Millis, FlowKey)>,
+    short: HashSet<FlowKey>,
     unseen_hosts: HashSet<String>,
     busy: HashSet<(String, Uuid)>,
     issued: HashMap<StreamId, Issued>,
     over_budget: Vec<JobKey>,
-    unknown_dispatches: bool,
+    unknown_dispatches: HashSet<(String, Uuid)>,
     /// Suspects in flight at most, and now; each keeps a worker from everything else.
     suspects_max: usize,
     suspects: usize,
@@ -159,6 +199,7 @@ impl Frontier {
         self.rings.clear();
         self.timers.clear();
         self.refill_timers.clear();
+        self.short.clear();
         self.address_waiters.clear();
         self.budget_waiters.clear();
         self.suspect_waiters.clear();
@@ -194,9 +235,18 @@ impl Frontier {
         }
     }
 
-    pub fn forget_dispatch(&mut self, id: Uuid) {
-        self.rules.remove(&id);
-        self.wake_budget(id);
+    /// Forgets the dispatches that are not `open`, but for those with jobs in flight.
+    pub fn forget_dispatches(&mut self, open: &HashSet<Uuid>) {
+        let gone: Vec<Uuid> = self
+            .rules
+            .iter()
+            .filter(|(id, rules)| rules.in_flight <= 0 && !open.contains(id))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in gone {
+            self.rules.remove(&id);
+            self.wake_budget(id);
+        }
     }
 
     /// Dispatches whose jobs a refill must look past.
@@ -210,16 +260,25 @@ impl Frontier {
         std::mem::take(&mut self.resumed)
     }
 
-    /// True when jobs of a dispatch were buffered whose rules are not known; asking forgets it.
-    pub fn take_unknown_dispatches(&mut self) -> bool {
-        std::mem::take(&mut self.unknown_dispatches)
+    /// Dispatches of buffered jobs whose rules are not known, each with its tenant; asking forgets them.
+    pub fn take_unknown_dispatches(&mut self) -> Vec<(String, Uuid)> {
+        self.unknown_dispatches.drain().collect()
     }
 
     /// A host gained work, or may have.
     pub fn gained(&mut self, tenant: &str, host: &str) {
-        let key = (tenant.to_owned(), host.to_owned());
-        self.flow(&key);
-        self.hungry.insert(key);
+        self.look_again((tenant.to_owned(), host.to_owned()));
+    }
+
+    /// The schedule may hold something that the buffer does not.
+    fn look_again(&mut self, key: FlowKey) {
+        let flow = self.flow(&key);
+        if flow.is_low() {
+            self.hungry.insert(key);
+        } else if !std::mem::replace(&mut flow.stale, true) {
+            let at = flow.refilled_ms + STALE_MS;
+            self.refill_timers.insert((at, key));
+        }
     }
 
     /// Flows to refill now with how many rows to ask for, at most `count` of them.
@@ -235,8 +294,16 @@ impl Frontier {
         keys.into_iter()
             .map(|key| {
                 self.hungry.remove(&key);
-                let busy = self.flows.get(&key).map_or(0, |flow| flow.busy);
-                (key, (busy + BUFFER_MAX) as i64)
+                let Some(flow) = self.flows.get_mut(&key) else { return (key, BUFFER_MIN as i64) };
+                let lasted = now - flow.refilled_ms;
+                if flow.more && flow.is_low() && lasted < BUFFER_SHORT_MS {
+                    flow.room = (flow.room * 2).min(BUFFER_MAX);
+                } else if lasted > BUFFER_LONG_MS {
+                    flow.room = (flow.room / 2).max(BUFFER_MIN);
+                }
+                // What is issued has not left the schedule; what is buffered is read anew.
+                let limit = flow.busy + flow.room;
+                (key, limit as i64)
             })
             .collect()
     }
@@ -247,6 +314,8 @@ impl Frontier {
         self.flow(&key);
         let Some(flow) = self.flows.get_mut(&key) else { return };
         flow.more = refill.due.len() as i64 >= limit;
+        flow.stale = false;
+        flow.refilled_ms = now;
         // The buffer is what the schedule says now: what came later with a higher priority goes first.
         for job in flow.buffer.drain(..) {
             flow.busy = flow.busy.saturating_sub(1);
@@ -259,13 +328,15 @@ impl Frontier {
                 continue;
             }
             if self.busy.insert((key.0.clone(), job.id)) {
-                self.unknown_dispatches |= !self.rules.contains_key(&job.dispatch);
+                if !self.rules.contains_key(&job.dispatch) {
+                    self.unknown_dispatches.insert((key.0.clone(), job.dispatch));
+                }
                 flow.busy += 1;
                 queue.push_back(job);
             }
         }
-        if let Some(next) = refill.next_in_ms {
-            self.refill_timers.insert((now + next + 1, key.clone()));
+        if !flow.more {
+            self.short.insert(key.clone());
         }
         if flow.is_empty() && flow.busy == 0 && !flow.more {
             // Nothing waits here: it comes back with a hint, a timer or the scan.
@@ -276,6 +347,16 @@ impl Frontier {
             self.unseen_hosts.insert(key.1.clone());
         }
         self.enqueue(&key);
+    }
+
+    /// Flows of which all that is due has been read: when more becomes due is to be told. Asking forgets them.
+    pub fn take_short(&mut self) -> Vec<FlowKey> {
+        self.short.drain().collect()
+    }
+
+    /// A job of this flow becomes due in so many milliseconds.
+    pub fn due_in(&mut self, now: Millis, key: FlowKey, in_ms: Millis) {
+        self.refill_timers.insert((now + in_ms + 1, key));
     }
 
     /// Hosts whose row must be read before anything is issued to them, at most `count`.
@@ -358,8 +439,11 @@ impl Frontier {
         picks
     }
 
-    /// When a timer is due next.
+    /// When a timer is due next; the past while flows wait for a refill.
     pub fn next_due_ms(&self) -> Option<Millis> {
+        if !self.hungry.is_empty() {
+            return Some(NEVER);
+        }
         let issue = self.timers.first().map(|(at, _)| *at);
         let refill = self.refill_timers.first().map(|(at, _)| *at);
         issue.into_iter().chain(refill).min()
@@ -437,10 +521,7 @@ impl Frontier {
             }
         }
         match settled.due_in_ms {
-            Some(in_ms) if in_ms <= 0 => {
-                self.flow(&flow_key);
-                self.hungry.insert(flow_key.clone());
-            }
+            Some(in_ms) if in_ms <= 0 => self.look_again(flow_key.clone()),
             Some(in_ms) => {
                 self.refill_timers.insert((now + in_ms + 1, flow_key.clone()));
             }
@@ -491,7 +572,8 @@ impl Frontier {
                 return Ok(None);
             };
             let Some(rules) = self.rules.get(&job.dispatch) else {
-                // The dispatcher reads unknown dispatches and enqueues again.
+                // It was forgotten with jobs in the buffer, and is read again.
+                self.unknown_dispatches.insert((key.0.clone(), job.dispatch));
                 return Err(Wait::Until(now + 5));
             };
             if rules.idle {
@@ -520,7 +602,7 @@ impl Frontier {
             let flow = self.flows.get_mut(key).expect("it was just seen");
             let job = flow.queue(suspects_too).pop_front().expect("it was just seen");
             self.suspects += usize::from(job.alone);
-            if flow.buffer.len() < BUFFER_MAX / 2 && flow.more {
+            if flow.more && flow.is_low() {
                 self.hungry.insert(key.clone());
             }
             if let Some(rules) = self.rules.get_mut(&dispatch) {

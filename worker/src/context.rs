@@ -13,7 +13,7 @@ use dodo_common::model::record::Mapper;
 use dodo_common::model::robots::Robots;
 use dodo_common::model::scope::Scope;
 use dodo_common::model::source::PagedSpec;
-use dodo_common::model::spec::{CrawlSpec, NoopSpec};
+use dodo_common::model::spec::CrawlSpec;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::url::canonical;
 use dodo_common::storage::object::Store;
@@ -88,7 +88,6 @@ pub struct Context {
     pub pressure: Pressure,
     crawls: Mutex<HashMap<Uuid, Arc<Crawl>>>,
     pagings: Mutex<HashMap<Uuid, Arc<Paging>>>,
-    noops: Mutex<HashMap<Uuid, Arc<NoopSpec>>>,
     robots: Mutex<HashMap<String, (i64, Arc<Robots>)>>,
 }
 
@@ -120,7 +119,6 @@ impl Context {
             pressure: Pressure::default(),
             crawls: Mutex::default(),
             pagings: Mutex::default(),
-            noops: Mutex::default(),
             robots: Mutex::default(),
         }
     }
@@ -199,20 +197,6 @@ impl Context {
         }
         crawls.insert(id, Arc::clone(&crawl));
         Ok(crawl)
-    }
-
-    /// How the no-op jobs of a dispatch behave, from Postgres at first.
-    pub async fn noop(&self, tenant: &str, id: Uuid) -> DbResult<Arc<NoopSpec>> {
-        if let Some(noop) = self.noops.lock().expect("no panic under this lock").get(&id) {
-            return Ok(Arc::clone(noop));
-        }
-        let noop = Arc::new(dispatch::spec::<NoopSpec>(&self.db, tenant, id).await?);
-        let mut noops = self.noops.lock().expect("no panic under this lock");
-        if noops.len() >= DISPATCHES_MAX {
-            noops.clear();
-        }
-        noops.insert(id, Arc::clone(&noop));
-        Ok(noop)
     }
 
     /// The page dispatch of a job; read again now and then, since its secret may be renewed.

@@ -230,14 +230,19 @@ pub(crate) async fn insert(
         Some(parent) => control::inherited(tx, tenant, parent).await?,
         None => Default::default(),
     };
-    let inserted = tx
-        .execute(
+    let statement = tx
+        .prepare_cached(
             "-- insert-dispatch
              WITH d AS (INSERT INTO dispatch (tenant, id, kind, key, spec, parent, paused_at, ending, note,
                                max_bytes, max_seconds, retries, priority, start_at)
                         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
                         ON CONFLICT (tenant, key) DO NOTHING RETURNING tenant, id)
              INSERT INTO dispatch_progress (tenant, dispatch) SELECT tenant, id FROM d",
+        )
+        .await?;
+    let inserted = tx
+        .execute(
+            &statement,
             &[
                 &tenant,
                 &id,
@@ -297,7 +302,8 @@ const SELECT: &str = "SELECT d.tenant, d.id, d.kind, d.key, d.spec, d.state, d.c
 pub async fn get(db: &Db, tenant: &str, id: Uuid) -> DbResult<Option<Dispatch>> {
     run_tx!(db, "get-dispatch", tenant: tenant, |tx| {
         let sql = format!("-- get-dispatch\n{SELECT} WHERE d.tenant = $1 AND d.id = $2");
-        Ok(tx.query_opt(&sql, &[&tenant, &id]).await?.map(|row| of_row(&row)))
+        let statement = tx.prepare_cached(&sql).await?;
+        Ok(tx.query_opt(&statement, &[&tenant, &id]).await?.map(|row| of_row(&row)))
     })
 }
 
@@ -313,7 +319,18 @@ pub async fn list(db: &Db, tenant: &str, limit: i64) -> DbResult<Vec<Dispatch>> 
 pub async fn open(db: &Db) -> DbResult<Vec<Dispatch>> {
     let client = db.client().await?;
     let sql = format!("-- open-dispatches\n{SELECT} WHERE d.state <> 'done' ORDER BY d.tenant, d.id");
-    Ok(client.query(&sql, &[]).await?.iter().map(of_row).collect())
+    let statement = client.prepare_cached(&sql).await?;
+    Ok(client.query(&statement, &[]).await?.iter().map(of_row).collect())
+}
+
+/// Those of (tenant, dispatch) that are not done, for the leader.
+pub async fn open_of(db: &Db, keys: &[(String, Uuid)]) -> DbResult<Vec<Dispatch>> {
+    let (tenants, ids): (Vec<&str>, Vec<Uuid>) = keys.iter().map(|(tenant, id)| (tenant.as_str(), *id)).unzip();
+    let client = db.client().await?;
+    let sql =
+        format!("-- open-dispatches-of\n{SELECT} WHERE d.tenant = ANY ($1) AND d.id = ANY ($2) AND d.state <> 'done'");
+    let statement = client.prepare_cached(&sql).await?;
+    Ok(client.query(&statement, &[&tenants, &ids]).await?.iter().map(of_row).collect())
 }
 
 /// The progress of all dispatches of a tenant, by their kind.
@@ -383,15 +400,15 @@ pub async fn settle_state(db: &Db, epoch: i64, dispatch: &Dispatch) -> DbResult<
     }
     run_tx!(db, "settle-dispatch", |tx| {
         leader::authorise(tx, epoch).await?;
-        let moved = tx
-            .execute(
+        let statement = tx
+            .prepare_cached(
                 "-- settle-dispatch
-             UPDATE dispatch SET state = $3, finished_at = CASE WHEN $3 = 'done' THEN clock_timestamp() END,
-                    paused_at = CASE WHEN $3 <> 'done' THEN paused_at END
-              WHERE tenant = $1 AND id = $2 AND state <> 'done' AND xmin::text::int8 = $4",
-                &[&dispatch.tenant, &dispatch.id, &state, &dispatch.version],
+                 UPDATE dispatch SET state = $3, finished_at = CASE WHEN $3 = 'done' THEN clock_timestamp() END,
+                        paused_at = CASE WHEN $3 <> 'done' THEN paused_at END
+                  WHERE tenant = $1 AND id = $2 AND state <> 'done' AND xmin::text::int8 = $4",
             )
             .await?;
+        let moved = tx.execute(&statement, &[&dispatch.tenant, &dispatch.id, &state, &dispatch.version]).await?;
         Ok((moved == 1).then_some(state))
     })
 }

@@ -16,6 +16,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (5, "core_fixes", include_str!("../../../sql/migrations/0005_core_fixes.sql")),
     (6, "suspects", include_str!("../../../sql/migrations/0006_suspects.sql")),
     (7, "control", include_str!("../../../sql/migrations/0007_control.sql")),
+    (8, "schedule_indexes", include_str!("../../../sql/migrations/0008_schedule_indexes.sql")),
 ];
 
 /// Applies what is missing; returns the versions that were applied.
@@ -76,4 +77,22 @@ pub async fn check(db: &Db) -> DbResult<()> {
 
 fn fingerprint(sql: &str) -> String {
     data_encoding::HEXLOWER.encode(&Sha256::digest(sql.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_applied() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../sql/migrations");
+        let mut files: Vec<String> = std::fs::read_dir(folder)
+            .expect("the migrations are beside the crates")
+            .map(|file| file.expect("it can be listed").file_name().to_string_lossy().into_owned())
+            .collect();
+        files.sort();
+        let listed: Vec<String> =
+            MIGRATIONS.iter().map(|(version, name, _)| format!("{version:04}_{name}.sql")).collect();
+        assert_eq!(files, listed);
+    }
 }

@@ -147,8 +147,9 @@ impl Db {
     pub async fn begin<'c>(client: &'c mut Client, tenant: Option<&str>) -> DbResult<Transaction<'c>> {
         let tx = client.transaction().await?;
         if let Some(tenant) = tenant {
-            tx.batch_execute("SET LOCAL ROLE dodo_tenant").await?;
-            tx.execute("SELECT set_config('dodo.tenant', $1, true)", &[&tenant]).await?;
+            let become_tenant = "SELECT set_config('role', 'dodo_tenant', true), set_config('dodo.tenant', $1, true)";
+            let statement = tx.prepare_cached(become_tenant).await?;
+            tx.execute(&statement, &[&tenant]).await?;
         }
         Ok(tx)
     }

@@ -31,8 +31,6 @@ pub struct Refill {
     pub tenant: String,
     pub host: String,
     pub due: Vec<DueJob>,
-    /// Fewer than the limit were due; the next one becomes due in so many milliseconds.
-    pub next_in_ms: Option<i64>,
 }
 
 /// A job with what its worker must know before it sends anything.
@@ -42,6 +40,8 @@ pub struct Loaded {
     pub host: Option<LoadedHost>,
     pub paging: LoadedPaging,
     pub leave: Leave,
+    /// The spec of its dispatch, where that is one of no-op jobs; those of others are larger, and kept by the worker.
+    pub noop: Option<serde_json::Value>,
 }
 
 /// Whether the dispatch of a job lets it run.
@@ -105,8 +105,8 @@ pub async fn submit_seeds(
     let hashes: Vec<Uuid> = seeds.iter().map(|seed| seed.hash.to_uuid()).collect();
     let urls: Vec<&str> = seeds.iter().map(|seed| seed.url.as_str()).collect();
     let hosts: Vec<&str> = seeds.iter().map(|seed| seed.host.as_str()).collect();
-    let row = tx
-        .query_one(
+    let statement = tx
+        .prepare_cached(
             "-- submit-seeds
              WITH f AS (SELECT * FROM unnest($3::uuid[], $4::uuid[], $5::text[], $6::text[]) AS f(id, hash, url, host)),
              fresh AS (
@@ -118,8 +118,10 @@ pub async fn submit_seeds(
              delta AS (
                INSERT INTO dispatch_delta (tenant, dispatch, scheduled) SELECT $1, $2, count(*) FROM scheduled)
              SELECT count(*) FROM scheduled",
-            &[&tenant, &dispatch, &ids, &hashes, &urls, &hosts, &terms.rank(), &terms.start_at],
         )
+        .await?;
+    let row = tx
+        .query_one(&statement, &[&tenant, &dispatch, &ids, &hashes, &urls, &hosts, &terms.rank(), &terms.start_at])
         .await?;
     Ok(row.get(0))
 }
@@ -133,40 +135,57 @@ pub async fn submit_noops(
     terms: &Terms,
 ) -> DbResult<i64> {
     let ids: Vec<Uuid> = payloads.iter().map(|_| Uuid::now_v7()).collect();
-    let count = tx
-        .execute(
+    let statement = tx
+        .prepare_cached(
             "-- submit-noops
              WITH delta AS (INSERT INTO dispatch_delta (tenant, dispatch, scheduled) VALUES ($1, $2, cardinality($3::uuid[])))
              INSERT INTO crawl_schedule (tenant, id, dispatch, kind, payload, priority, run_at)
              SELECT $1, id, $2, 'noop', payload, $5, coalesce($6, now()) FROM unnest($3::uuid[], $4::jsonb[]) AS n(id, payload)",
-            &[&tenant, &dispatch, &ids, &payloads, &terms.rank(), &terms.start_at],
         )
         .await?;
+    let count = tx.execute(&statement, &[&tenant, &dispatch, &ids, &payloads, &terms.rank(), &terms.start_at]).await?;
     Ok(count as i64)
+}
+
+/// The priorities of a host `k` that has jobs, each by one descent of the index: what is due of one is then a range of
+/// it, and what is to come is never walked over.
+macro_rules! priorities {
+    () => {
+        "WITH RECURSIVE p AS (
+           (SELECT c.priority FROM crawl_schedule c WHERE c.tenant = k.tenant AND c.host = k.host AND c.started_at IS NULL
+             ORDER BY c.priority LIMIT 1)
+           UNION ALL
+           SELECT n.priority FROM p, LATERAL (
+             SELECT c.priority FROM crawl_schedule c WHERE c.tenant = k.tenant AND c.host = k.host
+                AND c.started_at IS NULL AND c.priority > p.priority ORDER BY c.priority LIMIT 1) n)"
+    };
 }
 
 /// The due jobs of several (tenant, host), at most `limit` each, in their order, but for those of `idle` dispatches:
 /// they are passed over in the index, so that what lies behind them does not wait.
 pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64], idle: &[Uuid]) -> DbResult<Vec<Refill>> {
-    let tenants: Vec<&str> = flows.iter().map(|(tenant, _)| tenant.as_str()).collect();
-    let hosts: Vec<&str> = flows.iter().map(|(_, host)| host.as_str()).collect();
+    let (tenants, hosts): (Vec<&str>, Vec<&str>) =
+        flows.iter().map(|(tenant, host)| (tenant.as_str(), host.as_str())).unzip();
     let client = db.client().await?;
     let statement = client
-        .prepare_cached(
+        .prepare_cached(concat!(
             "-- refill-hosts
              SELECT k.ord, s.id, s.attempt, s.dispatch, s.crashes >= $4
-               FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS k(tenant, host, n, ord),
-               LATERAL (SELECT id, attempt, dispatch, crashes FROM crawl_schedule c
-                         WHERE c.tenant = k.tenant AND c.host = k.host AND c.run_at <= clock_timestamp()
-                           AND c.started_at IS NULL AND c.alone_crashes < $5 AND c.dispatch <> ALL ($6)
-                         ORDER BY c.priority, c.run_at, c.id LIMIT k.n) s",
-        )
+               FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS k(tenant, host, n, ord), LATERAL (",
+            priorities!(),
+            "SELECT s.* FROM p, LATERAL (
+               SELECT id, attempt, dispatch, crashes FROM crawl_schedule c
+                WHERE c.tenant = k.tenant AND c.host = k.host AND c.priority = p.priority
+                  AND c.run_at <= statement_timestamp() AND c.started_at IS NULL AND c.alone_crashes < $5
+                  AND c.dispatch <> ALL ($6)
+                ORDER BY c.run_at, c.id LIMIT k.n) s LIMIT k.n) s",
+        ))
         .await?;
     let rows =
         client.query(&statement, &[&tenants, &hosts, &limits, &SUSPECT_CRASHES, &ALONE_CRASHES_MAX, &idle]).await?;
     let mut refills: Vec<Refill> = flows
         .iter()
-        .map(|(tenant, host)| Refill { tenant: tenant.clone(), host: host.clone(), due: Vec::new(), next_in_ms: None })
+        .map(|(tenant, host)| Refill { tenant: tenant.clone(), host: host.clone(), due: Vec::new() })
         .collect();
     for row in rows {
         let index = row.get::<_, i64>(0) as usize - 1;
@@ -177,26 +196,30 @@ pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64], idle: &
             alone: row.get(4),
         });
     }
-    let short: Vec<usize> = (0..refills.len()).filter(|&i| (refills[i].due.len() as i64) < limits[i]).collect();
-    if short.is_empty() {
-        return Ok(refills);
-    }
-    let statement = client
-        .prepare_cached(
-            "-- next-due
-             SELECT k.ord, (extract(epoch FROM s.next - clock_timestamp()) * 1000)::int8
-               FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k(tenant, host, ord),
-               LATERAL (SELECT min(run_at) AS next FROM crawl_schedule c
-                         WHERE c.tenant = k.tenant AND c.host = k.host AND c.run_at > clock_timestamp()) s
-              WHERE s.next IS NOT NULL",
-        )
-        .await?;
-    let tenants: Vec<&str> = short.iter().map(|&i| tenants[i]).collect();
-    let hosts: Vec<&str> = short.iter().map(|&i| hosts[i]).collect();
-    for row in client.query(&statement, &[&tenants, &hosts]).await? {
-        refills[short[row.get::<_, i64>(0) as usize - 1]].next_in_ms = Some(row.get::<_, i64>(1).max(0));
-    }
     Ok(refills)
+}
+
+/// When the next job of each (tenant, host) becomes due that is not, in milliseconds; those without one are left out.
+pub async fn next_due(db: &Db, flows: &[(String, String)]) -> DbResult<Vec<((String, String), i64)>> {
+    let (tenants, hosts): (Vec<&str>, Vec<&str>) =
+        flows.iter().map(|(tenant, host)| (tenant.as_str(), host.as_str())).unzip();
+    let client = db.client().await?;
+    let statement = client
+        .prepare_cached(concat!(
+            "-- next-due
+             SELECT k.ord, greatest((extract(epoch FROM s.next - statement_timestamp()) * 1000)::int8, 0)
+               FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k(tenant, host, ord), LATERAL (",
+            priorities!(),
+            "SELECT min(s.run_at) AS next FROM p, LATERAL (
+               SELECT c.run_at FROM crawl_schedule c
+                WHERE c.tenant = k.tenant AND c.host = k.host AND c.priority = p.priority
+                  AND c.run_at > statement_timestamp() AND c.started_at IS NULL
+                ORDER BY c.run_at LIMIT 1) s) s
+              WHERE s.next IS NOT NULL",
+        ))
+        .await?;
+    let rows = client.query(&statement, &[&tenants, &hosts]).await?;
+    Ok(rows.iter().map(|row| (flows[row.get::<_, i64>(0) as usize - 1].clone(), row.get(1))).collect())
 }
 
 /// The next (tenant, host) with jobs after `after`, at most `limit`: a skip-scan, one index descent each.
@@ -209,10 +232,11 @@ pub async fn scan_hosts(db: &Db, after: Option<&(String, String)>, limit: i64) -
             "-- scan-hosts
              WITH RECURSIVE scan AS (
                (SELECT tenant, host, 1 AS n FROM crawl_schedule
-                 WHERE (tenant, host) > ($1, $2) ORDER BY tenant, host LIMIT 1)
+                 WHERE (tenant, host) > ($1, $2) AND started_at IS NULL ORDER BY tenant, host LIMIT 1)
                UNION ALL
                SELECT s.tenant, s.host, scan.n + 1 FROM scan, LATERAL (
-                 SELECT tenant, host FROM crawl_schedule c WHERE (c.tenant, c.host) > (scan.tenant, scan.host)
+                 SELECT tenant, host FROM crawl_schedule c
+                  WHERE (c.tenant, c.host) > (scan.tenant, scan.host) AND c.started_at IS NULL
                   ORDER BY c.tenant, c.host LIMIT 1) s
                 WHERE scan.n < $3)
              SELECT tenant, host FROM scan",
@@ -234,7 +258,8 @@ pub async fn load(db: &Db, keys: &[JobKey]) -> DbResult<Batch> {
              SELECT s.tenant, s.id, s.attempt, s.dispatch, s.kind, s.host, s.depth, s.hops, s.url, s.payload,
                     h.addresses, h.state, h.valid_until > clock_timestamp(), h.robots_url, h.robots_hops, h.failures,
                     h.version, h.last_error, s.page, s.total_pages, s.remake_of, m.total_items, m.total_pages, m.round, p.job,
-                    d.paused_at IS NOT NULL, d.ending, d.note, d.retries, s.refusals, coalesce(h.refusals, 0)
+                    d.paused_at IS NOT NULL, d.ending, d.note, d.retries, s.refusals, coalesce(h.refusals, 0),
+                    CASE s.kind WHEN 'noop' THEN d.spec END
                FROM unnest($1::text[], $2::uuid[], $3::int2[]) AS k(tenant, id, attempt),
                LATERAL (SELECT * FROM crawl_schedule c
                          WHERE c.tenant = k.tenant AND c.id = k.id AND c.attempt = k.attempt OFFSET 0) s
@@ -284,6 +309,7 @@ fn loaded(row: &Row, key: JobKey, kind: JobKind) -> Loaded {
             stored_by: row.get(24),
         },
         leave: leave(row.get::<_, Option<bool>>(25).unwrap_or_default(), row.get(26), row.get(27)),
+        noop: row.get(31),
         host: row.get::<_, Option<Vec<String>>>(10).map(|addresses| LoadedHost {
             addresses,
             state: HostState::parse(row.get(11)),
@@ -308,20 +334,34 @@ fn leave(paused: bool, ending: Option<&str>, note: Option<String>) -> Leave {
     }
 }
 
-/// Jobs of a dispatch that wait, at most `limit`, whatever they wait for; but for calls that have begun.
-pub async fn of_dispatch(db: &Db, tenant: &str, dispatch: Uuid, limit: i64) -> DbResult<Vec<Uuid>> {
+/// A stretch of a tenant's schedule.
+#[derive(Clone, Debug, Default)]
+pub struct Stretch {
+    /// (dispatch, job) of the jobs that were looked for, whatever they wait for; but for calls that have begun.
+    pub found: Vec<(Uuid, Uuid)>,
+    /// Where the next stretch begins; none at the end.
+    pub next: Option<Uuid>,
+}
+
+/// Looks through `limit` jobs after `after` for those of `dispatches`, in the order of their ids. That is what an
+/// index by dispatch would cost every job that is scheduled.
+pub async fn of_dispatches(db: &Db, tenant: &str, dispatches: &[Uuid], after: Uuid, limit: i64) -> DbResult<Stretch> {
     let client = db.client().await?;
     let statement = client
         .prepare_cached(
-            "-- jobs-of-dispatch
-             SELECT id FROM crawl_schedule WHERE tenant = $1 AND dispatch = $2 AND started_at IS NULL LIMIT $3",
+            "-- jobs-of-dispatches
+             WITH stretch AS MATERIALIZED (
+               SELECT id, dispatch, started_at FROM crawl_schedule WHERE tenant = $1 AND id > $3 ORDER BY id LIMIT $4),
+             found AS MATERIALIZED (
+               SELECT id, dispatch FROM stretch WHERE dispatch = ANY ($2) AND started_at IS NULL ORDER BY dispatch, id)
+             SELECT ARRAY(SELECT dispatch FROM found), ARRAY(SELECT id FROM found),
+                    (SELECT id FROM stretch ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM stretch)",
         )
         .await?;
-    let mut ids: Vec<Uuid> =
-        client.query(&statement, &[&tenant, &dispatch, &limit]).await?.iter().map(|row| row.get(0)).collect();
-    // In key order, as every other writer takes them (invariant 12).
-    ids.sort();
-    Ok(ids)
+    let row = client.query_one(&statement, &[&tenant, &dispatches, &after, &limit]).await?;
+    let (of, ids): (Vec<Uuid>, Vec<Uuid>) = (row.get(0), row.get(1));
+    let next = row.get::<_, Option<Uuid>>(2).filter(|_| row.get::<_, i64>(3) >= limit);
+    Ok(Stretch { found: of.into_iter().zip(ids).collect(), next })
 }
 
 /// Ends jobs that will not be issued any more, each with its reason in the log. Returns how many.
@@ -360,7 +400,8 @@ pub async fn backlog(db: &Db) -> DbResult<(i64, i64)> {
             "-- backlog
              SELECT coalesce(sum(scheduled - finished), 0)::int8,
                     coalesce((SELECT greatest(0, extract(epoch FROM clock_timestamp() - min(run_at)) * 1000)::int8
-                       FROM (SELECT tenant, dispatch, run_at FROM crawl_schedule ORDER BY tenant, host, priority, run_at LIMIT 1000) s
+                       FROM (SELECT tenant, dispatch, run_at FROM crawl_schedule WHERE started_at IS NULL
+                              ORDER BY tenant, host, priority, run_at LIMIT 1000) s
                       WHERE NOT EXISTS (SELECT 1 FROM dispatch d WHERE d.tenant = s.tenant AND d.id = s.dispatch
                         AND d.paused_at IS NOT NULL)), 0)
                FROM (SELECT scheduled, finished FROM dispatch_progress p

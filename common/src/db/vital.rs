@@ -84,11 +84,12 @@ pub async fn oldest_due_ms(db: &Db) -> DbResult<i64> {
         .prepare_cached(
             "-- oldest-due
              WITH RECURSIVE scan AS (
-               (SELECT tenant, host, run_at, dispatch, 1 AS n FROM crawl_schedule
+               (SELECT tenant, host, run_at, dispatch, 1 AS n FROM crawl_schedule WHERE started_at IS NULL
                  ORDER BY tenant, host, priority, run_at, id LIMIT 1)
                UNION ALL
                SELECT s.tenant, s.host, s.run_at, s.dispatch, scan.n + 1 FROM scan, LATERAL (
-                 SELECT tenant, host, run_at, dispatch FROM crawl_schedule c WHERE (c.tenant, c.host) > (scan.tenant, scan.host)
+                 SELECT tenant, host, run_at, dispatch FROM crawl_schedule c
+                  WHERE (c.tenant, c.host) > (scan.tenant, scan.host) AND c.started_at IS NULL
                   ORDER BY c.tenant, c.host, c.priority, c.run_at, c.id LIMIT 1) s
                 WHERE scan.n < $1)
              SELECT coalesce(greatest((extract(epoch FROM clock_timestamp() - min(run_at)) * 1000)::int8, 0), 0) FROM scan

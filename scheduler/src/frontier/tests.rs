@@ -26,7 +26,7 @@ impl Bench {
         let due = (0..count)
             .map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: self.dispatch, alone: false })
             .collect();
-        let refill = Refill { tenant: TENANT.to_owned(), host: host.to_owned(), due, next_in_ms: None };
+        let refill = Refill { tenant: TENANT.to_owned(), host: host.to_owned(), due };
         self.frontier.refilled(0, refill, 10_000);
         let asked = self.frontier.wants_view(10);
         let views = asked
@@ -92,7 +92,7 @@ fn a_new_host_gets_one_job_until_it_is_prepared() {
     bench.frontier.gained(TENANT, "http://a");
     let due =
         (0..5).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: false }).collect();
-    let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due, next_in_ms: None };
+    let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due };
     bench.frontier.refilled(0, refill, 100);
     let asked = bench.frontier.wants_view(10);
     bench.frontier.viewed(0, &asked, Vec::new());
@@ -154,7 +154,7 @@ fn tenants_take_turns() {
     bench.add("http://a", "10.0.0.1", 50);
     let due =
         (0..50).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: false }).collect();
-    let refill = Refill { tenant: "other".to_owned(), host: "http://a".to_owned(), due, next_in_ms: None };
+    let refill = Refill { tenant: "other".to_owned(), host: "http://a".to_owned(), due };
     bench.frontier.refilled(0, refill, 1000);
     let picks = bench.frontier.pick(0, 10);
     assert_eq!(picks.iter().filter(|pick| pick.key.tenant == "other").count(), 5);
@@ -187,7 +187,7 @@ fn a_host_is_looked_up_again_after_a_loss() {
     bench.frontier.gained(TENANT, "http://a");
     let due =
         (0..2).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: false }).collect();
-    let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due, next_in_ms: None };
+    let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due };
     bench.frontier.refilled(0, refill, 100);
     let asked = bench.frontier.wants_view(10);
     bench.frontier.viewed(0, &asked, Vec::new());
@@ -206,7 +206,7 @@ fn suspects_wait_for_one_another_and_nobody_waits_for_them() {
     bench.frontier.gained(TENANT, "");
     let due =
         (0..8).map(|n| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: n < 5 }).collect();
-    let refill = Refill { tenant: TENANT.to_owned(), host: String::new(), due, next_in_ms: None };
+    let refill = Refill { tenant: TENANT.to_owned(), host: String::new(), due };
     bench.frontier.refilled(0, refill, 100);
     let mut pick = |frontier: &mut Frontier| -> Vec<bool> {
         let picks = frontier.pick(0, 100);
@@ -241,7 +241,7 @@ fn suspects_wait_for_one_another_and_nobody_waits_for_them() {
     frontier.adopt(2, StreamId { ms: 91, seq: 0 }, adopted(true));
     let due =
         (0..2).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: true }).collect();
-    frontier.refilled(2, Refill { tenant: TENANT.to_owned(), host: String::new(), due, next_in_ms: None }, 100);
+    frontier.refilled(2, Refill { tenant: TENANT.to_owned(), host: String::new(), due }, 100);
     assert_eq!(pick(frontier), [true], "a third has room, a fourth has not");
 }
 
@@ -265,4 +265,62 @@ fn a_paused_dispatch_is_dropped_from_the_buffer_and_found_again() {
     let entry = bench.open.remove(0);
     bench.frontier.settled(1, entry, &SettledJob { due_in_ms: Some(0), idle: true, ..SettledJob::default() });
     assert!(bench.pick(1).is_empty());
+}
+
+/// Refills the only flow as the schedule would, were it endless; returns how many rows were asked for.
+fn refill_endless(bench: &mut Bench, now: Millis) -> usize {
+    let asked = bench.frontier.wants_refill(now, 10);
+    let [(key, limit)] = asked.as_slice() else { return 0 };
+    // What is issued is still in the schedule, and in front.
+    let busy: Vec<Uuid> = bench.frontier.issued.values().map(|issued| issued.key.id).collect();
+    let fresh = std::iter::repeat_with(Uuid::now_v7).take(*limit as usize - busy.len());
+    let due: Vec<DueJob> = busy
+        .iter()
+        .copied()
+        .chain(fresh)
+        .map(|id| DueJob { id, attempt: 0, dispatch: bench.dispatch, alone: false })
+        .collect();
+    let refill = Refill { tenant: key.0.clone(), host: key.1.clone(), due };
+    bench.frontier.refilled(now, refill, *limit);
+    *limit as usize
+}
+
+#[test]
+fn the_buffer_follows_the_pace() {
+    let mut bench = Bench::new(0, i32::MAX as u32);
+    bench.frontier.gained(TENANT, "");
+    let mut asked = Vec::new();
+    for turn in 0..200 {
+        asked.push(refill_endless(&mut bench, turn * 10));
+        bench.pick(turn * 10);
+        while !bench.open.is_empty() {
+            bench.settle(turn * 10 + 5);
+        }
+    }
+    assert_eq!(asked[0], BUFFER_MIN);
+    let most = asked.iter().max().expect("it asked");
+    assert!((BUFFER_MAX..=BUFFER_MAX + BUFFER_MAX / 4).contains(most), "{most}: what is left is read again");
+    let (read, issued) = (asked.iter().sum::<usize>(), bench.serial as usize);
+    assert!(read < issued * 2, "{read} rows read for {issued} jobs");
+    // A slow one holds few.
+    for minute in 1..20 {
+        bench.frontier.gained(TENANT, "");
+        refill_endless(&mut bench, minute * 60_000);
+    }
+    assert_eq!(bench.frontier.flows.values().map(|flow| flow.room).max(), Some(BUFFER_MIN));
+}
+
+#[test]
+fn with_enough_in_the_buffer_a_hint_waits() {
+    let mut bench = Bench::new(1000, 1);
+    bench.add("http://a", "10.0.0.1", 20);
+    for now in [10, 20, 30] {
+        bench.frontier.gained(TENANT, "http://a");
+        assert!(bench.frontier.wants_refill(now, 10).is_empty());
+    }
+    assert_eq!(bench.frontier.next_due_ms(), Some(STALE_MS), "one timer");
+    assert_eq!(bench.frontier.wants_refill(STALE_MS, 10).len(), 1);
+    assert_eq!(bench.frontier.next_due_ms(), None);
+    bench.frontier.gained(TENANT, "http://new");
+    assert_eq!(bench.frontier.wants_refill(STALE_MS, 10).len(), 1, "nothing is there to go on with");
 }

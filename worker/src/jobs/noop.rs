@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use dodo_common::db::commit::Finished;
+use dodo_common::db::pool::DbError;
 use dodo_common::db::schedule::Loaded;
 use dodo_common::model::job::{Job, Outcome};
+use dodo_common::model::spec::NoopSpec;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::names::ITEMS;
 use dodo_common::stream::raw::RawEntry;
@@ -17,9 +19,12 @@ use crate::jobs::end;
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     let job = row.job;
     let started_ms = ctx.clock.now_ms();
-    let spec = match ctx.noop(&job.key.tenant, job.dispatch).await {
+    let spec = match serde_json::from_value::<NoopSpec>(row.noop.unwrap_or_default()) {
         Ok(spec) => spec,
-        Err(error) => return end::unread(ctx, entry, &job, "its dispatch", &error).await,
+        Err(error) => {
+            let error = DbError::Input(format!("its spec is not one of this version: {error}"));
+            return end::unread(ctx, entry, &job, "its dispatch", &error).await;
+        }
     };
     if spec.sleep_ms > 0 {
         tokio::time::sleep(Duration::from_millis(spec.sleep_ms)).await;
