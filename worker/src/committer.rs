@@ -14,7 +14,7 @@ use dodo_common::model::url::UrlHash;
 use dodo_common::stream::queue;
 use dodo_common::stream::raw::{self, RawEntry};
 use dodo_common::stream::report::{Report, Settled, Verdict};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use uuid::Uuid;
 
 use crate::consumer::is_generation;
@@ -22,8 +22,10 @@ use crate::context::Context;
 
 /// Committers of one worker: while one waits for the disk, the other gathers.
 pub const COMMITTERS: usize = 2;
-/// Jobs in one transaction.
+/// Jobs in one transaction at most; and so many that it begins beside another. A transaction costs as much as some
+/// thirty of its jobs.
 const BATCH_MAX: usize = 256;
+const BATCH_FULL: usize = 128;
 /// A server that does not answer is asked again this often.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -87,22 +89,48 @@ pub type Results = mpsc::Sender<Item>;
 
 /// The receiving end, shared by the committers: who holds the lock gathers the next batch.
 #[derive(Clone)]
-pub struct Queue(Arc<Mutex<mpsc::Receiver<Item>>>);
+pub struct Queue {
+    receiver: Arc<Mutex<mpsc::Receiver<Item>>>,
+    /// Held by a committer from its batch on until that is settled.
+    turn: Arc<Semaphore>,
+}
 
 pub fn channel() -> (Results, Queue) {
     let (sender, receiver) = mpsc::channel(BATCH_MAX * COMMITTERS);
-    (sender, Queue(Arc::new(Mutex::new(receiver))))
+    (sender, Queue { receiver: Arc::new(Mutex::new(receiver)), turn: Arc::new(Semaphore::new(1)) })
+}
+
+impl Queue {
+    /// The next batch: what waits, at once while nothing is being committed, and otherwise when it is full or the commit
+    /// under way is over. Empty at the end.
+    async fn gather(&self) -> (Vec<Item>, Option<OwnedSemaphorePermit>) {
+        let mut receiver = self.receiver.lock().await;
+        let mut items = Vec::with_capacity(BATCH_MAX);
+        if receiver.recv_many(&mut items, BATCH_MAX).await == 0 {
+            return (items, None);
+        }
+        while items.len() < BATCH_FULL {
+            let room = BATCH_MAX - items.len();
+            tokio::select! {
+                biased;
+                turn = Arc::clone(&self.turn).acquire_owned() => {
+                    return (items, turn.ok());
+                }
+                more = receiver.recv_many(&mut items, room) => if more == 0 { break },
+            }
+        }
+        (items, Arc::clone(&self.turn).try_acquire_owned().ok())
+    }
 }
 
 /// Commits batches until the consumer is gone or the incarnation is refused.
 pub async fn run(ctx: Arc<Context>, queue: Queue) {
     loop {
-        let mut items = Vec::with_capacity(BATCH_MAX);
-        let count = tokio::select! {
-            count = async { queue.0.lock().await.recv_many(&mut items, BATCH_MAX).await } => count,
+        let (items, turn) = tokio::select! {
+            gathered = queue.gather() => gathered,
             () = ctx.refused.cancelled() => return,
         };
-        if count == 0 {
+        if items.is_empty() {
             return;
         }
         let (done, permits): (Vec<Done>, Vec<OwnedSemaphorePermit>) = items.into_iter().unzip();
@@ -114,7 +142,7 @@ pub async fn run(ctx: Arc<Context>, queue: Queue) {
         }
         ctx.let_go(&entries);
         ctx.pressure.sub(bytes);
-        drop(permits);
+        drop((permits, turn));
     }
 }
 

@@ -39,7 +39,7 @@ pub struct Settings {
     #[arg(long, env = "DODO_ROLES", value_delimiter = ',', default_value = "fetch,process,archive")]
     pub roles: Vec<Role>,
     /// Jobs it holds at once
-    #[arg(long, env = "DODO_WORKER_PERMITS", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, env = "DODO_WORKER_PERMITS", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub permits: u16,
     /// Bytes of results that wait to be committed, above which it reads no more jobs
     #[arg(long, env = "DODO_HELD_BYTES_MAX", default_value_t = 256 << 20)]
