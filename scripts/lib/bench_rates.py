@@ -5,7 +5,7 @@ import statistics
 import threading
 import time
 
-from bench_cluster import Cluster
+from bench_cluster import NOOPS_MAX, Cluster
 from bench_crawl import memory_rows
 from bench_row import Row, at_least, at_most, percentile
 
@@ -56,9 +56,11 @@ def latency(options: argparse.Namespace) -> list[Row]:
 
 
 def backlog(options: argparse.Namespace) -> list[Row]:
-    """Jobs submitted over the API while no worker runs; then workers start and take the first ones."""
+    """Jobs submitted over the API while no worker runs; then workers start and take the first ones. The rate is that of
+    the first request's jobs, from its first tenth on, and that of an empty cluster is measured in the same way."""
     with Cluster(options.bin, options.workers) as cluster:
-        empty = statistics.median(noop_rates(cluster, options.jobs))
+        cluster.await_finished(cluster.submit_noops(WARM_UP), WARM_UP)
+        empty = statistics.median(steady_rate(cluster, cluster.submit_noops(NOOPS_MAX)) for _ in range(NOOP_RUNS))
         for worker in list(cluster.workers):
             cluster.kill(worker)
         peak = [cluster.redis.memory_mib()]
@@ -70,22 +72,24 @@ def backlog(options: argparse.Namespace) -> list[Row]:
             cluster.add_worker()
         cluster.await_workers()
         watcher.start()
-        first = dispatches[:1]
-        total = sum(cluster.api(f"/v1/dispatches/{first[0]}")["progress"][name] for name in ("scheduled",))
-        # The first jobs wait for registration; the rate counts from the first tenth on.
-        tenth = max(1, total // 10)
-        began, at_first = cluster_reaches(cluster, first, tenth)
-        ended, at_last = cluster_reaches(cluster, first, total)
-        rate = (at_last - at_first) / (ended - began)
+        rate = steady_rate(cluster, dispatches[:1])
         over.set()
         watcher.join()
     rows = [
-        Row("backlog", f"jobs/s with {options.backlog} jobs pending, of the first {total}", f"{rate:.0f}"),
-        Row("backlog", "jobs/s of an empty cluster", f"{empty:.0f}"),
+        Row("backlog", f"jobs/s with {options.backlog} jobs pending", f"{rate:.0f}"),
+        Row("backlog", f"jobs/s of an empty cluster, median of {NOOP_RUNS}", f"{empty:.0f}"),
         at_most("backlog", "times slower than the empty cluster", empty / rate, 2, "", 2),
         at_most("backlog", f"Redis' used memory at most, {options.backlog} jobs pending, workers running", max(peak), REDIS_MIB_MAX, "MiB", 1),
     ]
     return rows
+
+
+def steady_rate(cluster: Cluster, dispatches: list[str]) -> float:
+    """Jobs a second of one request, from its first tenth to its end; the next one is submitted after that."""
+    total = cluster.api(f"/v1/dispatches/{dispatches[0]}")["progress"]["scheduled"]
+    began, at_first = cluster_reaches(cluster, dispatches, max(1, total // 10))
+    ended, at_last = cluster_reaches(cluster, dispatches, total)
+    return (at_last - at_first) / (ended - began)
 
 
 def cluster_reaches(cluster: Cluster, dispatches: list[str], count: int) -> tuple[float, int]:
