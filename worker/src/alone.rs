@@ -52,8 +52,7 @@ pub async fn run(ctx: &Arc<Context>, suspect: JobEntry, permits: &Arc<Semaphore>
             done
         }
     };
-    // Nobody listens any more only when the incarnation was refused.
-    let _ = results.send((done, permit)).await;
+    results.send(ctx, done, permit).await;
 }
 
 /// No permit: what is handed back has taken none.

@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::consumer::is_generation;
 use crate::context::Context;
+use crate::pressure::Held;
 
 /// Committers of one worker: while one waits for the disk, the other gathers.
 pub const COMMITTERS: usize = 2;
@@ -84,8 +85,24 @@ impl Done {
     }
 }
 
-type Item = (Done, OwnedSemaphorePermit);
-pub type Results = mpsc::Sender<Item>;
+/// What a job has made, with the room that it takes until it is settled.
+struct Item {
+    done: Done,
+    room: (OwnedSemaphorePermit, Held),
+}
+
+/// Where jobs leave what they have made.
+#[derive(Clone)]
+pub struct Results(mpsc::Sender<Item>);
+
+impl Results {
+    /// Waits while the committers are behind.
+    pub async fn send(&self, ctx: &Context, done: Done, permit: OwnedSemaphorePermit) {
+        let held = ctx.pressure.hold(done.bytes());
+        // Nobody listens any more only when the incarnation was refused.
+        let _ = self.0.send(Item { done, room: (permit, held) }).await;
+    }
+}
 
 /// The receiving end, shared by the committers: who holds the lock gathers the next batch.
 #[derive(Clone)]
@@ -97,7 +114,7 @@ pub struct Queue {
 
 pub fn channel() -> (Results, Queue) {
     let (sender, receiver) = mpsc::channel(BATCH_MAX * COMMITTERS);
-    (sender, Queue { receiver: Arc::new(Mutex::new(receiver)), turn: Arc::new(Semaphore::new(1)) })
+    (Results(sender), Queue { receiver: Arc::new(Mutex::new(receiver)), turn: Arc::new(Semaphore::new(1)) })
 }
 
 impl Queue {
@@ -133,16 +150,14 @@ pub async fn run(ctx: Arc<Context>, queue: Queue) {
         if items.is_empty() {
             return;
         }
-        let (done, permits): (Vec<Done>, Vec<OwnedSemaphorePermit>) = items.into_iter().unzip();
+        let (done, room): (Vec<Done>, Vec<_>) = items.into_iter().map(|item| (item.done, item.room)).unzip();
         let entries: Vec<StreamId> = done.iter().map(|d| d.entry).collect();
-        let bytes: u64 = done.iter().map(Done::bytes).sum();
         tokio::select! {
             () = settle(&ctx, done) => {}
             () = ctx.refused.cancelled() => return,
         }
         ctx.let_go(&entries);
-        ctx.pressure.sub(bytes);
-        drop((permits, turn));
+        drop((room, turn));
     }
 }
 

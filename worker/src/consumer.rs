@@ -128,9 +128,7 @@ async fn take(
                     }
                 }
             };
-            ctx.pressure.add(done.bytes());
-            // Nobody listens any more only when the incarnation was refused.
-            let _ = results.send((done, permit)).await;
+            results.send(&ctx, done, permit).await;
         });
     }
 }

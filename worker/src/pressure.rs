@@ -1,8 +1,8 @@
 //! Pressure: how much of what jobs have made still waits to be committed, and what it waits for.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use dodo_common::clock::Millis;
 
@@ -11,10 +11,23 @@ const SLOW_MS: Millis = 1000;
 
 #[derive(Debug, Default)]
 pub struct Pressure {
-    held_bytes: AtomicU64,
+    held_bytes: Arc<AtomicU64>,
     serial: AtomicU64,
     /// Steps under way: what each waits for, and since when.
     steps: Mutex<BTreeMap<u64, (&'static str, Millis)>>,
+}
+
+/// Bytes that are held.
+#[derive(Debug)]
+pub struct Held {
+    bytes: u64,
+    all: Arc<AtomicU64>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// A step under way; it ends with this.
@@ -30,12 +43,10 @@ impl Drop for Step<'_> {
 }
 
 impl Pressure {
-    pub fn add(&self, bytes: u64) {
+    /// Counts so many bytes until what it returns is dropped.
+    pub fn hold(&self, bytes: u64) -> Held {
         self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    pub fn sub(&self, bytes: u64) {
-        self.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        Held { bytes, all: Arc::clone(&self.held_bytes) }
     }
 
     pub fn held_bytes(&self) -> u64 {
@@ -77,11 +88,11 @@ mod tests {
         let step = pressure.step("Postgres", 1000);
         assert_eq!(pressure.says(10, 2000), None);
         assert_eq!(pressure.says(10, 3500).as_deref(), Some("its results wait for Postgres since 2.5 s"));
-        pressure.add(11);
+        let held = pressure.hold(11);
         assert!(pressure.says(10, 3500).is_some_and(|why| why.contains("Postgres") && why.contains("11 bytes")));
         drop(step);
         assert!(pressure.says(10, 9000).is_some_and(|why| why.starts_with("it reads no jobs")));
-        pressure.sub(11);
+        drop(held);
         assert_eq!(pressure.says(10, 9000), None);
     }
 }

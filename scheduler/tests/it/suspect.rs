@@ -155,7 +155,7 @@ async fn jobs_whose_workers_are_killed_twice_end_well() -> Result<()> {
     let mut cluster = Cluster::start().await?;
     let _scheduler = cluster.scheduler().await?;
     let mut first = cluster.worker()?;
-    let long = cluster.post("/v1/noops", &json!({ "count": 6, "sleep_ms": 2000 })).await?;
+    let long = cluster.post("/v1/noops", &json!({ "count": 6, "sleep_ms": 2000, "payload": { "kept": true } })).await?;
     let mut killed = vec![holds(&cluster, 6, &[]).await?];
     first.kill();
     let mut second = cluster.worker()?;
