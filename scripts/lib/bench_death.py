@@ -15,6 +15,8 @@ PERMITS = 8
 # Jobs held at once: three workers have room for them all, so that what is measured is the loss and not a queue.
 HELD = 24
 LEADERS = 10
+# Far longer than the lease.
+WAKES_S = 30
 LINES_MAX = 9
 
 
@@ -30,7 +32,36 @@ def freeze(options: argparse.Namespace) -> list[Row]:
     """The same with SIGSTOP: its connections stay open, only its heart stops."""
     samples, jobs = deaths(options, max(1, options.kills // 5), signal.SIGSTOP)
     what = f"SIGSTOP of a worker to the last of its jobs running elsewhere, {len(samples)} times, {jobs} jobs: p99"
-    return [at_most("freeze", what, percentile(samples, 0.99), 5, "s", 2)]
+    held, late = wakes(options)
+    return [
+        at_most("freeze", what, percentile(samples, 0.99), 5, "s", 2),
+        exactly("freeze", f"late results that show of a worker that held {held} jobs and wakes after {WAKES_S} s", late, 0),
+    ]
+
+
+def wakes(options: argparse.Namespace) -> tuple[int, int]:
+    """How many jobs a worker held when it was stopped, and how many rows came of it when it went on."""
+    site = SlowSite(None)
+    with Cluster(options.bin, FLEET, DODO_WORKER_PERMITS=PERMITS, DODO_OPEN=f"127.0.0.1:{site.port}") as cluster:
+        paths = [f"/{page}" for page in range(HELD)]
+        dispatch = cluster.crawl([site.url(path) for path in paths])
+        until("the jobs do not start", lambda: all(site.times(path) for path in paths))
+        victim = max(cluster.workers, key=lambda worker: len(cluster.held(worker)))
+        held = len(cluster.held(victim))
+        at = time.time()
+        cluster.kill(victim, signal.SIGSTOP)
+        # The others end its jobs; its own answers lie in its sockets when it wakes.
+        until("the jobs do not end", lambda: site.release() or cluster.finished([dispatch]) == HELD, pause_s=0.05)
+        time.sleep(max(0.0, at + WAKES_S - time.time()))
+        os.kill(victim.pid, signal.SIGCONT)
+        anew = f"SELECT count(*) FROM worker WHERE pid = {victim.pid} AND registered_at > to_timestamp({at + WAKES_S})"
+        until("the worker that woke does not register anew", lambda: int(cluster.sql.one(anew)) > 0)
+        # It has nothing left to write by now.
+        time.sleep(2)
+        query = f"SELECT (SELECT count(*) FROM crawl_log WHERE dispatch = '{dispatch}') + (SELECT count(*) FROM page_link WHERE dispatch = '{dispatch}')"
+        ended = f"SELECT count(*) FROM crawl_log WHERE dispatch = '{dispatch}' AND finished_at > to_timestamp({at + WAKES_S})"
+        rows, late = int(cluster.sql.one(query)), int(cluster.sql.one(ended))
+        return held, late + max(0, rows - 2 * HELD)
 
 
 def deaths(options: argparse.Namespace, count: int, number: signal.Signals) -> tuple[list[float], int]:
