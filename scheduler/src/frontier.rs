@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use dodo_common::clock::Millis;
-use dodo_common::db::host::{HostState, HostView};
+use dodo_common::db::host::{HostState, HostView, RobotsAt};
 use dodo_common::db::schedule::{DueJob, Refill};
 use dodo_common::model::job::JobKey;
 use dodo_common::model::stream_id::StreamId;
@@ -26,6 +26,8 @@ const BUFFER_LONG_MS: Millis = 30_000;
 const STALE_MS: Millis = 1_000;
 /// A host's addresses and robots are renewed this long before they run out, milliseconds.
 const RENEW_MS: Millis = 5_000;
+/// Another origin that is busy is asked again after this long.
+const ELSEWHERE_MS: Millis = 20;
 
 /// (tenant, host): the unit of turns.
 pub type FlowKey = (String, String);
@@ -68,7 +70,9 @@ pub struct Pick {
 struct Issued {
     key: JobKey,
     host: String,
-    address: Option<String>,
+    addresses: Vec<String>,
+    /// Another origin that it asks: where its host's robots.txt is redirected to.
+    robots_host: Option<String>,
     dispatch: Uuid,
     alone: bool,
     issued_ms: Millis,
@@ -96,6 +100,21 @@ struct View {
     crawl_delay_ms: Millis,
     hold_until_ms: Millis,
     valid_until_ms: Millis,
+    robots_at: Option<RobotsAt>,
+}
+
+impl View {
+    /// Every address that a request made now goes to or may go to, and the other origin it goes to.
+    fn places(&self) -> (Vec<String>, Option<String>) {
+        let mut addresses: Vec<String> = self.address.iter().cloned().collect();
+        let Some(at) = self.robots_at.as_ref().filter(|_| self.state == HostState::New) else {
+            return (addresses, None);
+        };
+        if !addresses.contains(&at.address) {
+            addresses.push(at.address.clone());
+        }
+        (addresses, Some(at.host.clone()))
+    }
 }
 
 #[derive(Debug)]
@@ -379,6 +398,7 @@ impl Frontier {
                     crawl_delay_ms: 0,
                     hold_until_ms: NEVER,
                     valid_until_ms: NEVER,
+                    robots_at: None,
                 },
                 Some(view) => View {
                     state: view.state,
@@ -386,19 +406,27 @@ impl Frontier {
                     crawl_delay_ms: view.crawl_delay_ms.unwrap_or(0),
                     hold_until_ms: view.hold_in_ms.map_or(NEVER, |ms| now + ms),
                     valid_until_ms: now + view.valid_in_ms,
+                    robots_at: view.robots_at,
                 },
             };
             let began_ms = self.began_ms.unwrap_or(NEVER);
             let host = self.hosts.entry(name.clone()).or_insert_with(|| Host::since(began_ms));
-            if std::mem::take(&mut host.adopted)
-                && let Some(address) = &view.address
-            {
-                for issued in self.issued.values_mut().filter(|i| i.host == *name && i.address.is_none()) {
-                    issued.address = Some(address.clone());
-                    self.addresses.entry(address.clone()).or_insert_with(|| Clock::since(began_ms)).in_flight += 1;
+            let adopted = std::mem::take(&mut host.adopted);
+            let (addresses, robots_host) = view.places();
+            host.view = Some(view);
+            if adopted {
+                for issued in self.issued.values_mut().filter(|i| i.host == *name && i.addresses.is_empty()) {
+                    issued.addresses.clone_from(&addresses);
+                    issued.robots_host.clone_from(&robots_host);
+                    for address in &addresses {
+                        self.addresses.entry(address.clone()).or_insert_with(|| Clock::since(began_ms)).in_flight += 1;
+                    }
+                    if let Some(other) = &robots_host {
+                        let other = self.hosts.entry(other.clone()).or_insert_with(|| Host::since(began_ms));
+                        other.clock.in_flight += 1;
+                    }
                 }
             }
-            host.view = Some(view);
             self.wake_host(name);
         }
     }
@@ -451,9 +479,10 @@ impl Frontier {
 
     /// Records the stream entry of a picked job.
     pub fn issued(&mut self, now: Millis, entry: StreamId, pick: Pick) {
-        let address = self.hosts.get(&pick.host).and_then(|host| host.view.as_ref()?.address.clone());
+        let view = self.hosts.get(&pick.host).and_then(|host| host.view.as_ref());
+        let (addresses, robots_host) = view.map(View::places).unwrap_or_default();
         let Pick { key, host, dispatch, alone } = pick;
-        self.issued.insert(entry, Issued { key, host, address, dispatch, alone, issued_ms: now });
+        self.issued.insert(entry, Issued { key, host, addresses, robots_host, dispatch, alone, issued_ms: now });
     }
 
     /// Takes over an entry that an earlier leader has issued.
@@ -475,7 +504,8 @@ impl Frontier {
             rules.exact = false;
         }
         // Its address is known when the row of its host has been read.
-        self.issued.insert(entry, Issued { key, host, address: None, dispatch, alone, issued_ms: now });
+        let issued = Issued { key, host, addresses: Vec::new(), robots_host: None, dispatch, alone, issued_ms: now };
+        self.issued.insert(entry, issued);
     }
 
     /// An entry was settled or taken back. Idempotent: a second report of it does nothing.
@@ -510,7 +540,13 @@ impl Frontier {
                 view.hold_until_ms = view.hold_until_ms.max(now + hold);
             }
         }
-        if let Some(address) = &issued.address {
+        if let Some(other) = issued.robots_host.as_ref().and_then(|other| self.hosts.get_mut(other)) {
+            other.clock.in_flight = other.clock.in_flight.saturating_sub(1);
+            if settled.requested {
+                other.clock.last_completion_ms = now;
+            }
+        }
+        for address in &issued.addresses {
             let clock = self.addresses.entry(address.clone()).or_default();
             clock.in_flight = clock.in_flight.saturating_sub(1);
             if settled.requested {
@@ -528,6 +564,9 @@ impl Frontier {
             None => {}
         }
         self.wake_host(&issued.host);
+        if let Some(other) = &issued.robots_host {
+            self.wake_host(other);
+        }
         self.wake_budget(issued.dispatch);
         self.enqueue(&flow_key);
     }
@@ -643,8 +682,22 @@ impl Frontier {
             delay_ms: limit.delay_ms.max(view.crawl_delay_ms),
         };
         host.clock.allows(&limit, now)?;
-        if let Some(address) = &view.address {
-            let began_ms = self.began_ms.unwrap_or(NEVER);
+        let (addresses, robots_host) = view.places();
+        let began_ms = self.began_ms.unwrap_or(NEVER);
+        if let Some(other) = &robots_host {
+            let other = self.hosts.entry(other.clone()).or_insert_with(|| Host::since(began_ms));
+            let known = other.view.as_ref();
+            let hold_until_ms = known.map_or(NEVER, |view| view.hold_until_ms);
+            if hold_until_ms > now {
+                return Err(Wait::Until(hold_until_ms));
+            }
+            let delay_ms = limit.delay_ms.max(known.map_or(0, |view| view.crawl_delay_ms));
+            if let Err(wait) = other.clock.allows(&Limit { concurrency: 1, delay_ms }, now) {
+                // Its flows are woken by a completion; this one is another host's.
+                return Err(if wait == Wait::Event { Wait::Until(now + ELSEWHERE_MS) } else { wait });
+            }
+        }
+        for address in &addresses {
             let clock = self.addresses.entry(address.clone()).or_insert_with(|| Clock::since(began_ms));
             if let Err(wait) = clock.allows(&limit, now) {
                 if wait == Wait::Event {
@@ -652,9 +705,15 @@ impl Frontier {
                 }
                 return Err(wait);
             }
-            clock.in_flight += 1;
         }
-        host.clock.in_flight += 1;
+        for address in &addresses {
+            self.addresses.entry(address.clone()).or_default().in_flight += 1;
+        }
+        for name in robots_host.iter().chain([&key.1]) {
+            if let Some(host) = self.hosts.get_mut(name) {
+                host.clock.in_flight += 1;
+            }
+        }
         Ok(())
     }
 

@@ -59,6 +59,15 @@ pub struct HostView {
     pub crawl_delay_ms: Option<i64>,
     pub hold_in_ms: Option<i64>,
     pub valid_in_ms: i64,
+    /// The next request for its robots.txt goes to another origin.
+    pub robots_at: Option<RobotsAt>,
+}
+
+/// The other origin, `scheme://authority`, that a robots.txt is redirected to, and its first address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RobotsAt {
+    pub host: String,
+    pub address: String,
 }
 
 /// The row a worker writes when it has prepared a host, or was told to wait.
@@ -71,6 +80,7 @@ pub struct HostUpdate {
     pub robots_status: Option<i16>,
     pub robots_url: Option<String>,
     pub robots_hops: i16,
+    pub robots_at: Option<RobotsAt>,
     pub crawl_delay_ms: Option<i64>,
     pub failures: i32,
     pub hold_ms: Option<i64>,
@@ -87,7 +97,8 @@ pub async fn view(db: &Db, hosts: &[String]) -> DbResult<Vec<HostView>> {
              SELECT host, addresses, state, crawl_delay_ms,
                     (extract(epoch FROM hold_until - clock_timestamp()) * 1000)::int8,
                     CASE WHEN isfinite(valid_until)
-                         THEN (extract(epoch FROM valid_until - clock_timestamp()) * 1000)::int8 ELSE 0 END
+                         THEN (extract(epoch FROM valid_until - clock_timestamp()) * 1000)::int8 ELSE 0 END,
+                    robots_host, robots_address
                FROM unnest($1::text[]) k(name) JOIN host ON host.host = k.name",
         )
         .await?;
@@ -101,8 +112,13 @@ pub async fn view(db: &Db, hosts: &[String]) -> DbResult<Vec<HostView>> {
             crawl_delay_ms: row.get(3),
             hold_in_ms: row.get(4),
             valid_in_ms: row.get(5),
+            robots_at: robots_at(row.get(6), row.get(7)),
         })
         .collect())
+}
+
+pub(crate) fn robots_at(host: Option<String>, address: Option<String>) -> Option<RobotsAt> {
+    host.zip(address).map(|(host, address)| RobotsAt { host, address })
 }
 
 /// (robots.txt, status) of a host, for the worker's cache.
@@ -119,12 +135,15 @@ pub async fn update(tx: &Transaction<'_>, update: &HostUpdate) -> DbResult<()> {
         .prepare_cached(
             "-- update-host
              INSERT INTO host AS h (host, addresses, state, robots, robots_status, robots_url, robots_hops,
-                    crawl_delay_ms, failures, hold_until, valid_until, version, last_error, checked_at)
+                    crawl_delay_ms, failures, hold_until, valid_until, version, last_error, checked_at,
+                    robots_host, robots_address)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, clock_timestamp() + $10::float8 * interval '1 millisecond',
-                     clock_timestamp() + $11::float8 * interval '1 millisecond', 1, $12, clock_timestamp())
+                     clock_timestamp() + $11::float8 * interval '1 millisecond', 1, $12, clock_timestamp(),
+                     $13, $14)
              ON CONFLICT (host) DO UPDATE SET addresses = excluded.addresses, state = excluded.state,
                     robots = excluded.robots, robots_status = excluded.robots_status,
                     robots_url = excluded.robots_url, robots_hops = excluded.robots_hops,
+                    robots_host = excluded.robots_host, robots_address = excluded.robots_address,
                     crawl_delay_ms = excluded.crawl_delay_ms, failures = excluded.failures,
                     hold_until = excluded.hold_until, valid_until = excluded.valid_until,
                     version = h.version + 1, last_error = excluded.last_error,
@@ -146,6 +165,8 @@ pub async fn update(tx: &Transaction<'_>, update: &HostUpdate) -> DbResult<()> {
             &update.hold_ms.map(|ms| ms as f64),
             &(update.valid_ms as f64),
             &update.last_error,
+            &update.robots_at.as_ref().map(|at| &at.host),
+            &update.robots_at.as_ref().map(|at| &at.address),
         ],
     )
     .await?;

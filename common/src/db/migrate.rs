@@ -16,7 +16,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (5, "core_fixes", include_str!("../../../sql/migrations/0005_core_fixes.sql")),
     (6, "suspects", include_str!("../../../sql/migrations/0006_suspects.sql")),
     (7, "control", include_str!("../../../sql/migrations/0007_control.sql")),
-    (8, "schedule_indexes", include_str!("../../../sql/migrations/0008_schedule_indexes.sql")),
+    (8, "throughput", include_str!("../../../sql/migrations/0008_throughput.sql")),
 ];
 
 /// Applies what is missing; returns the versions that were applied.

@@ -3,7 +3,7 @@
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::db::host::HostState;
+use crate::db::host::{self, HostState, RobotsAt};
 use crate::db::leader;
 use crate::db::pool::{Db, DbResult, Transaction};
 use crate::model::job::{ALONE_CRASHES_MAX, Job, JobKey, JobKind, Outcome, SUSPECT_CRASHES};
@@ -88,6 +88,7 @@ pub struct LoadedHost {
     pub fresh: bool,
     pub robots_url: Option<String>,
     pub robots_hops: i16,
+    pub robots_at: Option<RobotsAt>,
     pub failures: i32,
     pub version: i64,
     pub last_error: Option<String>,
@@ -259,7 +260,7 @@ pub async fn load(db: &Db, keys: &[JobKey]) -> DbResult<Batch> {
                     h.addresses, h.state, h.valid_until > clock_timestamp(), h.robots_url, h.robots_hops, h.failures,
                     h.version, h.last_error, s.page, s.total_pages, s.remake_of, m.total_items, m.total_pages, m.round, p.job,
                     d.paused_at IS NOT NULL, d.ending, d.note, d.retries, s.refusals, coalesce(h.refusals, 0),
-                    CASE s.kind WHEN 'noop' THEN d.spec END
+                    CASE s.kind WHEN 'noop' THEN d.spec END, h.robots_host, h.robots_address
                FROM unnest($1::text[], $2::uuid[], $3::int2[]) AS k(tenant, id, attempt),
                LATERAL (SELECT * FROM crawl_schedule c
                          WHERE c.tenant = k.tenant AND c.id = k.id AND c.attempt = k.attempt OFFSET 0) s
@@ -316,6 +317,7 @@ fn loaded(row: &Row, key: JobKey, kind: JobKind) -> Loaded {
             fresh: row.get(12),
             robots_url: row.get(13),
             robots_hops: row.get(14),
+            robots_at: host::robots_at(row.get(32), row.get(33)),
             failures: row.get(15),
             version: row.get(16),
             last_error: row.get(17),

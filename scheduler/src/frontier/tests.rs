@@ -38,6 +38,7 @@ impl Bench {
                 crawl_delay_ms: None,
                 hold_in_ms: None,
                 valid_in_ms: 3_600_000,
+                robots_at: None,
             })
             .collect();
         self.frontier.viewed(0, &asked, views);

@@ -140,6 +140,7 @@ fn host(name: &str) -> HostUpdate {
         robots_status: None,
         robots_url: None,
         robots_hops: 0,
+        robots_at: None,
         crawl_delay_ms: None,
         failures: 0,
         hold_ms: None,

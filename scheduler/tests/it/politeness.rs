@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::cluster::Cluster;
 use crate::judge;
-use crate::web::Web;
+use crate::web::{Hit, MOVED, Web};
 
 const HOSTS: usize = 300;
 const PAGES: usize = 3;
@@ -42,6 +42,35 @@ async fn hosts_and_addresses_are_never_hurried() -> Result<()> {
     judge::complete(&cluster, &web, &dispatch).await?;
     let hosts: HashSet<&String> = hits.iter().map(|hit| &hit.host).collect();
     assert_eq!(hosts.len(), HOSTS);
+    judge::polite(&hits, DELAY, |hit| hit.host.clone())?;
+    judge::polite(&hits, DELAY, |hit| hit.address.clone())
+}
+
+/// Hosts whose robots.txt is another host's: the request for it waits for that one's clocks, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirected_robots_txt_hurries_nobody() -> Result<()> {
+    const TARGETS: usize = 4;
+    const PAGES: usize = 12;
+    let mut cluster = Cluster::start().await?;
+    let port = free_port()?;
+    // Each name has an address of its own; up to three redirects lead to a target.
+    let names: Vec<String> =
+        (0..4).flat_map(|hops| (0..TARGETS).map(move |n| format!("{}h{n}.test", MOVED.repeat(hops)))).collect();
+    let addresses: Vec<Ipv4Addr> = (0..names.len()).map(|n| Ipv4Addr::new(127, 0, 3, n as u8 + 1)).collect();
+    let places: Vec<String> = names.iter().map(|name| format!("{name}:{port}")).collect();
+    let web = Web::virtual_hosts(&places, PAGES, Duration::from_millis(20), &addresses, port).await?;
+    let resolve: Vec<String> =
+        names.iter().zip(&addresses).map(|(name, address)| format!("{name}={address}")).collect();
+    cluster.worker_env.push(("DODO_RESOLVE".to_owned(), resolve.join(",")));
+    cluster.open(&places);
+    let _scheduler = cluster.scheduler().await?;
+    let _workers = (0..2).map(|_| cluster.worker()).collect::<Result<Vec<_>>>()?;
+    let body = json!({ "urls": web.urls(), "delay_ms": DELAY.as_millis() as u64, "host_concurrency": 1 });
+    let dispatch = cluster.post("/v1/crawls", &body).await?;
+    cluster.wait_done(&dispatch, Duration::from_secs(90)).await?;
+    let hits = web.hits();
+    let robots = |hit: &&Hit| hit.path == "/robots.txt" && !hit.host.starts_with(MOVED);
+    assert_eq!(hits.iter().filter(robots).count(), TARGETS * 4, "for itself and for each that leads there");
     judge::polite(&hits, DELAY, |hit| hit.host.clone())?;
     judge::polite(&hits, DELAY, |hit| hit.address.clone())
 }

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{Html, IntoResponse, Redirect, Response};
+
+/// The robots.txt of such a host is that of the host named behind it.
+pub const MOVED: &str = "moved-";
 
 /// One request as the server saw it.
 #[derive(Clone, Debug)]
@@ -140,6 +143,9 @@ async fn answer(State(site): State<Site>, request: Request) -> Response {
     let path = request.uri().path().to_owned();
     let _record = Record { site: site.clone(), host: host.clone(), path: path.clone(), start: Instant::now() };
     tokio::time::sleep(site.latency).await;
+    if let Some(other) = host.strip_prefix(MOVED).filter(|_| path == "/robots.txt") {
+        return Redirect::permanent(&format!("http://{other}/robots.txt")).into_response();
+    }
     if path == "/robots.txt" {
         return "User-agent: *\nDisallow: /private\n".into_response();
     }

@@ -7,10 +7,11 @@
 use std::net::IpAddr;
 
 use dodo_common::clock::Clock;
-use dodo_common::db::host::{DEAD_MS, FAILURES_MAX, HostState, HostUpdate, VALID_MS};
+use dodo_common::db::host::{DEAD_MS, FAILURES_MAX, HostState, HostUpdate, RobotsAt, VALID_MS};
 use dodo_common::db::schedule::LoadedHost;
 use dodo_common::model::robots::Robots;
 use dodo_common::model::source::api_origin;
+use dodo_common::model::url::canonical;
 use url::Url;
 
 use crate::fetch::proxy::FetchError;
@@ -44,6 +45,7 @@ pub async fn prepare(
     // A URL kept here is the target of an earlier preparation's redirect.
     let pending = known.filter(|host| host.robots_hops > 0).and_then(|host| host.robots_url.clone());
     let hops = if pending.is_some() { known.map_or(0, |host| host.robots_hops) } else { 0 };
+    let at = known.filter(|_| pending.is_some()).and_then(|host| host.robots_at.as_ref());
     let robots_url = pending.unwrap_or_else(|| format!("{name}/robots.txt"));
     let mut update = HostUpdate {
         host: name.to_owned(),
@@ -53,6 +55,7 @@ pub async fn prepare(
         robots_status: None,
         robots_url: None,
         robots_hops: 0,
+        robots_at: None,
         crawl_delay_ms: None,
         failures: 0,
         hold_ms: None,
@@ -75,18 +78,15 @@ pub async fn prepare(
     }
     let addresses = resolved;
     update.addresses = addresses.iter().map(ToString::to_string).collect();
-    let answer = match target(fetcher, name, &robots_url, &addresses).await {
-        Ok((url, at)) => fetcher.get(&url, &at, Some(ROBOTS_BYTES_MAX)).await.map(|answer| (url, answer)),
-        Err(why) => {
-            // A redirect to where we may not go is a robots.txt that is not there (RFC 9309 2.3.1.3).
-            update.last_error = Some(why);
-            return Ok(Preparation { update, requested: false });
-        }
+    let there: Option<Vec<IpAddr>> = at.map(|at| at.address.parse().into_iter().collect());
+    let Ok(url) = Url::parse(&robots_url) else {
+        update.last_error = Some(format!("{robots_url} is no URL"));
+        return Ok(Preparation { update, requested: false });
     };
-    match answer {
+    match fetcher.get(&url, there.as_deref().unwrap_or(&addresses), Some(ROBOTS_BYTES_MAX)).await {
         Err(FetchError::Proxy(why)) => return Err(why),
         Err(FetchError::Failed(why)) => fail(&mut update, failures, backoff_ms, why),
-        Ok((url, answer)) => {
+        Ok(answer) => {
             update.robots_status = Some(answer.status as i16);
             match answer.status {
                 200..=299 => {
@@ -96,13 +96,8 @@ pub async fn prepare(
                     update.robots = Some(body);
                     update.robots_url = Some(url.to_string());
                 }
-                300..=399 => match answer.location().and_then(|to| url.join(to).ok()) {
-                    Some(to) if hops < ROBOTS_HOPS_MAX => {
-                        update.state = HostState::New;
-                        update.valid_ms = 0;
-                        update.robots_hops = hops + 1;
-                        update.robots_url = Some(to.to_string());
-                    }
+                300..=399 => match answer.location() {
+                    Some(to) if hops < ROBOTS_HOPS_MAX => redirect(fetcher, &url, to, hops, &mut update).await,
                     // Too many redirects, or none to follow: unavailable, so nothing is forbidden.
                     _ => {}
                 },
@@ -155,17 +150,28 @@ async fn resolve(fetcher: &Fetcher, name: &str, failures: i32, backoff_ms: i64, 
     }
 }
 
-/// Where robots.txt is asked for, with the addresses of that place: a redirect may lead to another host.
-async fn target(fetcher: &Fetcher, name: &str, robots_url: &str, own: &[IpAddr]) -> Result<(Url, Vec<IpAddr>), String> {
-    let url = Url::parse(robots_url).map_err(|error| format!("robots.txt redirects to no URL: {error}"))?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(format!("robots.txt redirects to {}", url.scheme()));
+/// One step on to where robots.txt is: the dispatcher waits for the clocks of that place, too. A redirect to where we
+/// may not go is a robots.txt that is not there (RFC 9309 2.3.1.3).
+async fn redirect(fetcher: &Fetcher, from: &Url, to: &str, hops: i16, update: &mut HostUpdate) {
+    let to = match canonical(to, Some(from)) {
+        Ok(to) => to,
+        Err(error) => {
+            update.last_error = Some(format!("robots.txt redirects to no page: {error}"));
+            return;
+        }
+    };
+    if to.host != update.host {
+        let address = match fetcher.resolver.resolve(&to.url).await {
+            Resolved::Addresses(addresses) => addresses.first().map(ToString::to_string).unwrap_or_default(),
+            Resolved::Refused(why) | Resolved::Failed(why) => {
+                update.last_error = Some(format!("robots.txt redirects to {}: {why}", to.host));
+                return;
+            }
+        };
+        update.robots_at = Some(RobotsAt { host: to.host, address });
     }
-    if robots_url.starts_with(&format!("{name}/")) {
-        return Ok((url, own.to_vec()));
-    }
-    match fetcher.resolver.resolve(&url).await {
-        Resolved::Addresses(addresses) => Ok((url, addresses)),
-        Resolved::Refused(why) | Resolved::Failed(why) => Err(why),
-    }
+    update.state = HostState::New;
+    update.valid_ms = 0;
+    update.robots_hops = hops + 1;
+    update.robots_url = Some(to.url.into());
 }
