@@ -301,7 +301,7 @@ fn encode_segment(stream: &str, tenant: &str, generation: i64, entries: &[Stored
     Ok(Some(encoded))
 }
 
-fn page_of(stored: &Stored) -> anyhow::Result<PageEntry> {
+fn page_of(stored: &Stored) -> anyhow::Result<PageEntry<'_>> {
     let about: serde_json::Value = serde_json::from_slice(&stored.entry.about)?;
     let text = |name: &str| about[name].as_str().map(str::to_owned);
     let Some(url) = text("url") else { bail!("entry {} of pages has no URL", stored.id) };
@@ -313,7 +313,7 @@ fn page_of(stored: &Stored) -> anyhow::Result<PageEntry> {
         status: about["status"].as_u64().unwrap_or_default() as u16,
         digest: text("digest").unwrap_or_default(),
     };
-    Ok(PageEntry { id: stored.id, member: stored.entry.body.clone().into(), cdx })
+    Ok(PageEntry { id: stored.id, member: &stored.entry.body, cdx })
 }
 
 fn plan_of(stream: &str, tenant: &str, generation: i64, encoded: &Encoded) -> Segment {

@@ -294,7 +294,7 @@ mod tests {
     fn pages(range: std::ops::Range<u64>) -> Encoded {
         let page = |ms: u64| PageEntry {
             id: id(ms),
-            member: Bytes::from([&[0x1f, 0x8b, 8][..], &ms.to_be_bytes()].concat()),
+            member: [&[0x1f, 0x8b, 8][..], &ms.to_be_bytes()].concat().leak(),
             cdx: CdxFields {
                 surt: format!("com,example)/{ms}"),
                 url: format!("http://example.com/{ms}"),

@@ -19,10 +19,10 @@ const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b, 8];
 
 /// One entry of `pages`.
 #[derive(Clone, Debug)]
-pub struct PageEntry {
+pub struct PageEntry<'a> {
     pub id: StreamId,
     /// The WARC record as the worker encoded it: one gzip member.
-    pub member: Bytes,
+    pub member: &'a [u8],
     pub cdx: CdxFields,
 }
 
@@ -62,7 +62,7 @@ pub fn encode_warc(
     tenant: &str,
     stream: &str,
     generation: u64,
-    entries: &[PageEntry],
+    entries: &[PageEntry<'_>],
 ) -> Result<Encoded, SegmentError> {
     let range = ascending(entries.iter().map(|entry| entry.id))?;
     let key = SegmentKey::new(tenant, stream, generation, range, Codec::WarcGz)?;
@@ -285,7 +285,7 @@ mod tests {
     use super::*;
     use crate::storage::warc::{Response, response_member};
 
-    fn pages(count: u64) -> Vec<PageEntry> {
+    fn pages(count: u64) -> Vec<PageEntry<'static>> {
         let page = |n: u64| {
             let url = format!("http://example.com/{n}");
             let date_ms = 1_700_000_000_000 + n as i64;
@@ -306,7 +306,7 @@ mod tests {
                 status: 200,
                 digest: member.payload_digest,
             };
-            PageEntry { id: StreamId::new(date_ms as u64, 0), member: Bytes::from(member.bytes), cdx }
+            PageEntry { id: StreamId::new(date_ms as u64, 0), member: member.bytes.leak(), cdx }
         };
         (0..count).map(page).collect()
     }
@@ -361,7 +361,7 @@ mod tests {
         assert!(matches!(encode_ndjson("acme", "items", 1, &twice), Err(SegmentError::Order(_))));
         assert!(matches!(encode_ndjson("a/b", "items", 1, &items(1)), Err(SegmentError::Key(_))));
         let mut entries = pages(1);
-        entries[0].member = Bytes::from_static(b"plain");
+        entries[0].member = b"plain";
         assert!(matches!(encode_warc("acme", "pages", 1, &entries), Err(SegmentError::Member(_))));
     }
 

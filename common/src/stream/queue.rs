@@ -268,6 +268,10 @@ pub(crate) fn field<'a>(fields: &'a Fields, name: &[u8]) -> Option<&'a [u8]> {
     fields.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_slice())
 }
 
+pub(crate) fn take(fields: &mut Fields, name: &[u8]) -> Option<Vec<u8>> {
+    fields.iter_mut().find(|(key, _)| key == name).map(|(_, value)| std::mem::take(value))
+}
+
 pub(crate) fn parse_id(text: &str) -> StreamResult<StreamId> {
     text.parse().map_err(|_| StreamError::Unfit(format!("{text} is not a stream id")))
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::model::stream_id::StreamId;
 use crate::stream::connection::{Redis, StreamError, StreamResult};
 use crate::stream::names::GENERATION;
-use crate::stream::queue::{entries_of, field, parse_id};
+use crate::stream::queue::{entries_of, field, parse_id, take};
 
 /// Bytes of entries in one pipeline or one answer: a slow server moves them well within the response timeout.
 pub(crate) const BYTES_MAX: usize = 8 << 20;
@@ -145,7 +145,9 @@ pub async fn range(
 pub(crate) fn stored_of(stream: &str, value: Value) -> StreamResult<Vec<Stored>> {
     entries_of(value)?
         .into_iter()
-        .map(|(id, fields)| {
+        .map(|(id, mut fields)| {
+            // The two that weigh something are moved, not copied.
+            let (about, body) = (take(&mut fields, b"m"), take(&mut fields, b"b"));
             let text = |name: &[u8]| field(&fields, name).and_then(|bytes| std::str::from_utf8(bytes).ok());
             let uuid = |name: &[u8]| field(&fields, name).and_then(|bytes| Uuid::from_slice(bytes).ok());
             let entry = (|| {
@@ -155,8 +157,8 @@ pub(crate) fn stored_of(stream: &str, value: Value) -> StreamResult<Vec<Stored>>
                     job: uuid(b"j")?,
                     attempt: text(b"a")?.parse().ok()?,
                     writer: uuid(b"w")?,
-                    about: field(&fields, b"m")?.to_vec(),
-                    body: field(&fields, b"b")?.to_vec(),
+                    about: about?,
+                    body: body?,
                 })
             })();
             let entry = entry.ok_or_else(|| StreamError::Unfit(format!("entry {id} of {stream} is not ours")))?;

@@ -82,7 +82,8 @@ fn configuration(dir: &Path, password: &str, port: u16) -> String {
     let data = quoted(&dir.join("data"));
     let pid_file = quoted(&dir.join("redis.pid"));
     // proc-title: a rewritten command line would no longer name this file, by which a later start
-    // knows a server left behind. noeviction: an evicted stream is lost work.
+    // knows a server left behind. noeviction: an evicted stream is lost work. What the append-only file holds is packed
+    // already and trimmed soon: neither pack it again nor write it anew too often.
     format!(
         "# Written at every start of dodo up.\n\
          bind 127.0.0.1\n\
@@ -94,6 +95,8 @@ fn configuration(dir: &Path, password: &str, port: u16) -> String {
          dir {data}\n\
          appendonly yes\n\
          appendfsync everysec\n\
+         auto-aof-rewrite-min-size 256mb\n\
+         rdbcompression no\n\
          save \"\"\n\
          maxmemory-policy noeviction\n"
     )
