@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 
-from bench_cluster import JOBS, Cluster, until
+from bench_cluster import JOBS, Cluster, Worker, until
 from bench_row import Row, at_most, exactly, percentile
 from bench_site import SlowSite
 
@@ -43,10 +43,7 @@ def wakes(options: argparse.Namespace) -> tuple[int, int]:
     """How many jobs a worker held when it was stopped, and how many rows came of it when it went on."""
     site = SlowSite(None)
     with Cluster(options.bin, FLEET, DODO_WORKER_PERMITS=PERMITS, DODO_OPEN=f"127.0.0.1:{site.port}") as cluster:
-        paths = [f"/{page}" for page in range(HELD)]
-        dispatch = cluster.crawl([site.url(path) for path in paths])
-        until("the jobs do not start", lambda: all(site.times(path) for path in paths))
-        victim = max(cluster.workers, key=lambda worker: len(cluster.held(worker)))
+        _, dispatch, victim = occupy(cluster, site, "")
         held = len(cluster.held(victim))
         at = time.time()
         cluster.kill(victim, signal.SIGSTOP)
@@ -71,10 +68,7 @@ def deaths(options: argparse.Namespace, count: int, number: signal.Signals) -> t
     moved = 0
     with Cluster(options.bin, FLEET, **env) as cluster:
         for turn in range(count):
-            paths = [f"/{turn}/{page}" for page in range(HELD)]
-            dispatch = cluster.crawl([site.url(path) for path in paths])
-            until("the jobs do not start", lambda: all(site.times(path) for path in paths))
-            victim = max(cluster.workers, key=lambda worker: len(cluster.held(worker)))
+            paths, dispatch, victim = occupy(cluster, site, f"/{turn}")
             at = cluster.kill(victim, number)
             lost = [path for path in paths_of(cluster, site, cluster.held(victim)) if path in paths]
             if not lost:
@@ -90,6 +84,14 @@ def deaths(options: argparse.Namespace, count: int, number: signal.Signals) -> t
             cluster.add_worker()
             cluster.await_workers()
     return samples, moved
+
+
+def occupy(cluster: Cluster, site: SlowSite, under: str) -> tuple[list[str], str, Worker]:
+    """Pages that wait for the site's answer, their dispatch, and the worker that holds most of them."""
+    paths = [f"{under}/{page}" for page in range(HELD)]
+    dispatch = cluster.crawl([site.url(path) for path in paths])
+    until("the jobs do not start", lambda: all(site.times(path) for path in paths))
+    return paths, dispatch, max(cluster.workers, key=lambda worker: len(cluster.held(worker)))
 
 
 def paths_of(cluster: Cluster, site: SlowSite, jobs: list[str]) -> list[str]:

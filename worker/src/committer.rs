@@ -14,7 +14,7 @@ use dodo_common::model::url::UrlHash;
 use dodo_common::stream::queue;
 use dodo_common::stream::raw::{self, RawEntry};
 use dodo_common::stream::report::{Report, Settled, Verdict};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, mpsc};
 use uuid::Uuid;
 
 use crate::consumer::is_generation;
@@ -109,18 +109,18 @@ impl Results {
 pub struct Queue {
     receiver: Arc<Mutex<mpsc::Receiver<Item>>>,
     /// Held by a committer from its batch on until that is settled.
-    turn: Arc<Semaphore>,
+    turn: Arc<Mutex<()>>,
 }
 
 pub fn channel() -> (Results, Queue) {
     let (sender, receiver) = mpsc::channel(BATCH_MAX * COMMITTERS);
-    (Results(sender), Queue { receiver: Arc::new(Mutex::new(receiver)), turn: Arc::new(Semaphore::new(1)) })
+    (Results(sender), Queue { receiver: Arc::new(Mutex::new(receiver)), turn: Arc::default() })
 }
 
 impl Queue {
     /// The next batch: what waits, at once while nothing is being committed, and otherwise when it is full or the commit
     /// under way is over. Empty at the end.
-    async fn gather(&self) -> (Vec<Item>, Option<OwnedSemaphorePermit>) {
+    async fn gather(&self) -> (Vec<Item>, Option<OwnedMutexGuard<()>>) {
         let mut receiver = self.receiver.lock().await;
         let mut items = Vec::with_capacity(BATCH_MAX);
         if receiver.recv_many(&mut items, BATCH_MAX).await == 0 {
@@ -130,13 +130,11 @@ impl Queue {
             let room = BATCH_MAX - items.len();
             tokio::select! {
                 biased;
-                turn = Arc::clone(&self.turn).acquire_owned() => {
-                    return (items, turn.ok());
-                }
+                turn = Arc::clone(&self.turn).lock_owned() => return (items, Some(turn)),
                 more = receiver.recv_many(&mut items, room) => if more == 0 { break },
             }
         }
-        (items, Arc::clone(&self.turn).try_acquire_owned().ok())
+        (items, Arc::clone(&self.turn).try_lock_owned().ok())
     }
 }
 

@@ -42,11 +42,11 @@ pub async fn prepare(
 ) -> Result<Preparation, String> {
     let known = known.filter(|host| host.state != HostState::Dead);
     let failures = known.map_or(0, |host| host.failures);
-    // A URL kept here is the target of an earlier preparation's redirect.
-    let pending = known.filter(|host| host.robots_hops > 0).and_then(|host| host.robots_url.clone());
-    let hops = if pending.is_some() { known.map_or(0, |host| host.robots_hops) } else { 0 };
-    let at = known.filter(|_| pending.is_some()).and_then(|host| host.robots_at.as_ref());
-    let robots_url = pending.unwrap_or_else(|| format!("{name}/robots.txt"));
+    // With hops its URL is the target of an earlier preparation's redirect.
+    let moved = known.filter(|host| host.robots_hops > 0);
+    let hops = moved.map_or(0, |host| host.robots_hops);
+    let at = moved.and_then(|host| host.robots_at.as_ref());
+    let robots_url = moved.and_then(|host| host.robots_url.clone()).unwrap_or_else(|| format!("{name}/robots.txt"));
     let mut update = HostUpdate {
         host: name.to_owned(),
         addresses: Vec::new(),
