@@ -125,6 +125,9 @@ impl<'a> Dispatcher<'a> {
         if let Some(why) = window::fault(ctx, term, &generation).await? {
             generation = window::renew(ctx, term, &why).await?;
         }
+        if !generation.reconciled {
+            window::reconcile(ctx, term, &generation).await?;
+        }
         ctx.generation.store(generation.number, Ordering::Relaxed);
         let mut watch = reaper::Watch::default();
         while !window::workers_follow(ctx, generation.number).await? {

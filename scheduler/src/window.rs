@@ -55,7 +55,7 @@ pub async fn fault(ctx: &Context, term: &Term, generation: &Generation) -> Resul
 }
 
 /// Starts a new generation (invariant 6): the row first, so that no commit of the old one can follow; then the
-/// streams; then the raw results whose entries are gone are made again.
+/// streams. What was lost is still to be reconciled.
 pub async fn renew(ctx: &Context, term: &Term, why: &str) -> Result<Generation, WindowError> {
     ctx.window_ready.store(false, Ordering::Relaxed);
     control::check_fit(&ctx.redis).await?;
@@ -65,25 +65,29 @@ pub async fn renew(ctx: &Context, term: &Term, why: &str) -> Result<Generation, 
     fail::point_async("generation-advanced").await;
     control::start_generation(&ctx.redis, term.epoch, generation.number).await?;
     fail::point_async("streams-recreated").await;
-    let remade = reconcile(ctx, term).await?;
-    fail::point_async("results-reconciled").await;
     metrics::counter!("dodo_generations_total").increment(1);
     if generation.number == 1 {
         // Nothing was lost: before it there was none.
         tracing::info!(generation = generation.number, epoch = term.epoch, "the first generation has started");
     } else {
-        tracing::warn!(
-            generation = generation.number,
-            epoch = term.epoch,
-            remade,
-            "a new generation has started: {why}"
-        );
+        tracing::warn!(generation = generation.number, epoch = term.epoch, "a new generation has started: {why}");
     }
     Ok(generation)
 }
 
+/// Makes again what Redis lost before this generation. Idempotent: whoever is killed here, the next leader does it.
+pub async fn reconcile(ctx: &Context, term: &Term, generation: &Generation) -> Result<(), WindowError> {
+    let remade = remake(ctx, term).await?;
+    generation::set_reconciled(&ctx.db, term.epoch, generation.number).await?;
+    fail::point_async("results-reconciled").await;
+    if remade > 0 {
+        tracing::warn!(generation = generation.number, results = remade, "results that Redis lost are made again");
+    }
+    Ok(())
+}
+
 /// Finds raw results whose entry is gone and makes them again; returns how many.
-async fn reconcile(ctx: &Context, term: &Term) -> Result<u64, WindowError> {
+async fn remake(ctx: &Context, term: &Term) -> Result<u64, WindowError> {
     let mut after: Option<RawKey> = None;
     let mut remade = 0;
     loop {

@@ -17,6 +17,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (6, "suspects", include_str!("../../../sql/migrations/0006_suspects.sql")),
     (7, "control", include_str!("../../../sql/migrations/0007_control.sql")),
     (8, "throughput", include_str!("../../../sql/migrations/0008_throughput.sql")),
+    (9, "reconciled", include_str!("../../../sql/migrations/0009_reconciled.sql")),
 ];
 
 /// Applies what is missing; returns the versions that were applied.

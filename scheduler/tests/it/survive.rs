@@ -249,6 +249,24 @@ async fn the_leader_dies_after_a_push() -> Result<()> {
     run.judge().await
 }
 
+/// Redis loses results, and the leader dies when the streams are back and nothing is made again yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_dies_before_what_redis_lost_is_made_again() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    // The first time is that of the first generation.
+    cluster.scheduler_env.push(("DODO_FAIL_POINT".to_owned(), "streams-recreated@2".to_owned()));
+    let mut run = Run::on(cluster, 1, 2, &[("DODO_ARCHIVE_AGE_MS", "60000")]).await?;
+    run.cluster.scheduler_env.pop();
+    run.cluster.redis_command(&["FLUSHALL"]).await?;
+    assert_eq!(run.schedulers[0].ended(Duration::from_secs(30)).await?, None, "it was stopped by a signal");
+    run.schedulers.push(run.cluster.scheduler().await?);
+    run.judge().await?;
+    let sql = run.cluster.sql().await?;
+    let remade: i64 = sql.query_one("SELECT count(*) FROM crawl_log WHERE remake_of IS NOT NULL", &[]).await?.get(0);
+    assert!(remade > 0, "nothing was lost, so this shows nothing");
+    Ok(())
+}
+
 /// The archiver dies at a step; a successor resumes its plan.
 async fn archiver_dies_at(step: &str) -> Result<()> {
     let mut run = Run::start_with(1, 1, &[("DODO_FAIL_POINT", step), ("DODO_ARCHIVE_AGE_MS", "1500")]).await?;
