@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use dodo_common::db::dispatch::{self, Dispatch};
 use dodo_common::db::generation::{self, Generation};
+use dodo_common::db::wait::{self, Waited};
 use dodo_common::db::{host, page, schedule, suspect};
 use dodo_common::fail;
+use dodo_common::model::cause::Cause;
 use dodo_common::model::job::Outcome;
 use dodo_common::model::source::PagedSpec;
 use dodo_common::model::spec::{CrawlSpec, DELAY_MS_DEFAULT};
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::connection::{Redis, StreamError};
 use dodo_common::stream::queue::{self, Authority, Order};
-use dodo_common::stream::report::{Report, Verdict};
+use dodo_common::stream::report::{Report, Settled, Verdict};
 use dodo_common::stream::status;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -23,7 +25,8 @@ use uuid::Uuid;
 
 use crate::backpressure::Backpressure;
 use crate::context::{Context, Term};
-use crate::frontier::{FlowKey, Frontier, Pick, Rules, SettledJob};
+use crate::frontier::budget::Rules;
+use crate::frontier::{FlowKey, Frontier, Pick, SettledJob};
 use crate::reaper;
 use crate::window::{self, WindowError};
 
@@ -45,6 +48,9 @@ const TRIM: Duration = Duration::from_secs(1);
 /// A whole scan over the hosts with work; slices of it run at every watch.
 const SCAN: Duration = Duration::from_secs(60);
 const SCAN_SLICE: i64 = 500;
+/// Hosts whose pace, and dispatches whose waits are written down in one tick.
+const PACES_MAX: usize = 1000;
+const WAITS_MAX: usize = 1000;
 /// Entries older than this are compared with what Redis holds.
 const AUDIT_MS: i64 = 15_000;
 /// Orphaned calls ended in one tick.
@@ -110,6 +116,10 @@ struct Dispatcher<'a> {
     /// The rest of a scan: where it is, or nothing between two scans.
     scan: Option<Option<FlowKey>>,
     scanned: Instant,
+    /// When what waits was looked at last.
+    looked: Instant,
+    /// The scan is one after a takeover, or after a pause: work waits for it.
+    hurried: bool,
     room: usize,
     backpressure: Backpressure,
     /// Stops the reader of reports with the dispatcher.
@@ -152,13 +162,15 @@ impl<'a> Dispatcher<'a> {
             watch,
             scan: Some(None),
             scanned: Instant::now(),
+            looked: Instant::now(),
+            hurried: true,
             room: 0,
             backpressure: Backpressure::default(),
             _reader: stop.drop_guard(),
         };
         // The addresses of adopted entries must be known before anything else is issued.
         dispatcher.look_up_hosts().await?;
-        dispatcher.scan_all().await?;
+        dispatcher.scan_slice().await?;
         ctx.window_ready.store(true, Ordering::Relaxed);
         tracing::info!(
             epoch = term.epoch,
@@ -189,6 +201,10 @@ impl<'a> Dispatcher<'a> {
                 self.end_orphaned().await?;
                 self.quarantine().await?;
                 self.frontier.forget_idle(self.ctx.clock.now_ms(), FORGET_MS);
+                self.write_down().await?;
+            }
+            if self.hurried {
+                self.scan_slice().await?;
             }
             self.look_up_hosts().await?;
             self.refill().await?;
@@ -234,7 +250,8 @@ impl<'a> Dispatcher<'a> {
             };
             // A host that asked to wait may have refused too often: its row says so.
             let reload_host = job.reload_host || settled.hold_ms.is_some();
-            let job = SettledJob { requested: settled.requested, hold_ms: settled.hold_ms, reload_host, ..job };
+            let Settled { requested, hold_ms, answered, .. } = settled;
+            let job = SettledJob { requested, hold_ms, answered, reload_host, ..job };
             self.frontier.settled(now, settled.entry, &job);
         }
         for (tenant, host) in report.gained {
@@ -269,6 +286,33 @@ impl<'a> Dispatcher<'a> {
         read_rules(self.ctx, self.term, &mut self.frontier).await?;
         if self.frontier.take_resumed() {
             self.scan = Some(None);
+            self.hurried = true;
+        }
+        Ok(())
+    }
+
+    /// What is to outlive this leader: how fast hosts answer, and what dispatches wait for.
+    async fn write_down(&mut self) -> Result<(), WindowError> {
+        let paces = self.frontier.take_paces(PACES_MAX);
+        if !paces.is_empty() {
+            host::save_paces(&self.ctx.db, self.term.epoch, &paces).await?;
+        }
+        let ms = std::mem::replace(&mut self.looked, Instant::now()).elapsed().as_millis() as i64;
+        // What waits for its turn only, in a window without room, waits for what keeps that full.
+        let full = match self.room {
+            0 => Cause::Backpressure,
+            room if room <= self.frontier.in_flight() => Cause::Workers,
+            _ => Cause::Turn,
+        };
+        let mut waited = Vec::new();
+        for ((tenant, dispatch), counts) in self.frontier.census().into_iter().take(WAITS_MAX) {
+            for (cause, count) in counts {
+                let cause = if cause == Cause::Turn { full } else { cause };
+                waited.push(Waited { tenant: tenant.clone(), dispatch, cause, ms: count * ms });
+            }
+        }
+        if !waited.is_empty() {
+            wait::add(&self.ctx.db, self.term.epoch, &waited).await?;
         }
         Ok(())
     }
@@ -311,21 +355,22 @@ impl<'a> Dispatcher<'a> {
         Ok(())
     }
 
-    async fn scan_all(&mut self) -> Result<(), WindowError> {
-        while self.scan.is_some() {
-            self.scan_slice().await?;
-        }
-        Ok(())
-    }
-
+    /// The next hosts with work. It rests where it is while the frontier is full.
     async fn scan_slice(&mut self) -> Result<(), WindowError> {
         let Some(after) = &self.scan else { return Ok(()) };
+        if !self.frontier.has_room() {
+            return Ok(());
+        }
         let flows = schedule::scan_hosts(&self.ctx.db, after.as_ref(), SCAN_SLICE).await?;
         for (tenant, host) in &flows {
-            self.frontier.gained(tenant, host);
+            self.frontier.found(tenant, host);
         }
-        self.scan = if (flows.len() as i64) < SCAN_SLICE { None } else { flows.last().cloned().map(Some) };
+        self.scan = match flows.last() {
+            Some(last) if flows.len() as i64 >= SCAN_SLICE => Some(Some(last.clone())),
+            _ => self.frontier.scanned().then_some(None),
+        };
         self.scanned = Instant::now();
+        self.hurried &= self.scan.is_some();
         Ok(())
     }
 
@@ -379,7 +424,7 @@ impl<'a> Dispatcher<'a> {
             let next = schedule::next_due(&self.ctx.db, flows).await?;
             let now = self.ctx.clock.now_ms();
             for (flow, in_ms) in next {
-                self.frontier.due_in(now, flow, in_ms);
+                self.frontier.due_in(now, &flow, in_ms);
             }
         }
         Ok(())

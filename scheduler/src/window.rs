@@ -15,7 +15,7 @@ use dodo_common::stream::{control, queue, raw};
 use uuid::Uuid;
 
 use crate::context::{Context, Term};
-use crate::frontier::{Frontier, Pick};
+use crate::frontier::{Adopted, Frontier};
 
 /// Raw results reconciled in one round.
 const RECONCILE_BATCH: i64 = 1000;
@@ -139,7 +139,7 @@ pub async fn adopt(ctx: &Context, frontier: &mut Frontier) -> Result<StreamId, W
             // Without its row it only waits to be acknowledged: it occupies no host.
             if let Some((host, dispatch)) = rows.get(&entry.key) {
                 let (key, host) = (entry.key.clone(), host.clone());
-                frontier.adopt(now, entry.entry, Pick { key, host, dispatch: *dispatch, alone: entry.alone });
+                frontier.adopt(now, entry.entry, Adopted { key, host, dispatch: *dispatch, alone: entry.alone });
             }
         }
     }

@@ -11,6 +11,7 @@ import time
 import bench_crawl
 import bench_death
 import bench_fleet
+import bench_frontier
 import bench_rates
 from bench_row import Row, table
 
@@ -27,6 +28,7 @@ PARTS = {
     "deaths": (bench_fleet.false_deaths, False),
     "backlog": (bench_rates.backlog, False),
     "restarts": (bench_fleet.restarts, False),
+    "frontier": (bench_frontier.frontier, False),
 }
 # Flag: (default, with --full).
 SIZES = {

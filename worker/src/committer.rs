@@ -236,8 +236,11 @@ fn batch_of(done: Vec<Done>) -> (Batch, Ended) {
         if d.effect.key().is_some_and(|key| !keys.insert(key.clone())) {
             d.effect = Effect::Gone;
         }
+        let mut answered = None;
         let verdict = match d.effect {
             Effect::Finished { job, dispatch, .. } => {
+                let well = matches!(job.outcome, Outcome::Ok | Outcome::Redirect);
+                answered = job.fetch_ms.map(|ms| (i64::from(ms), well));
                 let verdict = Verdict::Finished { job: job.key.id, page: job.outcome == Outcome::Ok };
                 ended.dispatches.push(dispatch);
                 batch.finished.push(*job);
@@ -254,7 +257,7 @@ fn batch_of(done: Vec<Done>) -> (Batch, Ended) {
             Effect::Returned => Verdict::Returned,
         };
         let hold_ms = d.hold.as_ref().and_then(Hold::ms);
-        ended.entries.push(Settled { entry: d.entry, verdict, requested: d.requested, hold_ms });
+        ended.entries.push(Settled { entry: d.entry, verdict, requested: d.requested, hold_ms, answered });
         batch.hosts.extend(d.host);
         batch.holds.extend(d.hold);
     }

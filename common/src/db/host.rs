@@ -2,8 +2,10 @@
 
 use serde::Serialize;
 
+use crate::db::leader;
 use crate::db::pool::{Db, DbResult, Transaction};
 use crate::model::retry::HOST_REFUSALS_MAX;
+use crate::run_tx;
 
 /// robots.txt and the pinned addresses are good for this long (RFC 9309 2.4: at most 24 hours).
 pub const VALID_MS: i64 = 24 * 3600 * 1000;
@@ -61,6 +63,8 @@ pub struct HostView {
     pub valid_in_ms: i64,
     /// The next request for its robots.txt goes to another origin.
     pub robots_at: Option<RobotsAt>,
+    /// How fast it answers, as a leader has written it down.
+    pub pace_ms: Option<i64>,
 }
 
 /// The other origin, `scheme://authority`, that a robots.txt is redirected to, and its first address.
@@ -98,7 +102,7 @@ pub async fn view(db: &Db, hosts: &[String]) -> DbResult<Vec<HostView>> {
                     (extract(epoch FROM hold_until - clock_timestamp()) * 1000)::int8,
                     CASE WHEN isfinite(valid_until)
                          THEN (extract(epoch FROM valid_until - clock_timestamp()) * 1000)::int8 ELSE 0 END,
-                    robots_host, robots_address
+                    robots_host, robots_address, pace_ms
                FROM unnest($1::text[]) k(name) JOIN host ON host.host = k.name",
         )
         .await?;
@@ -113,8 +117,29 @@ pub async fn view(db: &Db, hosts: &[String]) -> DbResult<Vec<HostView>> {
             hold_in_ms: row.get(4),
             valid_in_ms: row.get(5),
             robots_at: robots_at(row.get(6), row.get(7)),
+            pace_ms: row.get(8),
         })
         .collect())
+}
+
+/// Writes down how fast hosts answer, as the leader; hosts without a row are left out.
+pub async fn save_paces(db: &Db, epoch: i64, paces: &[(String, i64)]) -> DbResult<u64> {
+    let mut paces: Vec<&(String, i64)> = paces.iter().collect();
+    paces.sort();
+    let (hosts, ms): (Vec<&str>, Vec<i64>) = paces.iter().map(|(host, ms)| (host.as_str(), *ms)).unzip();
+    run_tx!(db, "save-paces", |tx| {
+        leader::authorise(tx, epoch).await?;
+        let statement = tx
+            .prepare_cached(
+                "-- save-paces
+                 WITH k AS MATERIALIZED (SELECT * FROM unnest($1::text[], $2::int8[]) AS k(name, ms)),
+                 locked AS MATERIALIZED (
+                   SELECT s.place, k.ms FROM k, LATERAL (SELECT h.ctid AS place FROM host h WHERE h.host = k.name FOR UPDATE) s)
+                 UPDATE host h SET pace_ms = l.ms FROM locked l WHERE h.ctid = l.place",
+            )
+            .await?;
+        Ok(tx.execute(&statement, &[&hosts, &ms]).await?)
+    })
 }
 
 pub(crate) fn robots_at(host: Option<String>, address: Option<String>) -> Option<RobotsAt> {

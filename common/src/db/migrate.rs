@@ -18,6 +18,8 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (7, "control", include_str!("../../../sql/migrations/0007_control.sql")),
     (8, "throughput", include_str!("../../../sql/migrations/0008_throughput.sql")),
     (9, "reconciled", include_str!("../../../sql/migrations/0009_reconciled.sql")),
+    (10, "pace", include_str!("../../../sql/migrations/0010_pace.sql")),
+    (11, "wait", include_str!("../../../sql/migrations/0011_wait.sql")),
 ];
 
 /// Applies what is missing; returns the versions that were applied.

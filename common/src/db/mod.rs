@@ -21,4 +21,5 @@ pub mod source;
 pub mod suspect;
 pub mod timer;
 pub mod vital;
+pub mod wait;
 pub mod worker;

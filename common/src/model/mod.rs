@@ -1,6 +1,7 @@
 //! Nouns without I/O.
 
 pub mod address;
+pub mod cause;
 pub mod job;
 pub mod manifest;
 pub mod proxy;

@@ -38,6 +38,9 @@ pub struct Settled {
     /// The host asked to be left alone for so long, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_ms: Option<i64>,
+    /// How long the host took to answer, milliseconds, and whether that was a good answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered: Option<(i64, bool)>,
 }
 
 /// One entry of `done`.

@@ -13,6 +13,7 @@ pub mod source;
 pub mod status;
 pub mod timer;
 pub mod why;
+pub mod why_slow;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -58,6 +59,7 @@ pub struct Api {
         job::list,
         job::get,
         why::why,
+        why_slow::why_slow,
         incident::list,
         status::status,
         status::workers,
@@ -131,6 +133,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/noops", post(crawl::submit_noops))
         .route("/v1/dispatches", get(dispatch::list))
         .route("/v1/dispatches/{id}", get(dispatch::get))
+        .route("/v1/dispatches/{id}/why-slow", get(why_slow::why_slow))
         .route("/v1/dispatches/{id}/pause", post(dispatch::pause))
         .route("/v1/dispatches/{id}/resume", post(dispatch::resume))
         .route("/v1/dispatches/{id}/cancel", post(dispatch::cancel))

@@ -76,6 +76,8 @@ enum Command {
     Incidents(sentinel::Incidents),
     /// Explain every decision about a URL or a job
     Why(show::Why),
+    /// Say what a dispatch spends its time on
+    WhySlow(show::WhySlow),
     /// List, read and check the archive, from S3 alone; delete what does not belong there
     Archive(archive::Archive),
     /// Write the pages or links of a crawl to standard output
@@ -122,6 +124,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Jobs(jobs) => show::jobs(jobs).await,
         Command::Incidents(incidents) => sentinel::incidents(incidents).await,
         Command::Why(why) => show::why(why).await,
+        Command::WhySlow(why) => show::why_slow(why).await,
         Command::Archive(archive) => archive::run(archive).await,
         Command::Export(export) => export::run(export).await,
         Command::Robots(robots) => rules::robots(robots).await,

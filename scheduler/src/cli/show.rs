@@ -9,6 +9,7 @@ use dodo_common::stream::status::StreamStatus;
 use uuid::Uuid;
 
 use crate::api::status::{Status as Glance, WorkerView};
+use crate::api::why_slow::WhySlow as Answer;
 use crate::cli::client::Client;
 use crate::cli::{Remote, bytes, say};
 
@@ -46,6 +47,14 @@ pub struct Jobs {
 pub struct Why {
     /// A URL, or the id of a job
     of: String,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+#[derive(Args, Debug)]
+pub struct WhySlow {
+    /// Id of the dispatch
+    dispatch: Uuid,
     #[command(flatten)]
     remote: Remote,
 }
@@ -176,4 +185,31 @@ pub async fn why(args: Why) -> anyhow::Result<ExitCode> {
         say(line)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+pub async fn why_slow(args: WhySlow) -> anyhow::Result<ExitCode> {
+    let path = format!("/v1/dispatches/{}/why-slow", args.dispatch);
+    let answer: Answer = Client::new(&args.remote)?.get(&path, &[]).await?;
+    say(if args.remote.json { serde_json::to_string(&answer)? } else { why_slow_text(&answer) })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn why_slow_text(answer: &Answer) -> String {
+    let mut text = format!("{} {}: {} pages, {:.1}/s", answer.dispatch, answer.state, answer.pages, answer.pages_per_s);
+    for share in &answer.shares {
+        text.push_str(&format!("\n{:>5.1} %  {}", share.share * 100.0, share.meaning));
+    }
+    if answer.shares.is_empty() {
+        text.push_str("\nnothing of it was seen to wait");
+    }
+    let retries = &answer.retries;
+    if retries.jobs > 0 {
+        let next = retries.next_in_ms.unwrap_or_default() as f64 / 1000.0;
+        let error = retries.error.as_deref().unwrap_or_default();
+        text.push_str(&format!(
+            "\nerrors: {} jobs wait for another try, the first for {next:.1} s: {error}",
+            retries.jobs
+        ));
+    }
+    text
 }

@@ -1,6 +1,10 @@
 //! The frontier without I/O: times are given, entries are numbered.
 
+use dodo_common::db::host::HostState;
+use dodo_common::db::schedule::DueJob;
+
 use super::*;
+use crate::frontier::flow::{BUFFER_MAX, BUFFER_MIN, STALE_MS};
 
 const TENANT: &str = "default";
 
@@ -39,6 +43,7 @@ impl Bench {
                 hold_in_ms: None,
                 valid_in_ms: 3_600_000,
                 robots_at: None,
+                pace_ms: None,
             })
             .collect();
         self.frontier.viewed(0, &asked, views);
@@ -231,7 +236,7 @@ fn suspects_wait_for_one_another_and_nobody_waits_for_them() {
     frontier.set_suspects_max(3);
     assert_eq!(pick(frontier), [true, true]);
     // A new leader finds two of them in the stream.
-    let adopted = |alone| Pick {
+    let adopted = |alone| Adopted {
         key: JobKey { tenant: TENANT.to_owned(), id: Uuid::now_v7(), attempt: 0 },
         host: String::new(),
         dispatch: Uuid::nil(),
@@ -324,4 +329,113 @@ fn with_enough_in_the_buffer_a_hint_waits() {
     assert_eq!(bench.frontier.next_due_ms(), None);
     bench.frontier.gained(TENANT, "http://new");
     assert_eq!(bench.frontier.wants_refill(STALE_MS, 10).len(), 1, "nothing is there to go on with");
+}
+
+/// A flow of a host with `count` jobs, as a scan and a refill would bring it.
+fn bring(frontier: &mut Frontier, dispatch: Uuid, host: &str, count: usize, limit: i64) {
+    frontier.found(TENANT, host);
+    let due = (0..count).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch, alone: false }).collect();
+    frontier.refilled(0, Refill { tenant: TENANT.to_owned(), host: host.to_owned(), due }, limit);
+}
+
+#[test]
+fn more_flows_than_are_held_take_turns() {
+    let mut frontier = Frontier::bounded(2);
+    let dispatch = Uuid::now_v7();
+    frontier.set_rules(dispatch, Rules { idle: false, host_concurrency: 8, ..Rules::idle() });
+    let ready = |frontier: &mut Frontier| {
+        let asked = frontier.wants_view(10);
+        let view = |host: &String| HostView {
+            host: host.clone(),
+            addresses: Vec::new(),
+            state: HostState::Ready,
+            crawl_delay_ms: None,
+            hold_in_ms: None,
+            valid_in_ms: 3_600_000,
+            robots_at: None,
+            pace_ms: None,
+        };
+        frontier.viewed(0, &asked, asked.iter().map(view).collect());
+    };
+    let hosts = |picks: &[Pick]| -> Vec<String> {
+        let mut hosts: Vec<String> = picks.iter().map(|pick| pick.host.clone()).collect();
+        hosts.sort();
+        hosts
+    };
+    for host in ["http://a", "http://b", "http://c"] {
+        // The schedule has more of each than was asked for.
+        bring(&mut frontier, dispatch, host, 3, 3);
+    }
+    ready(&mut frontier);
+    assert!(!frontier.has_room());
+    let picks = frontier.pick(0, 100);
+    assert_eq!(hosts(&picks), ["http://a", "http://a", "http://a", "http://b", "http://b", "http://b"]);
+    assert!(frontier.has_room(), "what is used up has left");
+    assert!(frontier.scanned(), "the scan begins again: there was more than is held");
+    bring(&mut frontier, dispatch, "http://c", 3, 100);
+    ready(&mut frontier);
+    assert_eq!(hosts(&frontier.pick(0, 100)), ["http://c"; 3]);
+    // The clocks of those that left are kept, and so are their places.
+    for (serial, pick) in (1..).zip(picks) {
+        frontier.issued(0, StreamId { ms: serial, seq: 0 }, pick);
+    }
+    assert_eq!(frontier.census().values().flat_map(|counts| counts.get(&Cause::Request)).sum::<i64>(), 6);
+    assert!(!frontier.scanned(), "all was found");
+}
+
+#[test]
+fn a_flow_that_waits_long_leaves_while_there_are_too_many() {
+    let mut bench = Bench::new(60_000, 1);
+    bench.frontier.flows_max = 1;
+    bench.add("http://a", "10.0.0.1", 3);
+    assert_eq!(bench.pick(0), ["http://a"]);
+    bench.settle(10);
+    assert!(!bench.frontier.has_room());
+    assert!(bench.pick(10).is_empty());
+    assert!(bench.frontier.has_room(), "it would wait a minute");
+    bench.add("http://a", "10.0.0.1", 3);
+    assert!(bench.pick(60_009).is_empty(), "its clock is kept");
+    bench.add("http://a", "10.0.0.1", 3);
+    assert_eq!(bench.pick(60_010), ["http://a"]);
+}
+
+#[test]
+fn the_census_says_what_is_waited_for() {
+    let mut bench = Bench::new(1000, 1);
+    let census =
+        |bench: &Bench| bench.frontier.census().remove(&(TENANT.to_owned(), bench.dispatch)).unwrap_or_default();
+    bench.add("http://a", "10.0.0.1", 3);
+    bench.add("http://b", "10.0.0.1", 3);
+    assert_eq!(census(&bench), BTreeMap::from([(Cause::Turn, 2)]));
+    bench.pick(0);
+    assert_eq!(
+        census(&bench),
+        BTreeMap::from([(Cause::Request, 1), (Cause::Address, 1)]),
+        "one in flight, one beside it"
+    );
+    bench.settle(50);
+    bench.pick(60);
+    assert_eq!(census(&bench), BTreeMap::from([(Cause::Delay, 1), (Cause::Address, 1)]));
+}
+
+#[test]
+fn a_slow_host_is_asked_less_often_and_the_next_leader_knows() {
+    let mut bench = Bench::new(100, 1);
+    bench.add("http://a", "10.0.0.1", 30);
+    let mut now = 0;
+    for _ in 0..10 {
+        assert_eq!(bench.pick(now).len(), 1);
+        now += 4000;
+        let entry = bench.open.remove(0);
+        let settled = SettledJob { requested: true, answered: Some((4000, true)), ..SettledJob::default() };
+        bench.frontier.settled(now, entry, &settled);
+        now += 4000;
+    }
+    let paces = bench.frontier.take_paces(10);
+    assert_eq!(paces, [("http://a".to_owned(), 4000)]);
+    assert!(bench.frontier.take_paces(10).is_empty());
+    assert_eq!(bench.pick(now).len(), 1);
+    bench.settle(now + 10);
+    assert!(bench.pick(now + 4009).is_empty());
+    assert_eq!(bench.pick(now + 4010).len(), 1);
 }

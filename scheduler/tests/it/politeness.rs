@@ -74,3 +74,37 @@ async fn a_redirected_robots_txt_hurries_nobody() -> Result<()> {
     judge::polite(&hits, DELAY, |hit| hit.host.clone())?;
     judge::polite(&hits, DELAY, |hit| hit.address.clone())
 }
+
+/// A host that answers slowly is asked less often than its crawl asks for, and one is told why that takes so long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_host_sets_the_pace_and_why_slow_says_so() -> Result<()> {
+    const LATENCY: Duration = Duration::from_millis(500);
+    let mut cluster = Cluster::start().await?;
+    let web = Web::start(1, 8, LATENCY).await?;
+    cluster.open(&web.places);
+    let _scheduler = cluster.scheduler().await?;
+    let _worker = cluster.worker()?;
+    let body = json!({ "urls": web.seeds(), "delay_ms": 50, "host_concurrency": 1 });
+    let dispatch = cluster.post("/v1/crawls", &body).await?;
+    cluster.wait_done(&dispatch, Duration::from_secs(60)).await?;
+    judge::complete(&cluster, &web, &dispatch).await?;
+    // What comes before the first page has been answered is asked at the crawl's own pace.
+    let hits = web.hits();
+    let pages: Vec<Hit> = hits.into_iter().filter(|hit| hit.path != "/robots.txt").collect();
+    judge::polite(&pages, LATENCY, |hit| hit.host.clone())?;
+    let sql = cluster.sql().await?;
+    let pace: Option<i64> = sql.query_one("SELECT pace_ms FROM host", &[]).await?.get(0);
+    assert!(pace >= Some(LATENCY.as_millis() as i64), "the next leader does not know: {pace:?}");
+    let answer = cluster.get(&format!("/v1/dispatches/{dispatch}/why-slow")).await?;
+    let shares = answer["shares"].as_array().cloned().unwrap_or_default();
+    let share = |cause: &str| {
+        let found = shares.iter().find(|share| share["cause"] == cause);
+        found.and_then(|share| share["share"].as_f64()).unwrap_or_default()
+    };
+    assert!(share("pace") > 0.1 && share("request") > 0.1, "{answer}");
+    let sum: f64 = shares.iter().filter_map(|share| share["share"].as_f64()).sum();
+    assert!((0.999..1.001).contains(&sum), "{answer}");
+    let text = cluster.dodo_text(&["why-slow", &dispatch])?;
+    assert!(text.contains("the host answers slowly"), "{text}");
+    Ok(())
+}

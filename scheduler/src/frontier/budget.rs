@@ -1,0 +1,137 @@
+//! What the dispatches of buffered jobs ask for: delays, budgets, pauses.
+
+use std::collections::{HashMap, HashSet};
+
+use dodo_common::clock::Millis;
+use uuid::Uuid;
+
+use crate::frontier::flow::FlowId;
+
+/// What the dispatch of a job asks for.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    pub delay_ms: Millis,
+    pub host_concurrency: u32,
+    /// Pages it may still fetch; none means no budget.
+    pub max_pages: Option<i64>,
+    /// Pages fetched, as far as reports and the last reading of the progress tell; never too low.
+    pub pages: i64,
+    pub in_flight: i64,
+    /// `pages` was read from Postgres while nothing was in flight.
+    pub exact: bool,
+    /// It is paused, or what is left of it ends without being issued.
+    pub idle: bool,
+}
+
+impl Rules {
+    /// Nothing of it is issued.
+    pub fn idle() -> Self {
+        Self { delay_ms: 0, host_concurrency: 1, max_pages: None, pages: 0, in_flight: 0, exact: true, idle: true }
+    }
+}
+
+/// Whether the budget of a dispatch lets another job go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    Some,
+    /// What is in flight may use it up.
+    Later,
+    /// It is used up.
+    None,
+}
+
+#[derive(Debug, Default)]
+pub struct Budgets {
+    rules: HashMap<Uuid, Rules>,
+    /// Flows whose next job's dispatch has its whole budget in flight: they wait for what comes of that.
+    waiters: HashMap<Uuid, HashSet<FlowId>>,
+    resumed: bool,
+}
+
+impl Budgets {
+    pub fn get(&self, id: Uuid) -> Option<&Rules> {
+        self.rules.get(&id)
+    }
+
+    /// Sets what a dispatch asks for; what is in flight is kept. Returns the flows that may go on.
+    pub fn set(&mut self, id: Uuid, mut rules: Rules) -> HashSet<FlowId> {
+        if let Some(known) = self.rules.get(&id) {
+            self.resumed |= known.idle && !rules.idle;
+            // With jobs in flight the progress may hold a page whose report is still to come.
+            if known.in_flight > 0 {
+                rules = Rules { pages: known.pages, in_flight: known.in_flight, exact: false, ..rules };
+            }
+        }
+        let exact = rules.exact;
+        self.rules.insert(id, rules);
+        if exact { self.woken(id) } else { HashSet::new() }
+    }
+
+    /// Forgets the dispatches that are not `open`, but for those with jobs in flight. Returns the flows that may go on.
+    pub fn forget(&mut self, open: &HashSet<Uuid>) -> HashSet<FlowId> {
+        let done = |(id, rules): (&Uuid, &Rules)| (rules.in_flight <= 0 && !open.contains(id)).then_some(*id);
+        let gone: Vec<Uuid> = self.rules.iter().filter_map(done).collect();
+        let mut woken = HashSet::new();
+        for id in gone {
+            self.rules.remove(&id);
+            woken.extend(self.woken(id));
+        }
+        woken
+    }
+
+    /// Dispatches whose jobs a refill must look past.
+    pub fn idle(&self) -> Vec<Uuid> {
+        self.rules.iter().filter(|(_, rules)| rules.idle).map(|(id, _)| *id).collect()
+    }
+
+    /// True when a dispatch goes on whose jobs were passed over; asking forgets it.
+    pub fn take_resumed(&mut self) -> bool {
+        std::mem::take(&mut self.resumed)
+    }
+
+    pub fn room(&self, id: Uuid) -> Room {
+        let Some(Rules { max_pages: Some(max), pages, in_flight, exact, .. }) = self.rules.get(&id) else {
+            return Room::Some;
+        };
+        match () {
+            () if pages >= max && *exact => Room::None,
+            () if pages + in_flight >= *max => Room::Later,
+            () => Room::Some,
+        }
+    }
+
+    /// This flow goes on when something comes of what is in flight.
+    pub fn wait(&mut self, id: Uuid, flow: FlowId) {
+        self.waiters.entry(id).or_default().insert(flow);
+    }
+
+    pub fn enter(&mut self, id: Uuid) {
+        if let Some(rules) = self.rules.get_mut(&id) {
+            rules.in_flight += 1;
+            rules.exact = false;
+        }
+    }
+
+    /// A job has ended, perhaps as a page; its worker may have found its dispatch `idle`. Returns the flows that may go on.
+    pub fn leave(&mut self, id: Uuid, page: bool, idle: bool) -> HashSet<FlowId> {
+        if let Some(rules) = self.rules.get_mut(&id) {
+            rules.in_flight -= 1;
+            rules.pages += i64::from(page);
+            // The worker has read it from the row; the next reading of the rules puts it right.
+            rules.idle |= idle;
+        }
+        self.woken(id)
+    }
+
+    /// Nothing is in flight any more, and nobody waits.
+    pub fn clear(&mut self) {
+        for rules in self.rules.values_mut() {
+            rules.in_flight = 0;
+        }
+        self.waiters.clear();
+    }
+
+    fn woken(&mut self, id: Uuid) -> HashSet<FlowId> {
+        self.waiters.remove(&id).unwrap_or_default()
+    }
+}

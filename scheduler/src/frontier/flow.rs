@@ -1,0 +1,140 @@
+//! A flow: the due jobs of one tenant at one host, as far as they are buffered. The unit of turns.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+use dodo_common::clock::Millis;
+use dodo_common::db::schedule::DueJob;
+use dodo_common::model::cause::Cause;
+use slotmap::new_key_type;
+use uuid::Uuid;
+
+use crate::frontier::place::HostId;
+use crate::politeness::NEVER;
+
+/// Due ids asked for and buffered: a few, and more the faster they go.
+pub const BUFFER_MIN: usize = 32;
+pub const BUFFER_MAX: usize = 2048;
+/// A buffer that lasts less than this is doubled, one that lasts more than that is halved, milliseconds.
+const BUFFER_SHORT_MS: Millis = 1_000;
+const BUFFER_LONG_MS: Millis = 30_000;
+/// With enough in the buffer, what came meanwhile with a higher priority waits this long, milliseconds: looking for it
+/// reads past all that is buffered or issued.
+pub const STALE_MS: Millis = 1_000;
+
+new_key_type! {
+    pub struct FlowId;
+}
+
+#[derive(Debug)]
+pub struct Flow {
+    pub tenant: Arc<str>,
+    pub host: HostId,
+    buffer: VecDeque<DueJob>,
+    /// Those that run alone: few at a time are issued, and nobody waits behind them.
+    suspects: VecDeque<DueJob>,
+    /// How many the next refill asks for.
+    pub room: usize,
+    refilled_ms: Millis,
+    /// It is refilled at [`STALE_MS`] after the last time.
+    stale: bool,
+    /// Jobs of this flow that are issued, or end without being issued: a refill must look past them.
+    pub taken: usize,
+    /// Moments at which it is to be refilled.
+    pub timers: u32,
+    /// The schedule may hold more due jobs than the buffer took.
+    pub more: bool,
+    pub in_ring: bool,
+    /// What it waited for when it was looked at last.
+    pub waits: Cause,
+}
+
+impl Flow {
+    pub fn new(tenant: Arc<str>, host: HostId) -> Self {
+        Self {
+            tenant,
+            host,
+            buffer: VecDeque::new(),
+            suspects: VecDeque::new(),
+            room: BUFFER_MIN,
+            refilled_ms: NEVER,
+            stale: false,
+            taken: 0,
+            timers: 0,
+            more: false,
+            in_ring: false,
+            waits: Cause::Turn,
+        }
+    }
+
+    /// As if it were new: nothing is buffered, and nothing taken.
+    pub fn clear(&mut self) {
+        *self = Self::new(Arc::clone(&self.tenant), self.host);
+    }
+
+    /// It is time for a refill; before, there is enough.
+    pub fn is_low(&self) -> bool {
+        self.buffer.len() <= self.room / 4
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.buffer.is_empty() && self.suspects.is_empty()
+    }
+
+    pub fn has_suspects(&self) -> bool {
+        !self.suspects.is_empty()
+    }
+
+    /// Where its next job comes from: suspects have waited longer.
+    pub fn queue(&mut self, suspects_too: bool) -> &mut VecDeque<DueJob> {
+        if suspects_too && !self.suspects.is_empty() { &mut self.suspects } else { &mut self.buffer }
+    }
+
+    /// The first job that waits.
+    pub fn front(&self) -> Option<&DueJob> {
+        self.buffer.front().or_else(|| self.suspects.front())
+    }
+
+    /// The schedule may hold something that the buffer does not. When to look, if that is not now; none if that is known
+    /// already.
+    pub fn look_again(&mut self) -> Option<Millis> {
+        let known = std::mem::replace(&mut self.stale, true);
+        (!known).then_some(self.refilled_ms + STALE_MS)
+    }
+
+    /// How many rows a refill is to ask for: what is issued has not left the schedule; what is buffered is read anew.
+    pub fn asks(&mut self, now: Millis) -> usize {
+        let lasted = now - self.refilled_ms;
+        if self.more && self.is_low() && lasted < BUFFER_SHORT_MS {
+            self.room = (self.room * 2).min(BUFFER_MAX);
+        } else if lasted > BUFFER_LONG_MS {
+            self.room = (self.room / 2).max(BUFFER_MIN);
+        }
+        self.taken + self.buffer.len() + self.suspects.len() + self.room
+    }
+
+    /// Takes what a refill found in place of what was buffered: what came later with a higher priority goes first.
+    pub fn refill(&mut self, now: Millis, due: Vec<DueJob>, limit: usize, taken: &HashSet<Uuid>) {
+        self.more = due.len() >= limit;
+        self.stale = false;
+        self.refilled_ms = now;
+        self.buffer.clear();
+        self.suspects.clear();
+        for job in due.into_iter().filter(|job| !taken.contains(&job.id)) {
+            let queue = if job.alone { &mut self.suspects } else { &mut self.buffer };
+            if queue.len() < BUFFER_MAX {
+                queue.push_back(job);
+            } else {
+                self.more = true;
+            }
+        }
+        if self.buffer.capacity() > 2 * self.buffer.len().max(BUFFER_MIN) {
+            self.buffer.shrink_to_fit();
+        }
+    }
+
+    /// Every dispatch that a buffered job belongs to.
+    pub fn dispatches(&self) -> impl Iterator<Item = Uuid> {
+        self.buffer.iter().chain(&self.suspects).map(|job| job.dispatch)
+    }
+}
