@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use chardetng::EncodingDetector;
 use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE};
 
-/// How far a `<meta charset>` is looked for, bytes (WHATWG HTML, "prescan a byte stream").
+/// How far a `<meta charset>` or an XML declaration is looked for, bytes (WHATWG HTML, "prescan a byte stream").
 const PRESCAN_BYTES_MAX: usize = 1024;
 /// What a guess is made from, bytes, starting at the first that is not ASCII.
 const GUESS_BYTES_MAX: usize = 16 * 1024;
@@ -15,14 +15,18 @@ const RAW: [(&str, &str); 4] =
     [("<script", "</script"), ("<style", "</style"), ("<title", "</title"), ("<noscript", "</noscript")];
 
 /// The text of `body`, in order of trust: a byte order mark, the charset of the header, that of a
-/// `<meta>`, valid UTF-8, a guess. Broken bytes become U+FFFD; sound UTF-8 is not copied.
+/// `<meta>`, that of an XML declaration, valid UTF-8, a guess. Broken bytes become U+FFFD; sound UTF-8
+/// is not copied.
 pub fn decode<'b>(body: &'b [u8], content_type: Option<&str>) -> Cow<'b, str> {
     if let Some((encoding, mark_bytes)) = Encoding::for_bom(body) {
         return encoding.decode_without_bom_handling(&body[mark_bytes..]).0;
     }
     let encoding = content_type
-        .and_then(|value| charset(value.as_bytes()))
-        .or_else(|| prescan(&body[..body.len().min(PRESCAN_BYTES_MAX)]))
+        .and_then(|value| named(value.as_bytes(), b"charset"))
+        .or_else(|| {
+            let head = &body[..body.len().min(PRESCAN_BYTES_MAX)];
+            wide_xml(head).or_else(|| prescan(head)).or_else(|| xml_declared(head))
+        })
         .unwrap_or_else(|| guess(body));
     encoding.decode_without_bom_handling(body).0
 }
@@ -67,22 +71,41 @@ fn prescan(head: &[u8]) -> Option<&'static Encoding> {
             rest = &comment[comment.windows(3).position(|end| end == b"-->")?..];
         } else if rest.len() > 4 && rest[..4].eq_ignore_ascii_case(b"meta") && !rest[4].is_ascii_alphanumeric() {
             let end = rest.iter().position(|&byte| byte == b'>').unwrap_or(rest.len());
-            if let Some(encoding) = charset(&rest[4..end]) {
-                // A text in which this could be read is not UTF-16, whatever it says.
-                return Some(if encoding == UTF_16LE || encoding == UTF_16BE { UTF_8 } else { encoding });
+            if let Some(encoding) = named(&rest[4..end], b"charset") {
+                return Some(not_wide(encoding));
             }
         }
     }
     None
 }
 
-/// The encoding behind `charset=`, quoted or not, in a header's value or a tag.
-fn charset(text: &[u8]) -> Option<&'static Encoding> {
-    const NAME: &[u8] = b"charset";
+/// UTF-16 without a byte order mark shows in how an XML declaration begins (WHATWG HTML, the same; XML 1.0, appendix F).
+fn wide_xml(head: &[u8]) -> Option<&'static Encoding> {
+    match head {
+        [b'<', 0, b'?', 0, b'x', 0, ..] => Some(UTF_16LE),
+        [0, b'<', 0, b'?', 0, b'x', ..] => Some(UTF_16BE),
+        _ => None,
+    }
+}
+
+/// WHATWG HTML, "get an XML encoding".
+fn xml_declared(head: &[u8]) -> Option<&'static Encoding> {
+    let declaration = head.strip_prefix(b"<?xml")?;
+    let end = declaration.iter().position(|&byte| byte == b'>')?;
+    named(&declaration[..end], b"encoding").map(not_wide)
+}
+
+/// A text in which this could be read is not UTF-16, whatever it says.
+fn not_wide(encoding: &'static Encoding) -> &'static Encoding {
+    if encoding == UTF_16LE || encoding == UTF_16BE { UTF_8 } else { encoding }
+}
+
+/// The encoding behind `name` and `=`, quoted or not, in a header's value or a tag.
+fn named(text: &[u8], name: &[u8]) -> Option<&'static Encoding> {
     let mut rest = text;
     loop {
-        let at = rest.windows(NAME.len()).position(|window| window.eq_ignore_ascii_case(NAME))?;
-        rest = rest[at + NAME.len()..].trim_ascii_start();
+        let at = rest.windows(name.len()).position(|window| window.eq_ignore_ascii_case(name))?;
+        rest = rest[at + name.len()..].trim_ascii_start();
         let Some(value) = rest.strip_prefix(b"=") else { continue };
         let value = value.trim_ascii_start();
         let value = value.strip_prefix(b"\"").or_else(|| value.strip_prefix(b"'")).unwrap_or(value);
@@ -133,6 +156,15 @@ mod tests {
                 "<!--<meta charset=utf-8>--><META http-equiv=x content='text/html; charset=koi8-r'>\u{41f}",
             ),
             (b"<meta charset=utf-16>\xc3\xa9", None, "<meta charset=utf-16>\u{e9}"),
+            (
+                b"<?xml version='1.0' encoding = 'windows-1251'?>\xcf",
+                None,
+                "<?xml version='1.0' encoding = 'windows-1251'?>\u{41f}",
+            ),
+            (b"<?xml version='1.0' encoding='UTF-16'?>\xc3\xa9", None, "<?xml version='1.0' encoding='UTF-16'?>\u{e9}"),
+            (b"<?xml?><meta charset=koi8-r>\xf0", None, "<?xml?><meta charset=koi8-r>\u{41f}"),
+            (b"<\0?\0x\0\xe9\0", None, "<?x\u{e9}"),
+            (b"\0<\0?\0x\0\xe9", Some("text/xml"), "<?x\u{e9}"),
             (b"\xc3\xa9", Some("text/html; charset=nonsense"), "\u{e9}"),
             (b"a\xc3\xa9\xe2\x82", None, "a\u{e9}\u{fffd}"),
             (b"\xff", Some("text/html; charset=utf-8"), "\u{fffd}"),

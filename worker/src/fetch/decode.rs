@@ -9,6 +9,10 @@ pub const ENCODINGS_MAX: usize = 3;
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 /// What is decoded at a time, bytes.
 const BUFFER_BYTES: usize = 16 * 1024;
+/// What [`head`] shows, and what it decodes of each layer for that, bytes: a block of zstd, of which nothing shows before
+/// it is whole, has up to 128 KiB (RFC 8878 3.1.1.2.3).
+pub const HEAD_BYTES: usize = 16 * 1024;
+const HEAD_LAYER_BYTES: usize = 256 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
@@ -25,6 +29,38 @@ pub enum DecodeError {
 /// `encoding` is the header's value; several are undone from the last to the first. At most
 /// `bytes_max` bytes and a buffer are held of each layer, so a bomb costs no more than a page.
 pub fn decode<'b>(encoding: Option<&str>, body: &'b [u8], bytes_max: usize) -> Result<Cow<'b, [u8]>, DecodeError> {
+    let mut body = Cow::Borrowed(body);
+    for coding in codings(encoding)?.iter().rev() {
+        // An answer without a body may still name an encoding: nothing to undo.
+        if !body.is_empty() {
+            let mut out = Vec::new();
+            coding.undo(&body, &mut out, bytes_max)?;
+            body = Cow::Owned(out);
+        }
+    }
+    if body.len() > bytes_max { Err(DecodeError::TooLarge { bytes_max }) } else { Ok(body) }
+}
+
+/// The first bytes of what [`decode`] makes, at most [`HEAD_BYTES`], for little time; of what is not sound, those
+/// before the fault.
+pub fn head<'b>(encoding: Option<&str>, body: &'b [u8]) -> Cow<'b, [u8]> {
+    let mut head = Cow::Borrowed(body);
+    for coding in codings(encoding).unwrap_or_default().iter().rev() {
+        let mut out = Vec::new();
+        // That there is more, or that it breaks off, is no matter here.
+        let _ = coding.undo(&head, &mut out, HEAD_LAYER_BYTES);
+        head = Cow::Owned(out);
+    }
+    match head {
+        Cow::Borrowed(head) => Cow::Borrowed(&head[..head.len().min(HEAD_BYTES)]),
+        Cow::Owned(mut head) => {
+            head.truncate(HEAD_BYTES);
+            Cow::Owned(head)
+        }
+    }
+}
+
+fn codings(encoding: Option<&str>) -> Result<Vec<Coding>, DecodeError> {
     let codings = encoding
         .unwrap_or_default()
         .split(',')
@@ -32,17 +68,7 @@ pub fn decode<'b>(encoding: Option<&str>, body: &'b [u8], bytes_max: usize) -> R
         .filter(|name| !name.is_empty() && !name.eq_ignore_ascii_case("identity"))
         .map(Coding::named)
         .collect::<Result<Vec<Coding>, DecodeError>>()?;
-    if codings.len() > ENCODINGS_MAX {
-        return Err(DecodeError::TooMany);
-    }
-    let mut body = Cow::Borrowed(body);
-    for coding in codings.iter().rev() {
-        // An answer without a body may still name an encoding: nothing to undo.
-        if !body.is_empty() {
-            body = Cow::Owned(coding.undo(&body, bytes_max)?);
-        }
-    }
-    if body.len() > bytes_max { Err(DecodeError::TooLarge { bytes_max }) } else { Ok(body) }
+    if codings.len() > ENCODINGS_MAX { Err(DecodeError::TooMany) } else { Ok(codings) }
 }
 
 #[derive(Clone, Copy)]
@@ -64,24 +90,23 @@ impl Coding {
         }
     }
 
-    fn undo(self, body: &[u8], bytes_max: usize) -> Result<Vec<u8>, DecodeError> {
-        let mut out = Vec::new();
+    /// Onto `out`, which keeps what came before an error.
+    fn undo(self, body: &[u8], out: &mut Vec<u8>, bytes_max: usize) -> Result<(), DecodeError> {
         match self {
-            Coding::Gzip => gunzip(body, &mut out, bytes_max)?,
+            Coding::Gzip => gunzip(body, out, bytes_max),
             // "deflate" means zlib (RFC 9110 8.4.1.2), and some servers send it bare.
             Coding::Deflate if is_zlib(body) => {
-                pour("deflate", flate2::bufread::ZlibDecoder::new(body), &mut out, bytes_max)?
+                pour("deflate", flate2::bufread::ZlibDecoder::new(body), out, bytes_max)
             }
-            Coding::Deflate => pour("deflate", flate2::bufread::DeflateDecoder::new(body), &mut out, bytes_max)?,
-            Coding::Brotli => pour("br", brotli::Decompressor::new(body, BUFFER_BYTES), &mut out, bytes_max)?,
+            Coding::Deflate => pour("deflate", flate2::bufread::DeflateDecoder::new(body), out, bytes_max),
+            Coding::Brotli => pour("br", brotli::Decompressor::new(body, BUFFER_BYTES), out, bytes_max),
             Coding::Zstd => {
                 let corrupt = |source| DecodeError::Corrupt { encoding: "zstd", source };
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(body).map_err(corrupt)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(corrupt)?;
-                pour("zstd", decoder, &mut out, bytes_max)?;
+                pour("zstd", decoder, out, bytes_max)
             }
         }
-        Ok(out)
     }
 }
 
@@ -211,6 +236,27 @@ mod tests {
         // The inner layer of two is bounded as well.
         let error = decode(Some("gzip, gzip"), &gzip(&gzip(&zeros)), 1000).unwrap_err();
         assert!(matches!(error, DecodeError::TooLarge { .. }));
+    }
+
+    #[test]
+    fn a_head_is_the_beginning_of_what_is_decoded() {
+        let body: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
+        for (name, packed) in [
+            ("", body.clone()),
+            ("gzip", gzip(&body)),
+            ("deflate", zlib(&body)),
+            ("br", brotli(&body)),
+            ("zstd", zstd(&body)),
+            ("zstd, gzip", gzip(&zstd(&body))),
+        ] {
+            let whole = head(Some(name), &packed);
+            assert!(!whole.is_empty() && whole.len() <= HEAD_BYTES && body.starts_with(&whole), "{name}");
+            let cut = head(Some(name), &packed[..packed.len() / 2]);
+            assert!(!cut.is_empty() && body.starts_with(&cut), "{name}");
+        }
+        assert_eq!(head(Some("gzip"), &gzip(PAGE)), PAGE);
+        assert!(head(Some("gzip"), PAGE).is_empty());
+        assert_eq!(head(Some("utf-8"), PAGE), PAGE, "an encoding that nobody knows is none");
     }
 
     #[test]
