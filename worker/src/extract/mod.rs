@@ -1,4 +1,7 @@
 //! What a body says about itself and where it leads. Pure: bytes in, values out.
 
+pub mod directive;
 pub mod html;
+pub mod listing;
+pub mod srcset;
 pub mod text;

@@ -1,0 +1,51 @@
+//! What `X-Robots-Tag` says of a page (Google, "Robots meta tag, data-nosnippet, and X-Robots-Tag specifications").
+
+/// Directives that have a value behind a colon; before any other colon stands the name of an agent.
+const WITH_VALUE: [&str; 4] = ["max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"];
+
+/// Whether the links of the page are not to be followed. `headers` are all of that name; what follows the name of an
+/// agent, up to the end of its header or to the next name, is for that one alone.
+pub fn nofollow<'h>(headers: impl IntoIterator<Item = &'h str>, agent_product: &str) -> bool {
+    headers.into_iter().any(|header| {
+        let mut is_ours = true;
+        header.split(',').any(|part| {
+            let mut directive = part.trim();
+            if let Some((name, rest)) = directive.split_once(':')
+                && !WITH_VALUE.iter().any(|known| name.trim().eq_ignore_ascii_case(known))
+            {
+                is_ours = name.trim().eq_ignore_ascii_case(agent_product);
+                directive = rest.trim();
+            }
+            is_ours && ["nofollow", "none"].iter().any(|word| directive.eq_ignore_ascii_case(word))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directives_are_for_all_or_for_the_agent_that_is_named() {
+        for (headers, expected) in [
+            (&[][..], false),
+            (&["noindex"], false),
+            (&["noindex, NoFollow"], true),
+            (&["none"], true),
+            (&["noindex", "nofollow"], true),
+            (&["dodo: nofollow"], true),
+            (&["DODO: noindex, none"], true),
+            (&["googlebot: nofollow"], false),
+            (&["otherbot: noindex, nofollow"], false),
+            (&["googlebot: nofollow, dodo: none"], true),
+            (&["dodo: noindex, googlebot: nofollow"], false),
+            (&["googlebot: noindex", "nofollow"], true),
+            (&["unavailable_after: 25 Jun 2010 15:00:00 PST, nofollow"], true),
+            (&["max-snippet: 20, max-image-preview: large"], false),
+            (&["max-snippet:-1, none"], true),
+            (&["nofollows", ",:, :nofollow"], false),
+        ] {
+            assert_eq!(nofollow(headers.iter().copied(), "dodo"), expected, "{headers:?}");
+        }
+    }
+}

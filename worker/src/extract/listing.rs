@@ -1,0 +1,284 @@
+//! Listings: sitemaps and feeds, whose content is the URLs that they name.
+//!
+//! What a file is shows in how it begins, not in its name or in what named it: the root element of sitemaps.org's
+//! sitemaps and indexes, RSS 2.0, RSS 1.0 (RDF) and Atom (RFC 4287) in any namespace prefix, or nothing but URLs, one a
+//! line. What is served as HTML is a page.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+
+use dodo_common::model::url::{Canonical, UrlHash, canonical};
+use quick_xml::Reader;
+use quick_xml::events::{BytesStart, Event};
+use url::Url;
+
+use crate::extract::text;
+use crate::fetch::decode::{DecodeError, HEAD_BYTES, decode, head};
+
+/// Distinct URLs taken of one file, and how large it may be unpacked, bytes (sitemaps.org: no more than 50,000 URLs and
+/// 52,428,800 bytes).
+pub const ENTRIES_MAX: usize = 50_000;
+pub const LISTING_BYTES_MAX: usize = 50 << 20;
+/// Elements within one another. The markup that a feed quotes has fewer.
+const DEPTH_MAX: usize = 256;
+/// How a gzip member begins (RFC 1952 2.3.1).
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    pub kind: Kind,
+    /// Distinct, in document order; with the pages that are named as the same in other languages.
+    pub entries: Vec<Canonical>,
+    /// There were more.
+    pub truncated: bool,
+}
+
+/// What the entries are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Sitemaps: the file is an index.
+    Sitemaps,
+    Pages,
+}
+
+/// Reads `body`, which came from `page`, if it is a listing; a broken one as far as it goes.
+///
+/// # Errors
+/// It begins as a listing, and cannot be unpacked within its bound.
+pub fn listing(
+    body: &[u8],
+    encoding: Option<&str>,
+    content_type: Option<&str>,
+    page: &Url,
+) -> Result<Option<Listing>, DecodeError> {
+    if !may_list(content_type) {
+        return Ok(None);
+    }
+    // From the beginning alone: most of what is served as a mere file is none, and not worth unpacking.
+    let mut start = head(encoding, body);
+    let packed = start.starts_with(&GZIP);
+    if packed {
+        start = Cow::Owned(head(Some("gzip"), &start).into_owned());
+    }
+    let Some(format) = Format::of(&text::decode(&start, content_type), start.len() == HEAD_BYTES) else {
+        return Ok(None);
+    };
+    let mut whole = decode(encoding, body, LISTING_BYTES_MAX)?;
+    if packed {
+        whole = Cow::Owned(decode(Some("gzip"), &whole, LISTING_BYTES_MAX)?.into_owned());
+    }
+    let text = text::decode(&whole, content_type);
+    let mut list = List { entries: Vec::new(), seen: HashSet::new(), truncated: false };
+    match format {
+        Format::Lines => {
+            lines(&text).filter(|line| is_url(line)).take_while(|line| list.add(line, page)).for_each(drop)
+        }
+        format => read_xml(&text, format, page, &mut list),
+    }
+    let kind = if format == Format::Index { Kind::Sitemaps } else { Kind::Pages };
+    Ok(Some(Listing { kind, entries: list.entries, truncated: list.truncated }))
+}
+
+/// Whether a listing is ever served as this: XML (WHATWG MIME Sniffing, "XML MIME type"), plain text, and a file of which
+/// nothing is said but perhaps that it is packed.
+fn may_list(content_type: Option<&str>) -> bool {
+    let Some(content_type) = content_type else { return true };
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    match essence.as_str() {
+        "text/xml" | "application/xml" | "text/plain" => true,
+        "application/gzip" | "application/x-gzip" | "application/octet-stream" | "binary/octet-stream" => true,
+        "application/xhtml+xml" => false,
+        other => other.ends_with("+xml"),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Sitemap,
+    Index,
+    Rss,
+    Atom,
+    Lines,
+}
+
+impl Format {
+    /// Told from the beginning of a file; `cut`: more follows it.
+    fn of(start: &str, cut: bool) -> Option<Format> {
+        if !start.trim_start().starts_with('<') {
+            // A line that the bound cuts says nothing.
+            let whole = if cut { start.rsplit_once(['\n', '\r'])?.0 } else { start };
+            return (lines(whole).next().is_some() && lines(whole).all(is_url)).then_some(Format::Lines);
+        }
+        let mut reader = Reader::from_str(start);
+        loop {
+            match reader.read_event().ok()? {
+                Event::Start(root) | Event::Empty(root) => return Format::rooted(root.local_name().as_ref()),
+                Event::Eof => return None,
+                _ => {}
+            }
+        }
+    }
+
+    fn rooted(name: &[u8]) -> Option<Format> {
+        match name {
+            b"urlset" => Some(Format::Sitemap),
+            b"sitemapindex" => Some(Format::Index),
+            b"rss" | b"RDF" => Some(Format::Rss),
+            b"feed" => Some(Format::Atom),
+            _ => None,
+        }
+    }
+
+    /// The element of one entry.
+    fn entry(self) -> &'static [u8] {
+        match self {
+            Format::Sitemap => b"url",
+            Format::Index => b"sitemap",
+            Format::Rss => b"item",
+            Format::Atom => b"entry",
+            Format::Lines => b"",
+        }
+    }
+
+    /// Whether this child of an entry has a URL as its text.
+    fn is_text(self, name: &[u8]) -> bool {
+        match self {
+            Format::Sitemap | Format::Index => name == b"loc",
+            Format::Rss => name == b"link",
+            Format::Atom | Format::Lines => false,
+        }
+    }
+
+    /// Whether a `link` of this relation, a child of an entry, leads to a page: the entry's own (RFC 4287 4.2.7.2: none
+    /// means alternate), or the same in another language (Google's `xhtml:link`).
+    fn is_link(self, relation: Option<&str>) -> bool {
+        let alternate = |relation: &str| relation.split_ascii_whitespace().any(|r| r.eq_ignore_ascii_case("alternate"));
+        match self {
+            Format::Sitemap => relation.is_some_and(alternate),
+            Format::Atom => relation.is_none_or(alternate),
+            Format::Index | Format::Rss | Format::Lines => false,
+        }
+    }
+}
+
+struct List {
+    entries: Vec<Canonical>,
+    seen: HashSet<UrlHash>,
+    truncated: bool,
+}
+
+impl List {
+    /// False when it is full. What is no http URL is passed over.
+    fn add(&mut self, reference: &str, base: &Url) -> bool {
+        let reference = reference.trim();
+        if reference.is_empty() {
+            return true;
+        }
+        let Ok(to) = canonical(reference, Some(base)) else { return true };
+        if self.seen.contains(&to.hash) {
+            return true;
+        }
+        if self.entries.len() == ENTRIES_MAX {
+            self.truncated = true;
+            return false;
+        }
+        self.seen.insert(to.hash);
+        self.entries.push(to);
+        true
+    }
+}
+
+/// By depth and local names: a `loc` of an image within an entry is not the entry's. Entities that a file defines are
+/// never expanded.
+fn read_xml(text: &str, format: Format, page: &Url, list: &mut List) {
+    let mut reader = Reader::from_str(text);
+    reader.config_mut().expand_empty_elements = true;
+    // Many write the `&` of a query as it is.
+    reader.config_mut().allow_dangling_amp = true;
+    let mut depth = 0;
+    // How deep the children of the entry lie that is being read, and the text of its URL as far as it was read.
+    let (mut child, mut value) = (None, None::<String>);
+    let (mut file_base, mut base) = (page.clone(), page.clone());
+    // An error ends the reading; what was found before it stands.
+    while let Ok(event) = reader.read_event() {
+        match event {
+            Event::Start(element) => {
+                depth += 1;
+                let name = element.local_name();
+                if depth > DEPTH_MAX {
+                    return;
+                } else if depth == 1 {
+                    file_base = base_of(&element, page);
+                } else if child.is_none() && name.as_ref() == format.entry() {
+                    child = Some(depth + 1);
+                    base = base_of(&element, &file_base);
+                } else if child != Some(depth) {
+                    continue;
+                } else if format.is_text(name.as_ref()) {
+                    value = Some(String::new());
+                } else if name.as_ref() == b"link"
+                    && format.is_link(attribute(&element, b"rel").as_deref())
+                    && let Some(href) = attribute(&element, b"href")
+                    && !list.add(&href, &base_of(&element, &base))
+                {
+                    return;
+                }
+            }
+            Event::End(_) => {
+                if child == Some(depth + 1) {
+                    child = None;
+                } else if child == Some(depth)
+                    && let Some(value) = value.take()
+                    && !list.add(&value, &base)
+                {
+                    return;
+                }
+                depth -= 1;
+            }
+            Event::Text(piece) if child == Some(depth) => {
+                push(&mut value, || piece.decode().unwrap_or_default());
+            }
+            Event::CData(piece) if child == Some(depth) => {
+                push(&mut value, || piece.decode().unwrap_or_default());
+            }
+            Event::GeneralRef(name) if child == Some(depth) => push(&mut value, || {
+                let reference = format!("&{};", name.decode().unwrap_or_default());
+                html_escape::decode_html_entities(&reference).into_owned().into()
+            }),
+            Event::Eof => return,
+            _ => {}
+        }
+    }
+}
+
+fn push<'t>(value: &mut Option<String>, piece: impl FnOnce() -> Cow<'t, str>) {
+    if let Some(value) = value {
+        value.push_str(&piece());
+    }
+}
+
+/// What references within this element are relative to (RFC 4287 2: `xml:base`).
+fn base_of(element: &BytesStart, outer: &Url) -> Url {
+    let own = attribute(element, b"xml:base").and_then(|base| canonical(&base, Some(outer)).ok());
+    own.map_or_else(|| outer.clone(), |base| base.url)
+}
+
+fn attribute(element: &BytesStart, name: &[u8]) -> Option<String> {
+    // Unchecked: to compare each with all before it takes the square of their number.
+    let mut attributes = element.html_attributes();
+    let found = attributes.with_checks(false).flatten().find(|attribute| attribute.key.as_ref() == name)?;
+    let value = String::from_utf8_lossy(&found.value);
+    Some(html_escape::decode_html_entities(&value).into_owned())
+}
+
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty())
+}
+
+fn is_url(line: &str) -> bool {
+    let starts = |scheme: &str| line.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    (starts("http://") || starts("https://")) && !line.contains(char::is_whitespace)
+}
+
+#[cfg(test)]
+mod tests;
