@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dodo_common::db::commit::{self, Batch, Committed, Finished, Retry};
+use dodo_common::db::commit::{self, Batch, Committed, Finished, Found, Retry};
 use dodo_common::db::host::{Hold, HostUpdate};
 use dodo_common::db::pool::DbError;
 use dodo_common::fail;
@@ -27,6 +27,9 @@ pub const COMMITTERS: usize = 2;
 /// thirty of its jobs.
 const BATCH_MAX: usize = 256;
 const BATCH_FULL: usize = 128;
+/// Links found in one transaction at most, but for those of a single job: more of them, as a batch of sitemaps has, might
+/// never be written within the time that a statement has.
+const FOUND_MAX: usize = 50_000;
 /// A server that does not answer is asked again this often.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -80,7 +83,7 @@ impl Done {
         let Effect::Finished { job, raw, .. } = &self.effect else { return 0 };
         let raw = raw.as_ref().map_or(0, |(_, entry)| entry.about.len() + entry.body.len());
         let kept = job.paged.as_ref().and_then(|paged| paged.kept.as_ref()).map_or(0, Vec::len);
-        let found: usize = job.found.iter().map(|found| found.url.len() + found.host.len()).sum();
+        let found: usize = job.found.iter().map(|found| size_of::<Found>() + found.url.len() + found.host.len()).sum();
         (raw + kept + found + job.links.as_ref().map_or(0, String::len)) as u64
     }
 }
@@ -150,13 +153,32 @@ pub async fn run(ctx: Arc<Context>, queue: Queue) {
         }
         let (done, room): (Vec<Done>, Vec<_>) = items.into_iter().map(|item| (item.done, item.room)).unzip();
         let entries: Vec<StreamId> = done.iter().map(|d| d.entry).collect();
-        tokio::select! {
-            () = settle(&ctx, done) => {}
-            () = ctx.refused.cancelled() => return,
+        for part in parts(done) {
+            tokio::select! {
+                () = settle(&ctx, part) => {}
+                () = ctx.refused.cancelled() => return,
+            }
         }
         ctx.let_go(&entries);
         drop((room, turn));
     }
+}
+
+/// Splits a batch, in its order, where a part would find too many links.
+fn parts(done: Vec<Done>) -> Vec<Vec<Done>> {
+    let (mut parts, mut room) = (vec![Vec::new()], FOUND_MAX);
+    for d in done {
+        let found = if let Effect::Finished { job, .. } = &d.effect { job.found.len() } else { 0 };
+        if found > room {
+            parts.push(Vec::new());
+            room = FOUND_MAX;
+        }
+        room = room.saturating_sub(found);
+        parts.last_mut().expect("there is always one").push(d);
+    }
+    // The first one is empty where its first job finds too many alone.
+    parts.retain(|part| !part.is_empty());
+    parts
 }
 
 /// Takes a batch through its three steps. Each is tried until it succeeds or the incarnation ends:
@@ -320,6 +342,31 @@ async fn report(ctx: &Context, mut settled: Vec<Settled>, committed: Committed) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_batch_that_finds_too_many_links_is_split() {
+        let finding = |count| {
+            let key = JobKey { tenant: "default".to_owned(), id: Uuid::from_u128(1), attempt: 0 };
+            let mut job = Finished::new(key, Outcome::Ok, None);
+            let found = Found {
+                id: Uuid::nil(),
+                hash: Uuid::nil(),
+                url: String::new(),
+                host: String::new(),
+                depth: 0,
+                hops: 0,
+            };
+            job.found = vec![found; count];
+            Done::new(StreamId::default(), Effect::Finished { job: Box::new(job), raw: None, dispatch: Uuid::nil() })
+        };
+        let sizes = |counts: &[usize]| -> Vec<usize> {
+            parts(counts.iter().map(|count| finding(*count)).collect()).iter().map(Vec::len).collect()
+        };
+        assert_eq!(sizes(&[0, 50, 50]), [3]);
+        assert_eq!(sizes(&[1, FOUND_MAX - 1, 0, 1, 5]), [3, 2]);
+        assert_eq!(sizes(&[FOUND_MAX + 1, 0, 1]), [2, 1]);
+        assert_eq!(sizes(&[FOUND_MAX, FOUND_MAX, FOUND_MAX]), [1, 1, 1]);
+    }
 
     #[test]
     fn a_job_twice_in_a_batch_ends_once() {

@@ -145,18 +145,22 @@ pub async fn jobs(db: &Db, query: &JobQuery<'_>) -> DbResult<Vec<JobReport>> {
     })
 }
 
-/// Pages with their links by URL hash after `after`, of one dispatch.
+/// Bytes of links, as they are stored, after which an answer of [`links`] ends: a page may have thousands of them.
+const LINK_BYTES_MAX: i64 = 4 << 20;
+
+/// Pages with their links by URL hash after `after`, of one dispatch; none where there are no more.
 pub async fn links(db: &Db, tenant: &str, dispatch: Uuid, after: Option<Uuid>, limit: i64) -> DbResult<Vec<PageLinks>> {
     run_tx!(db, "export-links", tenant: tenant, |tx| {
         let rows = tx
             .query(
                 "-- export-links
                  SELECT p.url_hash, p.job, l.url, p.links FROM (
-                   SELECT * FROM page_link WHERE tenant = $1 AND dispatch = $2 AND url_hash > $3
-                    ORDER BY url_hash LIMIT $4) p
+                   SELECT q.*, sum(pg_column_size(q.links)) OVER (ORDER BY q.url_hash) - pg_column_size(q.links) AS before FROM (
+                     SELECT * FROM page_link WHERE tenant = $1 AND dispatch = $2 AND url_hash > $3
+                      ORDER BY url_hash LIMIT $4) q) p
                    LEFT JOIN LATERAL (SELECT url FROM crawl_log l WHERE l.tenant = p.tenant AND l.id = p.job LIMIT 1) l ON true
-                  ORDER BY p.url_hash",
-                &[&tenant, &dispatch, &after.unwrap_or_default(), &limit],
+                  WHERE p.before < $5 ORDER BY p.url_hash",
+                &[&tenant, &dispatch, &after.unwrap_or_default(), &limit, &LINK_BYTES_MAX],
             )
             .await?;
         Ok(rows

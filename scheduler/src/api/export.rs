@@ -32,7 +32,7 @@ pub async fn pages(State(api): State<Api>, Params(query): Params<ExportQuery>) -
     Ok(Json(explain::jobs(&api.ctx.db, &query).await?))
 }
 
-/// Pages of a dispatch with their links, 1000 an answer
+/// Pages of a dispatch with their links, at most 1000 an answer, fewer where they have many; none at the end
 #[utoipa::path(get, path = "/v1/export/links", params(ExportQuery), responses((status = 200, body = Vec<PageLinks>)))]
 pub async fn links(State(api): State<Api>, Params(query): Params<ExportQuery>) -> ApiResult<Json<Vec<PageLinks>>> {
     Ok(Json(explain::links(&api.ctx.db, TENANT_DEFAULT, query.dispatch, query.after, PAGE_MAX).await?))

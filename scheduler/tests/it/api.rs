@@ -1,5 +1,6 @@
 //! The HTTP API as its clients meet it, and what the processes write down.
 
+use std::collections::HashSet;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -119,6 +120,30 @@ async fn the_tool_waits_for_a_crawl() -> Result<()> {
     let judged = cluster.dodo(&["robots", &robots, "/private/x", "/public"]);
     assert_eq!(judged.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&judged.stdout).contains("line 2: Disallow: /private"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_with_many_links_are_exported_a_few_at_a_time() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let _scheduler = cluster.scheduler().await?;
+    let dispatch = "01a1fd94-39b6-708a-9242-c3c31d6bc546";
+    let (pages, links) = (8, 50_000);
+    cluster
+        .sql()
+        .await?
+        .batch_execute(&format!(
+            "INSERT INTO page_link (tenant, dispatch, url_hash, job, links)
+             SELECT 'default', '{dispatch}', gen_random_uuid(), gen_random_uuid(),
+               (SELECT array_agg(md5((n * {links} + m)::text)) FROM generate_series(1, {links}) m)
+               FROM generate_series(1, {pages}) n"
+        ))
+        .await?;
+    let first = cluster.get(&format!("/v1/export/links?dispatch={dispatch}")).await?;
+    let first = first.as_array().context("no pages")?.len();
+    assert!((1..pages).contains(&first), "{first}");
+    let lines = cluster.dodo_text(&["export", "links", "--dispatch", dispatch])?;
+    assert_eq!(lines.lines().collect::<HashSet<_>>().len(), pages * links);
     Ok(())
 }
 
