@@ -8,6 +8,7 @@ import json
 import pathlib
 import re
 import sys
+import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from datetime import datetime, timezone
 
@@ -35,6 +36,8 @@ for warc in sorted(ARCHIVE.glob("pages/*/*.warc.gz")):
                 parser = Links(record.rec_headers.get_header("WARC-Target-URI"))
                 parser.feed(body.decode(charset.group(1) if charset else "utf-8", errors="replace"))
                 links += len(parser.found)
+            elif kind.startswith("application/xml"):
+                links += len({loc.text for loc in ElementTree.fromstring(body).findall(".//{*}loc")})
 
 files = [str(path) for path in sorted(ARCHIVE.glob("items/*/*.ndjson.zst"))]
 rows = duckdb.execute(

@@ -9,7 +9,7 @@ pub const TENANT_DEFAULT: &str = "default";
 pub const SUSPECT_CRASHES: i16 = 2;
 /// Workers that may be lost while they run a suspect alone before it is quarantined.
 pub const ALONE_CRASHES_MAX: i16 = 3;
-/// Redirect hops before a chain is given up (RFC 9110 15.4 leaves the number to the client).
+/// Hops before a chain is given up: redirects (RFC 9110 15.4 leaves the number to the client), and sitemaps of an index.
 pub const HOPS_MAX: i16 = 10;
 
 /// What a stream entry of a job carries, and nothing else (invariant 3).

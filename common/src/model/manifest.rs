@@ -11,7 +11,7 @@ use crate::clock::Millis;
 use crate::model::record::has_nul;
 use crate::model::scope::ScopeKind;
 use crate::model::source::{SPAN_S_MAX, check_headers};
-use crate::model::spec::{CrawlSpec, DELAY_MS_MAX};
+use crate::model::spec::{CrawlSpec, DELAY_MS_MAX, Nofollow};
 use crate::model::terms::Terms;
 use crate::model::url::canonical;
 
@@ -89,6 +89,12 @@ pub struct Options {
     pub delay_ms: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_concurrency: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sitemaps: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nofollow: Option<Nofollow>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assets: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -269,6 +275,9 @@ pub fn crawl_spec(service: &str, url: &str, options: &Options) -> Result<CrawlSp
     spec.scope = options.scope.unwrap_or(spec.scope);
     spec.delay_ms = options.delay_ms.unwrap_or(spec.delay_ms).min(DELAY_MS_MAX + 1);
     spec.host_concurrency = options.host_concurrency.unwrap_or(spec.host_concurrency);
+    spec.sitemaps = options.sitemaps.unwrap_or(spec.sitemaps);
+    spec.nofollow = options.nofollow.unwrap_or(spec.nofollow);
+    spec.assets = options.assets.unwrap_or(spec.assets);
     Ok(spec)
 }
 
@@ -311,6 +320,18 @@ mod tests {
         let read = read(json!([{ "service": "crawl", "url": "http://a.test/" }, { "service": "shop", "url": "http://api.test", "cookies": { "a": "1", "b": "2" } }])).unwrap();
         assert_eq!(read[0].schedule, Schedule { start_ms: NOW, interval_s: 0, count: 1, duration_s: None });
         assert_eq!(read[1].headers["cookie"], "a=1; b=2");
+    }
+
+    #[test]
+    fn options_are_those_of_the_crawl() {
+        let spec = |service, options| {
+            let read = read(json!([{ "service": service, "url": "http://a.test/", "options": options }])).unwrap();
+            crawl_spec(service, &read[0].url, &read[0].options).unwrap()
+        };
+        let given = spec("crawl", json!({ "depth": 3, "sitemaps": false, "nofollow": "ignore", "assets": true }));
+        assert_eq!((given.depth, given.sitemaps, given.nofollow, given.assets), (3, false, Nofollow::Ignore, true));
+        let plain = spec("page", json!({}));
+        assert_eq!((plain.depth, plain.sitemaps, plain.nofollow, plain.assets), (0, true, Nofollow::Honour, false));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a crawl, or a burst of no-op jobs, was asked to do: the `spec` of its dispatch.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::model::scope::ScopeKind;
@@ -15,6 +16,17 @@ pub const DELAY_MS_MAX: i64 = 3_600_000;
 /// The most requests in flight to one host that one may ask for.
 pub const HOST_CONCURRENCY_MAX: i32 = 1024;
 
+/// What becomes of links that ask not to be followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Nofollow {
+    /// They are listed, not followed.
+    #[default]
+    Honour,
+    /// They are followed like all others.
+    Ignore,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CrawlSpec {
     pub seeds: Vec<String>,
@@ -29,6 +41,14 @@ pub struct CrawlSpec {
     pub delay_ms: i64,
     #[serde(default = "host_concurrency_default")]
     pub host_concurrency: i32,
+    /// The sitemaps that the robots.txt of a seed's host names are fetched like pages.
+    #[serde(default = "sitemaps_default")]
+    pub sitemaps: bool,
+    #[serde(default)]
+    pub nofollow: Nofollow,
+    /// What pages are shown with counts as a link: images, media, scripts, style sheets.
+    #[serde(default)]
+    pub assets: bool,
 }
 
 impl CrawlSpec {
@@ -111,4 +131,8 @@ fn delay_default() -> i64 {
 
 fn host_concurrency_default() -> i32 {
     1
+}
+
+fn sitemaps_default() -> bool {
+    true
 }

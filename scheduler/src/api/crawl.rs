@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use dodo_common::clock::Millis;
 use dodo_common::db::dispatch::{self, Submission, Submitted};
 use dodo_common::model::job::TENANT_DEFAULT;
-use dodo_common::model::spec::{CrawlSpec, NoopSpec};
+use dodo_common::model::spec::{CrawlSpec, Nofollow, NoopSpec};
 use dodo_common::model::terms::{Terms, start_of};
 use dodo_common::model::url::{Canonical, canonical};
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,16 @@ pub struct CrawlRequest {
     /// Requests to one host at a time; 1 when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_concurrency: Option<i32>,
+    /// Whether the sitemaps that robots.txt of a start page's host names are fetched; true when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sitemaps: Option<bool>,
+    /// What becomes of links that ask not to be followed: `honour` or `ignore`; `honour` when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nofollow: Option<Nofollow>,
+    /// Whether what pages are shown with counts as their links: images, media, scripts, style sheets; false when not
+    /// given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assets: Option<bool>,
     /// A second request with the same key returns the first one's dispatch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
@@ -225,6 +235,9 @@ pub fn checked(request: CrawlRequest, contact: &str, now: Millis) -> ApiResult<C
     spec.depth = request.depth.unwrap_or(spec.depth);
     spec.delay_ms = request.delay_ms.unwrap_or(spec.delay_ms);
     spec.host_concurrency = request.host_concurrency.unwrap_or(spec.host_concurrency);
+    spec.sitemaps = request.sitemaps.unwrap_or(spec.sitemaps);
+    spec.nofollow = request.nofollow.unwrap_or(spec.nofollow);
+    spec.assets = request.assets.unwrap_or(spec.assets);
     spec.check().map_err(bad_request)?;
     let start_at = start_of(request.start_at.as_deref(), request.start_in_ms, now);
     let terms = Terms {

@@ -137,6 +137,24 @@ fn crash_line(job: &JobReport) -> Option<String> {
     Some(format!("{workers} lost while holding it, {alone} of them while running nothing else{then}."))
 }
 
+/// Where a job was found: on the page of another, or in the robots.txt of that page's host, as that is now.
+async fn found_on(ctx: &Context, job: &JobReport, page: Uuid) -> ApiResult<String> {
+    let Some(JobReport { host, url: Some(page), .. }) = explain::job(&ctx.db, TENANT_DEFAULT, page).await? else {
+        return Ok(format!("found by job {page}"));
+    };
+    if job.depth == 0 {
+        let robots = explain::host(&ctx.db, &host).await?.and_then(|host| host.robots).unwrap_or_default();
+        let base = Url::parse(&host).ok();
+        let is_it = |line: &String| {
+            canonical(line, base.as_ref()).is_ok_and(|sitemap| job.url.as_deref() == Some(sitemap.url.as_str()))
+        };
+        if Robots::parse(&robots).sitemaps().iter().any(is_it) {
+            return Ok(format!("named as a sitemap by the robots.txt of {host}"));
+        }
+    }
+    Ok(format!("found on {page}"))
+}
+
 async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>> {
     let mut lines = Vec::new();
     let page = job.page.map_or(String::new(), |page| match job.total_pages {
@@ -144,10 +162,7 @@ async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>> {
         _ => format!(" (page {page})"),
     });
     let origin = match job.found_on {
-        Some(page) => match explain::job(&ctx.db, TENANT_DEFAULT, page).await?.and_then(|page| page.url) {
-            Some(page) => format!("found on {page}"),
-            None => format!("found by job {page}"),
-        },
+        Some(page) => found_on(ctx, job, page).await?,
         None if job.kind == "crawl" => "given as a start".to_owned(),
         None => format!("a {} job{page}", job.kind),
     };

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use dodo_common::db::dispatch::Dispatch;
+use dodo_common::model::spec::Nofollow;
 use indicatif::{ProgressBar, ProgressStyle};
 use uuid::Uuid;
 
@@ -34,6 +35,15 @@ pub struct CrawlFlags {
     /// Requests to one host at a time [default: 1]
     #[arg(long)]
     pub host_concurrency: Option<i32>,
+    /// Leave out the sitemaps that robots.txt names
+    #[arg(long)]
+    pub no_sitemaps: bool,
+    /// Links that ask not to be followed: honour or ignore that [default: honour]
+    #[arg(long)]
+    pub nofollow: Option<Nofollow>,
+    /// Fetch what pages are shown with as well: images, media, scripts, style sheets
+    #[arg(long)]
+    pub assets: bool,
     /// A name for this crawl: asking again with the same one starts nothing new
     #[arg(long)]
     pub key: Option<String>,
@@ -66,6 +76,9 @@ impl CrawlFlags {
             scope: self.scope.clone(),
             delay_ms: self.delay,
             host_concurrency: self.host_concurrency,
+            sitemaps: self.no_sitemaps.then_some(false),
+            nofollow: self.nofollow,
+            assets: self.assets.then_some(true),
             key: self.key.clone(),
             max_bytes: self.max_bytes,
             max_seconds: self.max_seconds,

@@ -3,7 +3,8 @@
 //!
 //! 118 HTML pages are linked from `/`: the index, 6 sections, 108 articles in four languages,
 //! `/about`, `/archive` (some 400 KB) and `/cafe` (ISO-8859-1). Beside them: redirects under
-//! `/old/`, a plain text file, a dead link, and `/private/ledger`, which robots.txt disallows.
+//! `/old/`, a plain text file, a sitemap of the articles, a dead link, and `/private/ledger`, which
+//! robots.txt disallows.
 
 use std::collections::HashMap;
 use std::fmt::Write;

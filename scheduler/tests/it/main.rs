@@ -26,6 +26,7 @@ mod refuse;
 mod security;
 mod sentinel;
 mod sink;
+mod sitemap;
 mod survive;
 mod suspect;
 mod terms;

@@ -12,6 +12,9 @@ use tempfile::TempDir;
 
 use crate::cluster::{Cluster, dodo_program};
 
+/// What a crawl of the sample site fetches: its HTML pages, a text file and its sitemap.
+const PAGES: i32 = 120;
+
 fn data() -> Result<TempDir> {
     let dir = tempfile::Builder::new().prefix("dodo-up-").tempdir()?;
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
@@ -83,14 +86,14 @@ fn a_killed_cluster_goes_on_where_it_was_and_leaves_nothing_behind() -> Result<(
     assert!(second.status.success(), "{out}{error}");
     let summary: Value = serde_json::from_str(out.lines().last().context("no summary")?)?;
     assert_eq!(summary["done"], true);
-    assert_eq!(summary["pages"], 119, "each page once over both starts: {summary}");
+    assert_eq!(summary["pages"], PAGES, "each page once over both starts: {summary}");
     nothing_is_left(dir.path());
 
     // A third start on the same directory has nothing left to do.
     let third = up(dir.path(), &[&crawl[..], &["--exit-when-done"]].concat())?.wait_with_output()?;
     assert!(third.status.success());
     let summary: Value = serde_json::from_slice(&third.stdout)?;
-    assert_eq!(summary["pages"], 119);
+    assert_eq!(summary["pages"], PAGES);
     Ok(())
 }
 
@@ -126,11 +129,11 @@ async fn servers_from_outside_are_used_and_left_alone() -> Result<()> {
         .output()?;
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let summary: Value = serde_json::from_slice(&out.stdout)?;
-    assert_eq!((&summary["done"], &summary["pages"]), (&Value::from(true), &Value::from(119)));
+    assert_eq!((&summary["done"], &summary["pages"]), (&Value::from(true), &Value::from(PAGES)));
     assert!(!dir.path().join("redis").exists() && !dir.path().join("postgres").exists(), "nothing private was started");
     // They still run, and hold what was crawled.
     let logged: i64 = cluster.sql().await?.query_one("SELECT count(*) FROM crawl_log", &[]).await?.get(0);
-    assert!(logged > 119);
+    assert!(logged > i64::from(PAGES));
     assert!(cluster.dodo_text(&["archive", "list", "pages"])?.contains(".warc.gz"));
     Ok(())
 }

@@ -2,16 +2,16 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use dodo_common::model::url::{Canonical, URL_BYTES_MAX, canonical};
+use dodo_common::model::url::{Canonical, URL_BYTES_MAX, UrlHash, canonical};
 use lol_html::html_content::{Element, TextChunk};
 use lol_html::{ElementContentHandlers, HandlerResult, HtmlRewriter, Selector, Settings};
 use url::{Position, Url};
 use whichlang::Lang;
 
-use crate::extract::text;
+use crate::extract::{srcset, text};
 
 /// Distinct links kept of one page.
 pub const LINKS_MAX: usize = 10_000;
@@ -31,6 +31,8 @@ const LANGUAGE_BYTES_MAX: usize = 1024;
 const LANGUAGE_BYTES_MIN: usize = 64;
 /// `link rel` values that lead to a page. A stylesheet, even an alternate one, does not.
 const PAGE_RELATIONS: [&str; 4] = ["alternate", "canonical", "next", "prev"];
+/// Those that lead to what a page is shown with.
+const ASSET_RELATIONS: [&str; 2] = ["stylesheet", "icon"];
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
@@ -44,17 +46,25 @@ pub struct Page {
     /// Of the same element. The links are listed all the same.
     pub nofollow: bool,
     /// Distinct, in document order.
-    pub links: Vec<Canonical>,
+    pub links: Vec<Link>,
     /// References met, before those that repeat or are no http URL were dropped.
     pub link_count_seen: usize,
     /// There were more distinct links, or so many references that there may have been.
     pub links_truncated: bool,
 }
 
-/// Reads `body`, which came from `page`. Never fails: of a broken page it tells what it could read.
-pub fn html(body: &[u8], content_type: Option<&str>, page: &Url) -> Page {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub to: Canonical,
+    /// `rel=nofollow` wherever the page has it (WHATWG HTML, "Link type nofollow").
+    pub nofollow: bool,
+}
+
+/// Reads `body`, which came from `page`; with `assets`, what the page is shown with is among its links: images, media,
+/// scripts and style sheets. Never fails: of a broken page it tells what it could read.
+pub fn html(body: &[u8], content_type: Option<&str>, page: &Url, assets: bool) -> Page {
     let text = text::decode(body, content_type);
-    let found = RefCell::new(Found::default());
+    let found = RefCell::new(Found { assets, ..Found::default() });
     read(&text, &found);
     let found = found.into_inner();
 
@@ -83,12 +93,15 @@ struct Found {
     noindex: bool,
     nofollow: bool,
     base: Option<String>,
-    references: Vec<String>,
+    /// What the page is shown with is wanted, too.
+    assets: bool,
+    /// As they are written, and whether they are not to be followed.
+    references: Vec<(String, bool)>,
     reference_count: usize,
 }
 
 impl Found {
-    fn refer(&mut self, reference: Option<String>) {
+    fn refer(&mut self, reference: Option<String>, nofollow: bool) {
         // Inside the page; and with an empty one, the page itself.
         let Some(reference) = reference.filter(|reference| !reference.is_empty() && !reference.starts_with('#')) else {
             return;
@@ -96,15 +109,32 @@ impl Found {
         self.reference_count += 1;
         // Far longer than a URL may be: data, or a mistake. Entities may make it shorter.
         if self.references.len() < REFERENCES_MAX && reference.len() <= 4 * URL_BYTES_MAX {
-            self.references.push(decoded(reference));
+            self.references.push((decoded(reference), nofollow));
         }
+    }
+
+    fn anchor(&mut self, element: &Element) {
+        let nofollow = element.get_attribute("rel").is_some_and(|relations| has(&relations, "nofollow"));
+        self.refer(element.get_attribute("href"), nofollow);
     }
 
     fn link(&mut self, element: &Element) {
         let relations = element.get_attribute("rel").unwrap_or_default();
-        let has = |name: &str| relations.split_ascii_whitespace().any(|relation| relation.eq_ignore_ascii_case(name));
-        if PAGE_RELATIONS.iter().any(|name| has(name)) && !has("stylesheet") {
-            self.refer(element.get_attribute("href"));
+        let leads_to_page = PAGE_RELATIONS.iter().any(|name| has(&relations, name)) && !has(&relations, "stylesheet");
+        if leads_to_page || self.assets && ASSET_RELATIONS.iter().any(|name| has(&relations, name)) {
+            self.refer(element.get_attribute("href"), false);
+        }
+    }
+
+    fn asset(&mut self, element: &Element) {
+        self.refer(element.get_attribute("src"), false);
+        if let Some(candidates) = element.get_attribute("srcset").map(decoded) {
+            for url in srcset::urls(&candidates) {
+                self.reference_count += 1;
+                if self.references.len() < REFERENCES_MAX && url.len() <= URL_BYTES_MAX {
+                    self.references.push((url.to_owned(), false));
+                }
+            }
         }
     }
 
@@ -119,7 +149,7 @@ impl Found {
                 self.nofollow |= matches!(directive, "nofollow" | "none");
             }
         } else if is("http-equiv", "refresh") {
-            self.refer(refresh(&content()));
+            self.refer(refresh(&content()), false);
         }
     }
 
@@ -141,6 +171,9 @@ static LINK: LazyLock<Selector> = LazyLock::new(|| selector("link"));
 static META: LazyLock<Selector> = LazyLock::new(|| selector("meta"));
 static BASE: LazyLock<Selector> = LazyLock::new(|| selector("base"));
 static ROOT: LazyLock<Selector> = LazyLock::new(|| selector("html"));
+static ASSET: LazyLock<Selector> = LazyLock::new(|| selector("img, source, video, audio, track, embed, script"));
+static OBJECT: LazyLock<Selector> = LazyLock::new(|| selector("object"));
+static INPUT: LazyLock<Selector> = LazyLock::new(|| selector("input"));
 static TITLE: LazyLock<Selector> = LazyLock::new(|| selector("title"));
 static DRAWING_TITLE: LazyLock<Selector> = LazyLock::new(|| selector("svg title"));
 
@@ -160,10 +193,10 @@ fn read(text: &str, found: &RefCell<Found>) {
         found.borrow_mut().title_text(chunk);
         Ok(())
     };
-    let settings = Settings::new()
+    let mut settings = Settings::new()
         .with_strict(false)
-        .append_element_content_handler(on(&ANCHOR, |found, element| found.refer(element.get_attribute("href"))))
-        .append_element_content_handler(on(&FRAME, |found, element| found.refer(element.get_attribute("src"))))
+        .append_element_content_handler(on(&ANCHOR, Found::anchor))
+        .append_element_content_handler(on(&FRAME, |found, element| found.refer(element.get_attribute("src"), false)))
         .append_element_content_handler(on(&LINK, Found::link))
         .append_element_content_handler(on(&META, Found::meta))
         .append_element_content_handler(on(&BASE, |found, element| {
@@ -179,6 +212,18 @@ fn read(text: &str, found: &RefCell<Found>) {
         // Behind the one above, which it takes back: handlers run in the order of their registration.
         .append_element_content_handler(on(&DRAWING_TITLE, |found, _| found.in_title = false))
         .append_element_content_handler((Cow::Borrowed(&*TITLE), ElementContentHandlers::default().text(title_text)));
+    if found.borrow().assets {
+        settings = settings
+            .append_element_content_handler(on(&ASSET, Found::asset))
+            .append_element_content_handler(on(&OBJECT, |found, element| {
+                found.refer(element.get_attribute("data"), false);
+            }))
+            .append_element_content_handler(on(&INPUT, |found, element| {
+                if element.get_attribute("type").is_some_and(|kind| kind.eq_ignore_ascii_case("image")) {
+                    found.refer(element.get_attribute("src"), false);
+                }
+            }));
+    }
 
     let mut rewriter = HtmlRewriter::new(settings, |_: &[u8]| {});
     // An error ends the reading; what was found before it stands.
@@ -188,21 +233,25 @@ fn read(text: &str, found: &RefCell<Found>) {
 }
 
 /// The distinct links, and whether there were more.
-fn resolve(references: &[String], base: &Url) -> (Vec<Canonical>, bool) {
-    let mut seen = HashSet::with_capacity(references.len().min(LINKS_MAX));
-    let mut links = Vec::with_capacity(references.len().min(LINKS_MAX));
+fn resolve(references: &[(String, bool)], base: &Url) -> (Vec<Link>, bool) {
+    let mut places: HashMap<UrlHash, usize> = HashMap::with_capacity(references.len().min(LINKS_MAX));
+    let mut links: Vec<Link> = Vec::with_capacity(references.len().min(LINKS_MAX));
+    let mut more = false;
     CACHE.with_borrow_mut(|cache| {
-        for link in references.iter().filter_map(|reference| cache.canonical(reference, base)) {
-            if !seen.insert(link.hash) {
-                continue;
+        for (reference, nofollow) in references {
+            let Some(to) = cache.canonical(reference, base) else { continue };
+            match places.get(&to.hash) {
+                // To follow it anywhere is to follow it.
+                Some(&place) => links[place].nofollow &= nofollow,
+                None if links.len() == LINKS_MAX => more = true,
+                None => {
+                    places.insert(to.hash, links.len());
+                    links.push(Link { to, nofollow: *nofollow });
+                }
             }
-            if links.len() == LINKS_MAX {
-                return (links, true);
-            }
-            links.push(link);
         }
-        (links, false)
-    })
+    });
+    (links, more)
 }
 
 /// The links of the pages read last: those of one site repeat its navigation.
@@ -239,6 +288,11 @@ impl LinkCache {
         self.links.insert(self.key.clone(), link.clone());
         Some(link)
     }
+}
+
+/// Whether a list of relations has this one.
+fn has(relations: &str, name: &str) -> bool {
+    relations.split_ascii_whitespace().any(|relation| relation.eq_ignore_ascii_case(name))
 }
 
 fn decoded(text: String) -> String {
@@ -314,11 +368,16 @@ mod tests {
     use super::*;
 
     fn page(body: &str) -> Page {
-        html(body.as_bytes(), Some("text/html; charset=utf-8"), &Url::parse("https://a.example/dir/page").unwrap())
+        read(body, false)
+    }
+
+    fn read(body: &str, assets: bool) -> Page {
+        let page = Url::parse("https://a.example/dir/page").unwrap();
+        html(body.as_bytes(), Some("text/html; charset=utf-8"), &page, assets)
     }
 
     fn links(body: &str) -> Vec<String> {
-        page(body).links.iter().map(|link| link.url.to_string()).collect()
+        page(body).links.iter().map(|link| link.to.url.to_string()).collect()
     }
 
     #[test]
@@ -346,6 +405,46 @@ mod tests {
     }
 
     #[test]
+    fn nofollow_is_what_every_link_to_a_page_says() {
+        let body = "<a rel='external NoFollow' href=/1></a><area rel=nofollow href=/2><a rel=noopener href=/3></a>
+            <a rel=nofollow href=/4></a><a href='/4#x'></a><a href=/5></a><a rel=nofollow href=/5></a>
+            <link rel='next nofollow' href=/6>";
+        let nofollow: Vec<bool> = page(body).links.iter().map(|link| link.nofollow).collect();
+        assert_eq!(nofollow, [true, true, false, false, false, false]);
+    }
+
+    #[test]
+    fn assets_are_links_where_they_are_asked_for() {
+        let body = "<link rel=stylesheet href=/1.css><link rel='shortcut icon' href=/2.ico><link rel=preload href=/no>
+            <script src=/3.js></script><script>'<img src=/no>'</script><img src=4.png srcset='/5.png 1x, /a,b&amp;c.png 2x'>
+            <picture><source srcset='/6.png, /7.png 2x'><img src='data:image/png;base64,AAAA'></picture>
+            <video src=/8.mp4><source src=/9.webm><track src=/10.vtt></video><audio src=/11.ogg></audio><embed src=/12.swf>
+            <object data=/13.pdf></object><input type=Image src=/14.gif><input src=/no><a href=/page></a>";
+        let found: Vec<String> = read(body, true).links.iter().map(|link| link.to.url.to_string()).collect();
+        let expected = [
+            "1.css",
+            "2.ico",
+            "3.js",
+            "dir/4.png",
+            "5.png",
+            "a,b&c.png",
+            "6.png",
+            "7.png",
+            "8.mp4",
+            "9.webm",
+            "10.vtt",
+            "11.ogg",
+            "12.swf",
+            "13.pdf",
+            "14.gif",
+            "page",
+        ]
+        .map(|path| format!("https://a.example/{path}"));
+        assert_eq!(found, expected);
+        assert_eq!(links(body), ["https://a.example/page"]);
+    }
+
+    #[test]
     fn the_first_base_holds_for_all() {
         assert_eq!(
             links("<a href=x></a><base href='/b/?'><base href=/c/><a href=y></a>"),
@@ -358,7 +457,7 @@ mod tests {
     fn a_cached_link_is_that_of_its_own_base() {
         let link = |page: &str, href: &str| {
             let body = format!("<a href='{href}'>");
-            html(body.as_bytes(), None, &Url::parse(page).unwrap()).links[0].url.to_string()
+            html(body.as_bytes(), None, &Url::parse(page).unwrap(), false).links[0].to.url.to_string()
         };
         for _ in 0..2 {
             assert_eq!(link("https://a.example/", "/x"), "https://a.example/x");
@@ -438,7 +537,7 @@ mod tests {
     fn broken_pages_are_read_as_far_as_they_go() {
         assert_eq!(links("<a href=/x><a href='/y"), ["https://a.example/x"]);
         let bytes: Vec<u8> = (0..=255).cycle().take(5000).collect();
-        html(&bytes, None, &Url::parse("http://a.example/").unwrap());
-        html(b"", None, &Url::parse("http://a.example/").unwrap());
+        html(&bytes, None, &Url::parse("http://a.example/").unwrap(), true);
+        html(b"", None, &Url::parse("http://a.example/").unwrap(), true);
     }
 }

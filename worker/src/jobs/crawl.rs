@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use dodo_common::db::commit::{Finished, Found};
 use dodo_common::db::schedule::Loaded;
-use dodo_common::model::job::{HOPS_MAX, Job, Outcome};
+use dodo_common::model::job::{Job, Outcome};
+use dodo_common::model::robots::Robots;
 use dodo_common::model::stream_id::StreamId;
-use dodo_common::model::url::{Canonical, canonical};
+use dodo_common::model::url::Canonical;
 use dodo_common::storage::warc;
 use dodo_common::stream::names::PAGES;
 use dodo_common::stream::raw::RawEntry;
@@ -17,10 +18,13 @@ use uuid::Uuid;
 
 use crate::committer::{Done, Effect};
 use crate::context::{Context, Crawl};
-use crate::extract::html::{self, Page};
+use crate::extract::directive;
+use crate::extract::html::html;
+use crate::extract::listing::{ENTRIES_MAX, listing};
 use crate::fetch::proxy::FetchError;
 use crate::fetch::{AGENT, Fetched};
 use crate::jobs::end::{body_of, clean, finish, is_refusal, ready, refused, retry, unread};
+use crate::jobs::target::{self, Target};
 
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     let Loaded { job, host, .. } = row;
@@ -49,8 +53,9 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     let addresses: Vec<IpAddr> = ready.addresses.iter().filter_map(|address| address.parse().ok()).collect();
     let none = HeaderMap::new();
     let headers = if crawl.seed_hosts.contains(&job.host) { &crawl.headers } else { &none };
+    let visit = Visit { ctx, job: &job, crawl: &crawl, url: &url, robots: &robots, started_ms };
     let mut done = match ctx.fetcher.get_with(&url, &addresses, headers, None).await {
-        Ok(fetched) => judge(ctx, entry, &job, &crawl, &url, fetched, started_ms),
+        Ok(fetched) => visit.judge(entry, fetched),
         Err(FetchError::Failed(why)) => retry(ctx, entry, &job, &why),
         Err(FetchError::Proxy(_)) => return Done::new(entry, Effect::Returned),
     };
@@ -58,106 +63,124 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     done
 }
 
-/// Decides what an answer means.
-fn judge(
-    ctx: &Context,
-    entry: StreamId,
-    job: &Job,
-    crawl: &Crawl,
-    url: &Url,
-    fetched: Fetched,
+/// What a job knows when its answer comes.
+struct Visit<'a> {
+    ctx: &'a Context,
+    job: &'a Job,
+    crawl: &'a Crawl,
+    url: &'a Url,
+    robots: &'a Robots,
     started_ms: i64,
-) -> Done {
-    if is_refusal(&fetched) {
-        return refused(ctx, entry, job, &fetched);
-    }
-    let outcome = match fetched.status {
-        200..=299 => Outcome::Ok,
-        300..=399 if fetched.location().is_some() => Outcome::Redirect,
-        300..=399 => Outcome::Ok,
-        _ => Outcome::HttpError,
-    };
-    let mut finished = Finished::new(job.key.clone(), outcome, None);
-    finished.status = Some(fetched.status as i16);
-    finished.content_type = fetched.content_type().map(clean);
-    finished.body_bytes = fetched.body.len() as i64;
-    finished.truncated = fetched.truncated.map(str::to_owned);
-    finished.address = fetched.address.map(|address| address.to_string());
-    finished.started_ms = Some(started_ms);
-    finished.fetch_ms = Some(fetched.fetch_ms);
-    let mut found = Vec::new();
-    if outcome == Outcome::Redirect {
-        redirect(job, crawl, url, &fetched, &mut finished, &mut found);
-    } else if outcome == Outcome::Ok && is_html(fetched.content_type()) {
-        match body_of(ctx, &fetched) {
-            Ok(body) => read_page(job, crawl, url, &body, fetched.content_type(), &mut finished, &mut found),
+}
+
+impl Visit<'_> {
+    /// Decides what an answer means.
+    fn judge(&self, entry: StreamId, fetched: Fetched) -> Done {
+        let Visit { ctx, job, crawl, url, .. } = *self;
+        if is_refusal(&fetched) {
+            return refused(ctx, entry, job, &fetched);
+        }
+        let outcome = match fetched.status {
+            200..=299 => Outcome::Ok,
+            300..=399 if fetched.location().is_some() => Outcome::Redirect,
+            300..=399 => Outcome::Ok,
+            _ => Outcome::HttpError,
+        };
+        let mut finished = Finished::new(job.key.clone(), outcome, None);
+        finished.status = Some(fetched.status as i16);
+        finished.content_type = fetched.content_type().map(clean);
+        finished.body_bytes = fetched.body.len() as i64;
+        finished.truncated = fetched.truncated.map(str::to_owned);
+        finished.address = fetched.address.map(|address| address.to_string());
+        finished.started_ms = Some(self.started_ms);
+        finished.fetch_ms = Some(fetched.fetch_ms);
+        // Whatever a seed answers, the sitemaps of its host may lead further.
+        let mut found = target::named(job, crawl, url, self.robots);
+        let led = match outcome {
+            Outcome::Redirect => {
+                let location = fetched.location().unwrap_or_default();
+                finished.location = Some(clean(location));
+                target::redirect(job, crawl, url, location).map(|target| vec![target])
+            }
+            Outcome::Ok if is_html(fetched.content_type()) => self.read_page(&fetched, &mut finished),
+            Outcome::Ok => self.read_listing(&fetched, &mut finished),
+            _ => Ok(Vec::new()),
+        };
+        match led {
+            Ok(targets) => found.extend(targets),
             Err(why) => finished.reason = Some(why),
         }
+        keep_unknown(ctx, job, found, &mut finished);
+        let raw = self.record(&fetched, &mut finished);
+        Done::new(entry, Effect::Finished { job: Box::new(finished), raw: Some((PAGES, raw)), dispatch: job.dispatch })
     }
-    keep_unknown(ctx, job, found, &mut finished);
-    let raw = record(ctx, job, url, &fetched, started_ms, &mut finished);
-    Done::new(entry, Effect::Finished { job: Box::new(finished), raw: Some((PAGES, raw)), dispatch: job.dispatch })
-}
 
-fn redirect(job: &Job, crawl: &Crawl, url: &Url, fetched: &Fetched, finished: &mut Finished, found: &mut Vec<Target>) {
-    let location = fetched.location().unwrap_or_default();
-    finished.location = Some(clean(location));
-    match canonical(location, Some(url)) {
-        Err(error) => finished.reason = Some(format!("it redirects to no page: {error}")),
-        Ok(_) if job.hops >= HOPS_MAX => finished.reason = Some(format!("more than {HOPS_MAX} redirects in a row")),
-        Ok(to) => {
-            let decision = crawl.scope.allows(&to.url);
-            if decision.allowed {
-                found.push(Target { to, depth: job.depth, hops: job.hops + 1 });
-            } else {
-                finished.reason = Some(format!("it redirects out of scope: {}", decision.reason));
-            }
+    fn read_page(&self, fetched: &Fetched, finished: &mut Finished) -> Result<Vec<Target>, String> {
+        let body = body_of(self.ctx, fetched)?;
+        let page = html(&body, fetched.content_type(), self.url, self.crawl.spec.assets);
+        finished.title = page.title;
+        finished.language = page.language;
+        keep_links(page.links.iter().map(|link| &link.to), finished);
+        Ok(target::links(self.job, self.crawl, page.links, page.nofollow || nofollow(fetched)))
+    }
+
+    /// A sitemap or a feed; of anything else there is nothing to read.
+    fn read_listing(&self, fetched: &Fetched, finished: &mut Finished) -> Result<Vec<Target>, String> {
+        let read = listing(&fetched.body, fetched.content_encoding(), fetched.content_type(), self.url);
+        let Some(listing) = read.map_err(|error| error.to_string())? else { return Ok(Vec::new()) };
+        keep_links(listing.entries.iter(), finished);
+        if listing.truncated {
+            finished.reason = Some(format!("it lists more than {ENTRIES_MAX} URLs; the others are not read"));
+        }
+        target::listed(self.job, self.crawl, self.url, listing, nofollow(fetched))
+    }
+
+    /// The page as one gzip member of a WARC record, with what the index says of it.
+    fn record(&self, fetched: &Fetched, finished: &mut Finished) -> RawEntry {
+        let Visit { ctx, job, url, started_ms, .. } = *self;
+        let member = warc::response_member(&warc::Response {
+            record_id: job.key.id,
+            url: url.as_str(),
+            date_ms: started_ms,
+            http_head: &fetched.head,
+            body: &fetched.body,
+            truncated: fetched.truncated,
+            ip: fetched.address,
+        });
+        let mime = fetched.content_type().and_then(|kind| kind.split(';').next()).map_or("unk", str::trim);
+        let about = serde_json::json!({
+            "url": url.as_str(), "date_ms": started_ms, "status": fetched.status, "mime": clean(mime), "digest": member.payload_digest,
+        });
+        finished.digest = Some(member.payload_digest);
+        RawEntry {
+            tenant: job.key.tenant.clone(),
+            generation: ctx.incarnation.generation,
+            job: job.key.id,
+            attempt: job.key.attempt,
+            writer: ctx.incarnation.id,
+            about: about.to_string().into_bytes(),
+            body: member.bytes,
         }
     }
 }
 
-fn read_page(
-    job: &Job,
-    crawl: &Crawl,
-    url: &Url,
-    body: &[u8],
-    content_type: Option<&str>,
-    finished: &mut Finished,
-    found: &mut Vec<Target>,
-) {
-    let Page { title, language, nofollow, links, .. } = html::html(body, content_type, url);
-    finished.title = title;
-    finished.language = language;
-    finished.link_count = links.len() as i32;
-    finished.links = Some(lines_of(&links));
-    if nofollow || job.depth >= crawl.spec.depth {
-        return;
-    }
-    let depth = job.depth + 1;
-    found.extend(links.into_iter().filter(|link| crawl.scope.allows(&link.url).allowed).map(|to| Target {
-        to,
-        depth,
-        hops: 0,
-    }));
+/// Whether a header asks that no link be followed.
+fn nofollow(fetched: &Fetched) -> bool {
+    let headers = fetched.headers.get_all("x-robots-tag").iter().filter_map(|value| value.to_str().ok());
+    directive::nofollow(headers, AGENT)
 }
 
-/// The links as one text, a line each.
-fn lines_of(links: &[Canonical]) -> String {
-    let mut lines = String::with_capacity(links.iter().map(|link| link.url.as_str().len() + 1).sum());
+/// The links of a page as one text, a line each.
+fn keep_links<'l>(links: impl Iterator<Item = &'l Canonical> + Clone, finished: &mut Finished) {
+    let mut lines = String::with_capacity(links.clone().map(|link| link.url.as_str().len() + 1).sum());
     for link in links {
         if !lines.is_empty() {
             lines.push('\n');
         }
         lines.push_str(link.url.as_str());
+        finished.link_count += 1;
     }
-    lines
-}
-
-/// A link in scope.
-struct Target {
-    to: Canonical,
-    depth: i16,
-    hops: i16,
+    finished.links = Some(lines);
 }
 
 /// What this worker knows to be seen is only counted; the rest goes to the exact seen-set.
@@ -176,40 +199,6 @@ fn keep_unknown(ctx: &Context, job: &Job, found: Vec<Target>, finished: &mut Fin
             depth: target.depth,
             hops: target.hops,
         });
-    }
-}
-
-/// The page as one gzip member of a WARC record, with what the index says of it.
-fn record(
-    ctx: &Context,
-    job: &Job,
-    url: &Url,
-    fetched: &Fetched,
-    started_ms: i64,
-    finished: &mut Finished,
-) -> RawEntry {
-    let member = warc::response_member(&warc::Response {
-        record_id: job.key.id,
-        url: url.as_str(),
-        date_ms: started_ms,
-        http_head: &fetched.head,
-        body: &fetched.body,
-        truncated: fetched.truncated,
-        ip: fetched.address,
-    });
-    let mime = fetched.content_type().and_then(|kind| kind.split(';').next()).map_or("unk", str::trim);
-    let about = serde_json::json!({
-        "url": url.as_str(), "date_ms": started_ms, "status": fetched.status, "mime": clean(mime), "digest": member.payload_digest,
-    });
-    finished.digest = Some(member.payload_digest);
-    RawEntry {
-        tenant: job.key.tenant.clone(),
-        generation: ctx.incarnation.generation,
-        job: job.key.id,
-        attempt: job.key.attempt,
-        writer: ctx.incarnation.id,
-        about: about.to_string().into_bytes(),
-        body: member.bytes,
     }
 }
 

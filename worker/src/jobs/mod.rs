@@ -1,4 +1,4 @@
-//! Job kinds, a file each.
+//! Job kinds, a file each, and what they share.
 
 pub mod crawl;
 pub mod end;
@@ -8,6 +8,7 @@ pub mod noop;
 pub mod occurrence;
 pub mod page_dispatch;
 pub mod paging;
+pub mod target;
 
 use std::panic::AssertUnwindSafe;
 

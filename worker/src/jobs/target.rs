@@ -1,0 +1,115 @@
+//! Targets: which of the URLs that an answer names may become jobs, at what depth.
+//!
+//! A link costs depth. What only stands between does not: a redirect, a sitemap that robots.txt names, one that an index
+//! lists. Each of those is a hop, and so many in a row are enough.
+
+use dodo_common::model::job::{HOPS_MAX, Job};
+use dodo_common::model::robots::Robots;
+use dodo_common::model::scope::ScopeDecision;
+use dodo_common::model::spec::Nofollow;
+use dodo_common::model::url::{Canonical, canonical};
+use url::Url;
+
+use crate::context::Crawl;
+use crate::extract::html::Link;
+use crate::extract::listing::{Kind, Listing};
+
+/// Sitemaps taken of one robots.txt, and of those out of scope of one index.
+pub const SITEMAPS_MAX: usize = 100;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub to: Canonical,
+    pub depth: i16,
+    pub hops: i16,
+}
+
+/// Where a redirect of `url` leads.
+///
+/// # Errors
+/// Why it is not followed.
+pub fn redirect(job: &Job, crawl: &Crawl, url: &Url, location: &str) -> Result<Target, String> {
+    let to = canonical(location, Some(url)).map_err(|error| format!("it redirects to no page: {error}"))?;
+    if job.hops >= HOPS_MAX {
+        return Err(format!("more than {HOPS_MAX} redirects and sitemaps in a row"));
+    }
+    let decision = hop(crawl, url, &to);
+    if decision.allowed {
+        Ok(Target { to, depth: job.depth, hops: job.hops + 1 })
+    } else {
+        Err(format!("it redirects out of scope: {}", decision.reason))
+    }
+}
+
+/// The links of a page; `nofollow`: it asks that none of them be followed.
+pub fn links(job: &Job, crawl: &Crawl, links: Vec<Link>, nofollow: bool) -> Vec<Target> {
+    if is_end(job, crawl, nofollow) {
+        return Vec::new();
+    }
+    let depth = job.depth + 1;
+    let followed =
+        links.into_iter().filter(|link| !is_honoured(crawl, link.nofollow) && crawl.scope.allows(&link.to.url).allowed);
+    followed.map(|link| Target { to: link.to, depth, hops: 0 }).collect()
+}
+
+/// What `url` lists, if that is a sitemap or a feed: its pages are links, the sitemaps of an index are hops.
+///
+/// # Errors
+/// Why the sitemaps of an index are not fetched.
+pub fn listed(job: &Job, crawl: &Crawl, url: &Url, listing: Listing, nofollow: bool) -> Result<Vec<Target>, String> {
+    let plain = |to| Link { to, nofollow: false };
+    if listing.kind == Kind::Pages {
+        return Ok(links(job, crawl, listing.entries.into_iter().map(plain).collect(), nofollow));
+    }
+    if is_end(job, crawl, nofollow) {
+        return Ok(Vec::new());
+    }
+    if job.hops >= HOPS_MAX {
+        return Err(format!("more than {HOPS_MAX} redirects and sitemaps in a row"));
+    }
+    let mut room = SITEMAPS_MAX;
+    let sitemaps = listing.entries.into_iter().filter(|to| {
+        if crawl.scope.allows(&to.url).allowed {
+            return true;
+        }
+        let taken = room > 0 && hop(crawl, url, to).allowed;
+        room -= usize::from(taken);
+        taken
+    });
+    Ok(sitemaps.map(|to| Target { to, depth: job.depth, hops: job.hops + 1 }).collect())
+}
+
+/// The sitemaps that the robots.txt of a seed's host names, if this is a seed: no other job at depth 0 has made no hop.
+/// They may lie anywhere: a site says by its robots.txt that others hold its sitemaps (sitemaps.org, "Sitemaps &
+/// Cross Submits"). What they list is held to the scope.
+pub fn named(job: &Job, crawl: &Crawl, url: &Url, robots: &Robots) -> Vec<Target> {
+    if !crawl.spec.sitemaps || crawl.spec.depth == 0 || job.depth > 0 || job.hops > 0 {
+        return Vec::new();
+    }
+    // To be written in full, and often relative to the file itself.
+    let Ok(root) = url.join("/") else { return Vec::new() };
+    let sitemaps = robots.sitemaps().iter().filter_map(|line| canonical(line, Some(&root)).ok());
+    sitemaps.take(SITEMAPS_MAX).map(|to| Target { to, depth: 0, hops: 1 }).collect()
+}
+
+/// Whether nothing that the page names is followed: it asks for that, or lies at the last level.
+fn is_end(job: &Job, crawl: &Crawl, nofollow: bool) -> bool {
+    is_honoured(crawl, nofollow) || job.depth >= crawl.spec.depth
+}
+
+fn is_honoured(crawl: &Crawl, nofollow: bool) -> bool {
+    nofollow && crawl.spec.nofollow == Nofollow::Honour
+}
+
+/// Whether a hop from `url` is allowed. What is out of scope itself is a sitemap that a robots.txt has named, and may lead
+/// on within its own host: an index lists sitemaps of its own site (sitemaps.org, "Using Sitemap index files").
+fn hop(crawl: &Crawl, url: &Url, to: &Canonical) -> ScopeDecision {
+    let decision = crawl.scope.allows(&to.url);
+    if !decision.allowed && !crawl.scope.allows(url).allowed && to.url.host() == url.host() {
+        return ScopeDecision { allowed: true, reason: "the host of a sitemap that robots.txt names" };
+    }
+    decision
+}
+
+#[cfg(test)]
+mod tests;

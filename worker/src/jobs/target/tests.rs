@@ -1,0 +1,135 @@
+use std::collections::HashSet;
+
+use dodo_common::model::job::{JobKey, JobKind};
+use dodo_common::model::scope::{Scope, ScopeKind};
+use dodo_common::model::spec::CrawlSpec;
+use reqwest::header::HeaderMap;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::*;
+
+fn crawl(scope: ScopeKind, seed: &str, more: serde_json::Value) -> Crawl {
+    let mut spec = json!({ "seeds": [seed], "depth": 2 });
+    spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let spec: CrawlSpec = serde_json::from_value(spec).unwrap();
+    let scope = Scope::new(scope, vec![url(seed)]);
+    Crawl { spec, scope, headers: HeaderMap::new(), seed_hosts: HashSet::new() }
+}
+
+fn url(text: &str) -> Url {
+    canonical(text, None).unwrap().url
+}
+
+fn job(depth: i16, hops: i16) -> Job {
+    Job {
+        key: JobKey { tenant: "default".to_owned(), id: Uuid::nil(), attempt: 0 },
+        dispatch: Uuid::nil(),
+        kind: JobKind::Crawl,
+        host: String::new(),
+        depth,
+        hops,
+        url: None,
+        payload: None,
+        page: None,
+        remake_of: None,
+        retries: None,
+        refusals: 0,
+        host_refusals: 0,
+    }
+}
+
+fn listing(kind: Kind, entries: impl IntoIterator<Item = impl AsRef<str>>) -> Listing {
+    let entries = entries.into_iter().map(|entry| canonical(entry.as_ref(), None).unwrap()).collect();
+    Listing { kind, entries, truncated: false }
+}
+
+fn shape(targets: &[Target]) -> Vec<(&str, i16, i16)> {
+    targets.iter().map(|target| (target.to.url.as_str(), target.depth, target.hops)).collect()
+}
+
+const SEED: &str = "http://a.example/";
+
+#[test]
+fn links_cost_depth_and_are_followed_unless_they_ask_not_to_be() {
+    let page = || {
+        [("http://a.example/1", false), ("http://a.example/2", true), ("http://b.example/3", false)]
+            .map(|(to, nofollow)| Link { to: canonical(to, None).unwrap(), nofollow })
+            .to_vec()
+    };
+    let (honours, ignores) =
+        (crawl(ScopeKind::Host, SEED, json!({})), crawl(ScopeKind::Host, SEED, json!({ "nofollow": "ignore" })));
+    let (one, two) = (("http://a.example/1", 2, 0), ("http://a.example/2", 2, 0));
+    assert_eq!(shape(&links(&job(1, 3), &honours, page(), false)), [one]);
+    assert_eq!(shape(&links(&job(1, 3), &honours, page(), true)), []);
+    assert_eq!(shape(&links(&job(1, 0), &ignores, page(), true)), [one, two]);
+    assert_eq!(shape(&links(&job(2, 0), &ignores, page(), false)), []);
+}
+
+#[test]
+fn entries_are_links_and_sitemaps_are_hops() {
+    let crawl = crawl(ScopeKind::Host, SEED, json!({}));
+    let index = url("http://a.example/index.xml");
+    let both = ["http://a.example/1", "http://b.example/2"];
+    let read = |kind, job: &Job, nofollow| listed(job, &crawl, &index, listing(kind, both), nofollow);
+    assert_eq!(shape(&read(Kind::Pages, &job(1, 4), false).unwrap()), [("http://a.example/1", 2, 0)]);
+    assert_eq!(shape(&read(Kind::Sitemaps, &job(1, 4), false).unwrap()), [("http://a.example/1", 1, 5)]);
+    for kind in [Kind::Pages, Kind::Sitemaps] {
+        assert_eq!(shape(&read(kind, &job(1, 0), true).unwrap()), [], "{kind:?}");
+        assert_eq!(shape(&read(kind, &job(2, 0), false).unwrap()), [], "{kind:?}");
+    }
+    // An index of indexes without end.
+    assert!(read(Kind::Sitemaps, &job(0, HOPS_MAX), false).is_err());
+}
+
+#[test]
+fn a_seed_leads_to_the_sitemaps_of_its_robots_txt() {
+    let text =
+        "Sitemap: 1.xml\nSitemap: https://cdn.example/2.xml.gz\nSitemap: ftp://a.example/3.xml\nsitemap: http://[/\n";
+    let robots = Robots::parse(text.as_bytes());
+    let named_by = |job: Job, more| {
+        let crawl = crawl(ScopeKind::Prefix, "http://a.example/docs/", more);
+        shape(&named(&job, &crawl, &url("http://a.example/docs/"), &robots)).len()
+    };
+    let crawl = crawl(ScopeKind::Prefix, "http://a.example/docs/", json!({}));
+    assert_eq!(
+        shape(&named(&job(0, 0), &crawl, &url("http://a.example/docs/"), &robots)),
+        [("http://a.example/1.xml", 0, 1), ("https://cdn.example/2.xml.gz", 0, 1)]
+    );
+    assert_eq!(named_by(job(0, 0), json!({ "sitemaps": false })), 0);
+    assert_eq!(named_by(job(0, 0), json!({ "depth": 0 })), 0);
+    assert_eq!(named_by(job(0, 1), json!({})), 0, "the target of a redirect, or a sitemap itself");
+    assert_eq!(named_by(job(1, 0), json!({})), 0);
+    let many: String = (0..1000).map(|n| format!("Sitemap: /{n}.xml\n")).collect();
+    let many = Robots::parse(many.as_bytes());
+    assert_eq!(named(&job(0, 0), &crawl, &url("http://a.example/docs/"), &many).len(), SITEMAPS_MAX);
+}
+
+#[test]
+fn a_sitemap_out_of_scope_leads_within_its_own_host() {
+    let crawl = crawl(ScopeKind::Host, SEED, json!({}));
+    let (inside, outside) = (url("http://a.example/index.xml"), url("http://cdn.example/index.xml"));
+    let hop = |from: &Url, to: &str| redirect(&job(0, 1), &crawl, from, to).map(|target| target.to.url.to_string());
+    assert_eq!(hop(&outside, "https://cdn.example/x").as_deref(), Ok("https://cdn.example/x"));
+    assert_eq!(hop(&outside, "http://a.example/x").as_deref(), Ok("http://a.example/x"));
+    assert_eq!(
+        hop(&inside, "http://cdn.example/x"),
+        Err("it redirects out of scope: not the host of a seed".to_owned())
+    );
+    assert!(hop(&outside, "http://other.example/x").is_err());
+
+    let entries = || (0..1000).map(|n| format!("http://cdn.example/{n}.xml")).chain([SEED.to_owned()]);
+    let from = |index: &Url, kind| listed(&job(0, 1), &crawl, index, listing(kind, entries()), false).unwrap();
+    assert_eq!(from(&outside, Kind::Sitemaps).len(), SITEMAPS_MAX + 1);
+    assert_eq!(shape(&from(&inside, Kind::Sitemaps)), [(SEED, 0, 2)]);
+    assert_eq!(shape(&from(&outside, Kind::Pages)), [(SEED, 1, 0)]);
+}
+
+#[test]
+fn redirects_end() {
+    let crawl = crawl(ScopeKind::Host, SEED, json!({}));
+    let target = redirect(&job(1, 2), &crawl, &url(SEED), "x").unwrap();
+    assert_eq!(shape(&[target]), [("http://a.example/x", 1, 3)]);
+    assert!(redirect(&job(1, HOPS_MAX), &crawl, &url(SEED), "x").unwrap_err().contains("in a row"));
+    assert!(redirect(&job(1, 0), &crawl, &url(SEED), "mailto:x").unwrap_err().contains("to no page"));
+}
