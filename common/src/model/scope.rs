@@ -1,11 +1,14 @@
 //! How far from its seeds a crawl may go.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use url::{Host, Position, Url};
+
+use crate::model::pattern::Patterns;
 
 /// How far from its seeds a crawl may go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -22,21 +25,26 @@ pub enum ScopeKind {
     Any,
 }
 
-/// The scope of one crawl, ready to judge many URLs: a call is a look-up or two.
+/// The scope of one crawl, ready to judge many URLs: a call is a look-up or two, and a match for each list of patterns.
 #[derive(Clone, Debug)]
 pub struct Scope {
     pub kind: ScopeKind,
-    pub seeds: Vec<Url>,
+    /// In scope whatever `include` says; `exclude` holds for them, too.
+    seeds: HashSet<Url>,
     /// `host[:port]` of the seeds for Host, registrable domains for Domain.
     hosts: HashSet<String>,
     /// Origin to its path prefixes, sorted, none a prefix of another.
     prefixes: HashMap<String, Vec<String>>,
+    include: Patterns,
+    exclude: Patterns,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScopeDecision {
     pub allowed: bool,
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
+    /// What the kind of scope allows was refused for a pattern.
+    pub by_pattern: bool,
 }
 
 impl ScopeKind {
@@ -87,7 +95,18 @@ impl Scope {
             paths.sort_unstable();
             paths.dedup_by(|path, kept| path.starts_with(kept.as_str()));
         }
-        Scope { kind, seeds, hosts, prefixes }
+        let (include, exclude) = Default::default();
+        Scope { kind, seeds: seeds.into_iter().collect(), hosts, prefixes, include, exclude }
+    }
+
+    /// Of what `kind` allows, only what `include` matches, if it is there; and nothing that `exclude` matches.
+    pub fn with_patterns(self, include: Patterns, exclude: Patterns) -> Scope {
+        Scope { include, exclude, ..self }
+    }
+
+    /// A seed that is excluded, and why.
+    pub fn excluded_seed(&self) -> Option<(&Url, Cow<'static, str>)> {
+        self.seeds.iter().find_map(|seed| Some((seed, self.excluded(seed)?)))
     }
 
     /// `url` is canonical.
@@ -100,7 +119,23 @@ impl Scope {
             ScopeKind::Prefix => (self.under_prefix(url), "under the path of a seed", "not under the path of a seed"),
             ScopeKind::Any => (true, "everything is in scope", ""),
         };
-        ScopeDecision { allowed, reason: if allowed { yes } else { no } }
+        if !allowed {
+            return ScopeDecision { allowed, reason: no.into(), by_pattern: false };
+        }
+        match self.refused(url) {
+            Some(reason) => ScopeDecision { allowed: false, reason, by_pattern: true },
+            None => ScopeDecision { allowed, reason: yes.into(), by_pattern: false },
+        }
+    }
+
+    /// Why the patterns refuse it, if they do.
+    fn refused(&self, url: &Url) -> Option<Cow<'static, str>> {
+        let included = || self.include.is_empty() || self.include.is_match(url) || self.seeds.contains(url);
+        self.excluded(url).or_else(|| (!included()).then_some("not matched by any include pattern".into()))
+    }
+
+    fn excluded(&self, url: &Url) -> Option<Cow<'static, str>> {
+        self.exclude.first_match(url).map(|pattern| format!("excluded by {pattern}").into())
     }
 
     fn under_prefix(&self, url: &Url) -> bool {
@@ -171,6 +206,35 @@ mod tests {
         ] {
             assert_eq!(allows(kind, seeds, text), expected, "{kind} {seeds:?} {text}");
         }
+    }
+
+    #[test]
+    fn patterns_narrow_a_scope() {
+        let list = |texts: &[&str]| {
+            Patterns::new("list", &texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>()).unwrap()
+        };
+        let seed = canonical("http://a.test/", None).unwrap().url;
+        let scope = Scope::new(ScopeKind::Host, vec![seed]);
+        let both = scope.clone().with_patterns(list(&["/shop/", "/blog/"]), list(&["/calendar/", r"\?page=\d{3}"]));
+        for (url, allowed, reason) in [
+            ("http://a.test/shop/1", true, "the host of a seed"),
+            ("http://a.test/shop/calendar/1", false, "excluded by /calendar/"),
+            ("http://a.test/blog/?page=100", false, r"excluded by \?page=\d{3}"),
+            ("http://a.test/about", false, "not matched by any include pattern"),
+            ("http://a.test/", true, "the host of a seed"),
+            ("http://b.test/shop/", false, "not the host of a seed"),
+        ] {
+            let decision = both.allows(&canonical(url, None).unwrap().url);
+            assert_eq!((decision.allowed, decision.reason.as_ref()), (allowed, reason), "{url}");
+            assert_eq!(decision.by_pattern, !allowed && reason != "not the host of a seed", "{url}");
+        }
+        assert_eq!(both.excluded_seed(), None);
+        let (seed, why) = scope
+            .with_patterns(Patterns::default(), list(&["test/$"]))
+            .excluded_seed()
+            .map(|(s, w)| (s.to_string(), w))
+            .unwrap();
+        assert_eq!((seed.as_str(), why.as_ref()), ("http://a.test/", "excluded by test/$"));
     }
 
     #[test]
