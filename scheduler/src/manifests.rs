@@ -206,7 +206,9 @@ pub async fn record(
 
 async fn checked(ctx: &Context, body: &[u8]) -> DbResult<Result<Vec<Checked>, Vec<Reason>>> {
     let sources: HashSet<String> = source::list(&ctx.db, TENANT_DEFAULT).await?.into_iter().map(|s| s.name).collect();
-    let entries = match parse(body, ctx.clock.now_ms(), &|name| sources.contains(name)) {
+    let now = ctx.clock.now_ms();
+    // Patterns of many entries may take long to compile: other tasks go on meanwhile.
+    let entries = match tokio::task::block_in_place(|| parse(body, now, &|name| sources.contains(name))) {
         Ok(entries) => entries,
         Err(reasons) => return Ok(Err(reasons)),
     };

@@ -16,12 +16,12 @@ use dodo_common::model::source::PagedSpec;
 use dodo_common::model::spec::CrawlSpec;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::url::canonical;
+use dodo_common::model::url_rules::UrlRules;
 use dodo_common::storage::object::Store;
 use dodo_common::stream::connection::Redis;
 use dodo_common::stream::heartbeat;
 use reqwest::header::HeaderMap;
 use tokio_util::sync::CancellationToken;
-use url::Url;
 use uuid::Uuid;
 
 use crate::fetch::{Fetcher, secret_headers};
@@ -45,6 +45,7 @@ const ROBOTS_MAX: usize = 20_000;
 pub struct Crawl {
     pub spec: CrawlSpec,
     pub scope: Scope,
+    pub rules: UrlRules,
     /// Sent to the hosts of the seeds, and to no other.
     pub headers: HeaderMap,
     pub seed_hosts: HashSet<String>,
@@ -180,17 +181,13 @@ impl Context {
             return Ok(Arc::clone(crawl));
         }
         let spec = dispatch::spec::<CrawlSpec>(&self.db, tenant, id).await?;
-        let seeds = spec
-            .seeds
-            .iter()
-            .map(|seed| Url::parse(seed))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| DbError::Input(format!("dispatch {id} has a seed that is no URL: {error}")))?;
+        let wrong = |why| DbError::Input(format!("dispatch {id} is no crawl of this version: {why}"));
+        let (scope, rules) = (spec.judge().map_err(wrong)?, spec.rules().map_err(wrong)?);
         let headers = dispatch::headers(&self.db, tenant, id).await?;
         let headers = secret_headers(&headers).map_err(DbError::Input)?;
         let seed_hosts =
-            seeds.iter().filter_map(|seed| canonical(seed.as_str(), None).ok()).map(|seed| seed.host).collect();
-        let crawl = Arc::new(Crawl { scope: Scope::new(spec.scope, seeds), spec, headers, seed_hosts });
+            spec.seeds.iter().filter_map(|seed| canonical(seed, None).ok()).map(|seed| seed.host).collect();
+        let crawl = Arc::new(Crawl { spec, scope, rules, headers, seed_hosts });
         let mut crawls = self.crawls.lock().expect("no panic under this lock");
         if crawls.len() >= DISPATCHES_MAX {
             crawls.clear();

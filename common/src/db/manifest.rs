@@ -17,7 +17,6 @@ use crate::db::worker::Incarnation;
 use crate::model::job::JobKey;
 use crate::model::manifest::{Checked, Options, Reason, Schedule, crawl_spec};
 use crate::model::source::PagedSpec;
-use crate::model::url::canonical;
 use crate::run_tx;
 
 /// Refreshes that are remembered, for the metric.
@@ -361,9 +360,7 @@ pub async fn start(
         let submission = Submission { key: Some(&key), parent: Some(manifest), terms, headers };
         let started = match service.as_str() {
             "crawl" | "page" => {
-                let seed = canonical(&url, None).map_err(|error| DbError::Input(format!("{url:?}: {error}")))?;
-                let mut spec = crawl_spec(&service, &url, &options).map_err(DbError::Input)?;
-                spec.seeds = vec![seed.url.to_string()];
+                let (spec, seed) = crawl_spec(&service, &url, &options).map_err(DbError::Input)?;
                 let hosts = vec![seed.host.clone()];
                 let spec = serde_json::to_value(&spec).map_err(input)?;
                 let submitted = dispatch::submit_crawl_in(tx, &job.tenant, &spec, &[seed], &submission).await?;

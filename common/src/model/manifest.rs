@@ -13,7 +13,8 @@ use crate::model::scope::ScopeKind;
 use crate::model::source::{SPAN_S_MAX, check_headers};
 use crate::model::spec::{CrawlSpec, DELAY_MS_MAX, Nofollow};
 use crate::model::terms::Terms;
-use crate::model::url::canonical;
+use crate::model::url::{Canonical, ruled};
+use crate::model::url_rules::UrlRule;
 
 /// Entries of one manifest.
 pub const ENTRIES_MAX: usize = 100_000;
@@ -89,6 +90,14 @@ pub struct Options {
     pub delay_ms: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_concurrency: Option<i32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub url_rules: Vec<UrlRule>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drop_params: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sitemaps: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -197,8 +206,7 @@ impl Entry {
         self.options.terms().check()?;
         match self.service.as_str() {
             "crawl" | "page" => {
-                canonical(&self.url, None).map_err(|error| format!("url {:?}: {error}", self.url))?;
-                crawl_spec(&self.service, &self.url, &self.options)?.check()?;
+                crawl_spec(&self.service, &self.url, &self.options)?.0.check()?;
                 if !self.options.subject.is_empty() || self.options.instance.is_some() {
                     return Err("options subject and instance belong to a source".to_owned());
                 }
@@ -266,8 +274,8 @@ impl Entry {
     }
 }
 
-/// The crawl of an entry.
-pub fn crawl_spec(service: &str, url: &str, options: &Options) -> Result<CrawlSpec, String> {
+/// The crawl of an entry, and its seed.
+pub fn crawl_spec(service: &str, url: &str, options: &Options) -> Result<(CrawlSpec, Canonical), String> {
     let mut spec: CrawlSpec =
         serde_json::from_value(serde_json::json!({ "seeds": [url] })).map_err(|error| error.to_string())?;
     spec.depth = if service == "page" { 0 } else { options.depth.unwrap_or(spec.depth) };
@@ -278,7 +286,13 @@ pub fn crawl_spec(service: &str, url: &str, options: &Options) -> Result<CrawlSp
     spec.sitemaps = options.sitemaps.unwrap_or(spec.sitemaps);
     spec.nofollow = options.nofollow.unwrap_or(spec.nofollow);
     spec.assets = options.assets.unwrap_or(spec.assets);
-    Ok(spec)
+    spec.url_rules.clone_from(&options.url_rules);
+    spec.drop_params.clone_from(&options.drop_params);
+    spec.include.clone_from(&options.include);
+    spec.exclude.clone_from(&options.exclude);
+    let seed = ruled(url, None, &spec.rules()?).map_err(|error| format!("url {url:?}: {error}"))?;
+    spec.seeds = vec![seed.url.to_string()];
+    Ok((spec, seed))
 }
 
 impl Schedule {
@@ -326,7 +340,7 @@ mod tests {
     fn options_are_those_of_the_crawl() {
         let spec = |service, options| {
             let read = read(json!([{ "service": service, "url": "http://a.test/", "options": options }])).unwrap();
-            crawl_spec(service, &read[0].url, &read[0].options).unwrap()
+            crawl_spec(service, &read[0].url, &read[0].options).unwrap().0
         };
         let given = spec("crawl", json!({ "depth": 3, "sitemaps": false, "nofollow": "ignore", "assets": true }));
         assert_eq!((given.depth, given.sitemaps, given.nofollow, given.assets), (3, false, Nofollow::Ignore, true));

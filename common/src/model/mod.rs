@@ -17,3 +17,4 @@ pub mod stream_id;
 pub mod surt;
 pub mod terms;
 pub mod url;
+pub mod url_rules;

@@ -2,8 +2,11 @@
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use url::Url;
 
-use crate::model::scope::ScopeKind;
+use crate::model::pattern::Patterns;
+use crate::model::scope::{Scope, ScopeKind};
+use crate::model::url_rules::{UrlRule, UrlRules};
 
 /// Seeds of one crawl.
 pub const SEEDS_MAX: usize = 10_000;
@@ -49,9 +52,34 @@ pub struct CrawlSpec {
     /// What pages are shown with counts as a link: images, media, scripts, style sheets.
     #[serde(default)]
     pub assets: bool,
+    /// Rules by which two spellings are one URL, beside the canonical form.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub url_rules: Vec<UrlRule>,
+    /// Query parameters that are dropped from every URL.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drop_params: Vec<String>,
+    /// Patterns of which a URL within the scope must match one; none are no condition.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+    /// Patterns of which it may match none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
 }
 
 impl CrawlSpec {
+    /// The rules of its URLs, or one clear line.
+    pub fn rules(&self) -> Result<UrlRules, String> {
+        UrlRules::new(&self.url_rules, &self.drop_params)
+    }
+
+    /// Its scope, ready to judge URLs, or one clear line.
+    pub fn judge(&self) -> Result<Scope, String> {
+        let seeds = self.seeds.iter().map(|seed| Url::parse(seed).map_err(|error| format!("{seed:?}: {error}")));
+        let scope = Scope::new(self.scope, seeds.collect::<Result<_, _>>()?);
+        let (include, exclude) = (Patterns::new("include", &self.include)?, Patterns::new("exclude", &self.exclude)?);
+        Ok(scope.with_patterns(include, exclude))
+    }
+
     /// One clear line about the first thing that is wrong.
     pub fn check(&self) -> Result<(), String> {
         if self.seeds.is_empty() || self.seeds.len() > SEEDS_MAX {
@@ -72,7 +100,14 @@ impl CrawlSpec {
                 self.host_concurrency
             ));
         }
-        Ok(())
+        self.rules()?;
+        if self.include.is_empty() && self.exclude.is_empty() {
+            return Ok(());
+        }
+        match self.judge()?.excluded_seed() {
+            Some((seed, reason)) => Err(format!("{seed} cannot be a start: {reason}")),
+            None => Ok(()),
+        }
     }
 }
 

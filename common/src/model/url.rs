@@ -4,6 +4,8 @@ use url::{Position, Url};
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::model::url_rules::UrlRules;
+
 /// The longest URL taken, before (without its fragment) and after canonicalisation, bytes.
 /// Sitemaps allow 2,048 characters, and what is longer on the web is nearly always a trap.
 pub const URL_BYTES_MAX: usize = 2048;
@@ -41,17 +43,22 @@ pub enum UrlError {
 /// WHATWG parsing does case, default ports, dot segments and IDNA; on top come no fragment, no
 /// userinfo, no root dot of the host, no empty query, and the percent-encoding of RFC 3986 6.2.2.
 pub fn canonical(raw: &str, base: Option<&Url>) -> Result<Canonical, UrlError> {
-    let url = walk(raw, base, |_, _| {})?;
+    ruled(raw, base, UrlRules::none())
+}
+
+/// The same with the rules of a crawl on top: the only spelling that this crawl knows. Idempotent, too.
+pub fn ruled(raw: &str, base: Option<&Url>, rules: &UrlRules) -> Result<Canonical, UrlError> {
+    let url = walk(raw, base, rules, |_, _| {})?;
     let host = url[..Position::BeforePath].to_owned();
     let hash = UrlHash(xxh3_128(url.as_str().as_bytes()));
     Ok(Canonical { url, host, hash })
 }
 
-/// Each step of [`canonical`] that changed something, with its outcome, for `dodo url`.
+/// Each step of [`ruled`] that changed something, with its outcome, for `dodo url`.
 /// The first is what was given; where it fails, the last is the error.
-pub fn steps(raw: &str, base: Option<&Url>) -> Vec<(String, String)> {
+pub fn steps(raw: &str, base: Option<&Url>, rules: &UrlRules) -> Vec<(String, String)> {
     let mut steps = vec![("given".to_owned(), raw.to_owned())];
-    let outcome = walk(raw, base, |step, value| {
+    let outcome = walk(raw, base, rules, |step, value| {
         if steps.last().is_none_or(|(_, before)| before != value) {
             steps.push((step.to_owned(), value.to_owned()));
         }
@@ -72,8 +79,13 @@ impl UrlHash {
     }
 }
 
-/// The one code path of [`canonical`] and [`steps`]; `step` hears the outcome of each.
-fn walk(raw: &str, base: Option<&Url>, mut step: impl FnMut(&'static str, &str)) -> Result<Url, UrlError> {
+/// The one code path of [`ruled`] and [`steps`]; `step` hears the outcome of each.
+fn walk(
+    raw: &str,
+    base: Option<&Url>,
+    rules: &UrlRules,
+    mut step: impl FnMut(&'static str, &str),
+) -> Result<Url, UrlError> {
     if raw.contains('\0') {
         return Err(UrlError::Nul);
     }
@@ -117,6 +129,7 @@ fn walk(raw: &str, base: Option<&Url>, mut step: impl FnMut(&'static str, &str))
         }
         step("percent-encoding normalised", url.as_str());
     }
+    rules.apply(&mut url, &mut step);
     bounded(url.as_str())?;
     Ok(url)
 }
@@ -141,7 +154,9 @@ fn normal_escapes(text: &str) -> String {
             at += 1;
             continue;
         };
-        let makes_escape = byte.is_ascii_hexdigit() && bare.is_some_and(|bare| out.len() - bare <= 2);
+        // Nothing but hex digits between: so what lies before an `&`, `;` or `/` has no say in what comes after.
+        let makes_escape = byte.is_ascii_hexdigit()
+            && bare.is_some_and(|bare| out.len() - bare <= 2 && out[bare + 1..].iter().all(u8::is_ascii_hexdigit));
         if unreserved(byte) && !makes_escape {
             out.push(byte);
         } else {
@@ -186,6 +201,7 @@ mod tests {
             ("http://example.com/%2541", "http://example.com/%2541"),
             ("http://example.com/%%341%", "http://example.com/%%341%"),
             ("http://example.com/%4%31", "http://example.com/%4%31"),
+            ("http://example.com/%/%41?%&%41", "http://example.com/%/A?%&A"),
             ("http://例え.jp/ツ", "http://xn--r8jz45g.jp/%E3%83%84"),
             ("http://0x7f.1./", "http://127.0.0.1/"),
             ("http://1.2.3.0x4../", "http://1.2.3.4/"),
@@ -268,7 +284,7 @@ mod tests {
 
     #[test]
     fn steps_name_what_changed() {
-        let steps = steps(" http://u@Example.com./%7e?#x", None);
+        let steps = steps(" http://u@Example.com./%7e?#x", None, UrlRules::none());
         let names: Vec<&str> = steps.iter().map(|(step, _)| step.as_str()).collect();
         assert_eq!(
             names,
@@ -284,7 +300,7 @@ mod tests {
             ]
         );
         assert_eq!(steps.last().unwrap().1, "http://example.com/~");
-        assert_eq!(super::steps("http://a/", None).len(), 1);
-        assert_eq!(super::steps("ftp://a/", None).last().unwrap().0, "error");
+        assert_eq!(super::steps("http://a/", None, UrlRules::none()).len(), 1);
+        assert_eq!(super::steps("ftp://a/", None, UrlRules::none()).last().unwrap().0, "error");
     }
 }

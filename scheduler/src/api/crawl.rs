@@ -8,7 +8,8 @@ use dodo_common::db::dispatch::{self, Submission, Submitted};
 use dodo_common::model::job::TENANT_DEFAULT;
 use dodo_common::model::spec::{CrawlSpec, Nofollow, NoopSpec};
 use dodo_common::model::terms::{Terms, start_of};
-use dodo_common::model::url::{Canonical, canonical};
+use dodo_common::model::url::{Canonical, ruled};
+use dodo_common::model::url_rules::{UrlRule, UrlRules};
 use serde::{Deserialize, Serialize};
 use url::Url;
 use uuid::Uuid;
@@ -52,6 +53,18 @@ pub struct CrawlRequest {
     /// given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assets: Option<bool>,
+    /// By which rules two spellings are one URL, beside its canonical form.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub url_rules: Vec<UrlRule>,
+    /// Query parameters dropped from every URL: at most 100 names; a `*` at the end stands for any rest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drop_params: Vec<String>,
+    /// Regular expressions, at most 100: a URL in the scope, unless it is a start, must match one somewhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+    /// Regular expressions, at most 100: what matches one is not crawled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
     /// A second request with the same key returns the first one's dispatch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
@@ -219,9 +232,11 @@ pub struct CheckedCrawl {
 
 /// Checks a request; its seeds come out in canonical form.
 pub fn checked(request: CrawlRequest, contact: &str, now: Millis) -> ApiResult<CheckedCrawl> {
+    let rules = UrlRules::new(&request.url_rules, &request.drop_params).map_err(bad_request)?;
     let mut seeds = Vec::with_capacity(request.urls.len());
     for raw in &request.urls {
-        let seed = canonical(raw, None).map_err(|error| bad_request(format!("{raw:?} cannot be crawled: {error}")))?;
+        let seed =
+            ruled(raw, None, &rules).map_err(|error| bad_request(format!("{raw:?} cannot be crawled: {error}")))?;
         may_ask(&seed.url, contact).map_err(bad_request)?;
         seeds.push(seed);
     }
@@ -238,6 +253,10 @@ pub fn checked(request: CrawlRequest, contact: &str, now: Millis) -> ApiResult<C
     spec.sitemaps = request.sitemaps.unwrap_or(spec.sitemaps);
     spec.nofollow = request.nofollow.unwrap_or(spec.nofollow);
     spec.assets = request.assets.unwrap_or(spec.assets);
+    spec.url_rules = request.url_rules;
+    spec.drop_params = request.drop_params;
+    spec.include = request.include;
+    spec.exclude = request.exclude;
     spec.check().map_err(bad_request)?;
     let start_at = start_of(request.start_at.as_deref(), request.start_in_ms, now);
     let terms = Terms {

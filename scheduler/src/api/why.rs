@@ -7,10 +7,9 @@ use dodo_common::db::explain::{self, HostReport, JobReport};
 use dodo_common::db::{dispatch, segment};
 use dodo_common::model::job::{ALONE_CRASHES_MAX, SUSPECT_CRASHES, TENANT_DEFAULT};
 use dodo_common::model::robots::Robots;
-use dodo_common::model::scope::Scope;
 use dodo_common::model::source::api_origin;
 use dodo_common::model::spec::CrawlSpec;
-use dodo_common::model::url::{Canonical, canonical};
+use dodo_common::model::url::{Canonical, canonical, ruled};
 use serde::{Deserialize, Serialize};
 use url::Url;
 use uuid::Uuid;
@@ -21,7 +20,7 @@ use crate::context::Context;
 
 /// The product token robots.txt groups are matched against; the worker's.
 const AGENT: &str = "dodo";
-/// Crawls whose scope is judged for a URL that none has seen.
+/// Crawls, the latest ones, whose own spelling of a URL is looked for, and whose scope is judged where none has seen it.
 const CRAWLS_MAX: i64 = 5;
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -45,7 +44,8 @@ pub struct Why {
 #[utoipa::path(get, path = "/v1/why", params(WhyQuery), responses((status = 200, body = Why), (status = 404)))]
 pub async fn why(State(api): State<Api>, Params(query): Params<WhyQuery>) -> ApiResult<Json<Why>> {
     let ctx = &api.ctx;
-    let (jobs, url) = match Uuid::parse_str(&query.of) {
+    let mut views = Vec::new();
+    let (mut jobs, url) = match Uuid::parse_str(&query.of) {
         Ok(id) => {
             let job = explain::job(&ctx.db, TENANT_DEFAULT, id).await?.ok_or_else(|| not_found("such job"))?;
             let url = job.url.as_deref().and_then(|url| canonical(url, None).ok());
@@ -53,9 +53,15 @@ pub async fn why(State(api): State<Api>, Params(query): Params<WhyQuery>) -> Api
         }
         Err(_) => {
             let url = canonical(&query.of, None).map_err(|error| bad_request(format!("{:?}: {error}", query.of)))?;
+            views = views_of(ctx, &query.of).await?;
             (explain::url(&ctx.db, TENANT_DEFAULT, url.hash).await?, Some(url))
         }
     };
+    for view in views.iter().filter(|view| Some(view.url.hash) != url.as_ref().map(|url| url.hash)) {
+        let same = explain::url(&ctx.db, TENANT_DEFAULT, view.url.hash).await?;
+        jobs.extend(same.into_iter().filter(|job| job.dispatch == view.crawl));
+    }
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.created_at));
     // A page of an API has a host of its own kind, which its job names.
     let api = jobs.first().map(|job| job.host.as_str()).filter(|host| api_origin(host).is_some());
     let host = match api.or(url.as_ref().map(|url| url.host.as_str())) {
@@ -66,13 +72,15 @@ pub async fn why(State(api): State<Api>, Params(query): Params<WhyQuery>) -> Api
     if let Some(url) = &url {
         lines.push(format!("Its canonical form is {}.", url.url));
         lines.extend(host_lines(url, host.as_ref(), ctx.clock.now_ms()));
+        for View { crawl, url: other, .. } in views.iter().filter(|view| view.url != *url) {
+            lines.push(format!("By the URL rules of crawl {crawl} it is {}.", other.url));
+            lines.extend(host.as_ref().map(|host| robots_line(other, host)));
+        }
     }
     if jobs.is_empty() {
         lines.push("No crawl has it in its seen-set: no fetched page in scope links to it.".to_owned());
-        if let Some(url) = &url {
-            lines.extend(scope_lines(ctx, &url.url).await?);
-        }
     }
+    lines.extend(views.iter().filter_map(|view| view.scope_line(&jobs)));
     for job in jobs.iter().rev() {
         lines.extend(job_lines(ctx, job).await?);
     }
@@ -100,27 +108,51 @@ fn host_lines(url: &Canonical, host: Option<&HostReport>, now: Millis) -> Vec<St
         lines.push("It is an API, asked by agreement: it has no robots.txt to obey.".to_owned());
         return lines;
     }
+    lines.push(robots_line(url, host));
+    lines
+}
+
+fn robots_line(url: &Canonical, host: &HostReport) -> String {
     let robots = Robots::parse(host.robots.as_deref().unwrap_or_default());
     let path = url.url.query().map_or(url.url.path().to_owned(), |query| format!("{}?{query}", url.url.path()));
     let verdict = robots.decide(AGENT, &path);
     let word = if verdict.allowed { "allows" } else { "forbids" };
-    lines.push(match verdict.rule {
+    match verdict.rule {
         Some(rule) => format!("robots.txt {word} it by line {}: {}.", rule.line, rule.text),
         None => format!("robots.txt {word} it: no rule matches."),
-    });
-    lines
+    }
 }
 
-async fn scope_lines(ctx: &Context, url: &Url) -> ApiResult<Vec<String>> {
-    let mut lines = Vec::new();
-    for crawl in dispatch::list(&ctx.db, TENANT_DEFAULT, CRAWLS_MAX).await? {
-        let Ok(spec) = serde_json::from_value::<CrawlSpec>(crawl.spec) else { continue };
-        let seeds = spec.seeds.iter().filter_map(|seed| Url::parse(seed).ok()).collect();
-        let decision = Scope::new(spec.scope, seeds).allows(url);
-        let word = if decision.allowed { "in" } else { "out of" };
-        lines.push(format!("It is {word} the scope of crawl {}: {}.", crawl.id, decision.reason));
+/// A URL as one crawl sees it.
+struct View {
+    crawl: Uuid,
+    spec: CrawlSpec,
+    url: Canonical,
+}
+
+async fn views_of(ctx: &Context, raw: &str) -> ApiResult<Vec<View>> {
+    let latest = dispatch::list(&ctx.db, TENANT_DEFAULT, CRAWLS_MAX).await?;
+    Ok(latest.into_iter().filter_map(|crawl| View::new(crawl.id, crawl.spec, raw)).collect())
+}
+
+impl View {
+    /// Nothing for what is no crawl.
+    fn new(crawl: Uuid, spec: serde_json::Value, raw: &str) -> Option<View> {
+        let spec: CrawlSpec = serde_json::from_value(spec).ok()?;
+        let url = ruled(raw, None, &spec.rules().ok()?).ok()?;
+        Some(View { crawl, spec, url })
     }
-    Ok(lines)
+
+    /// What this crawl, which has none of the jobs, says of its scope; where others have some, only if a pattern decides.
+    fn scope_line(&self, jobs: &[JobReport]) -> Option<String> {
+        if jobs.iter().any(|job| job.dispatch == self.crawl) {
+            return None;
+        }
+        let decision = self.spec.judge().ok()?.allows(&self.url.url);
+        let word = if decision.allowed { "in" } else { "out of" };
+        (jobs.is_empty() || decision.by_pattern)
+            .then(|| format!("It is {word} the scope of crawl {}: {}.", self.crawl, decision.reason))
+    }
 }
 
 /// Who was lost with it, and what follows of that.

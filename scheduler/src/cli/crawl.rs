@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 use dodo_common::db::dispatch::Dispatch;
+use dodo_common::model::pattern::Patterns;
 use dodo_common::model::spec::Nofollow;
+use dodo_common::model::url_rules::{UrlRule, UrlRules};
 use indicatif::{ProgressBar, ProgressStyle};
 use uuid::Uuid;
 
@@ -44,6 +46,14 @@ pub struct CrawlFlags {
     /// Fetch what pages are shown with as well: images, media, scripts, style sheets
     #[arg(long)]
     pub assets: bool,
+    #[command(flatten)]
+    pub rules: RuleFlags,
+    /// A regular expression; what is fetched beside the start pages must match one; may be given more than once
+    #[arg(long, value_name = "RE", value_parser = pattern)]
+    pub include: Vec<String>,
+    /// A regular expression; what matches it is not fetched; may be given more than once
+    #[arg(long, value_name = "RE", value_parser = pattern)]
+    pub exclude: Vec<String>,
     /// A name for this crawl: asking again with the same one starts nothing new
     #[arg(long)]
     pub key: Option<String>,
@@ -67,6 +77,25 @@ pub struct CrawlFlags {
     pub start_in_ms: Option<i64>,
 }
 
+/// How URLs are spelt, for `dodo crawl`, `dodo up` and `dodo url`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct RuleFlags {
+    /// Rules by which two spellings are one URL, separated by commas
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub url_rules: Vec<UrlRule>,
+    /// A query parameter to drop from every URL, NAME or BEGINNING*; may be given more than once
+    #[arg(long, value_name = "NAME", value_parser = param)]
+    pub drop_param: Vec<String>,
+}
+
+fn param(name: &str) -> Result<String, String> {
+    UrlRules::new(&[], &[name.to_owned()]).map(|_| name.to_owned())
+}
+
+fn pattern(text: &str) -> Result<String, String> {
+    Patterns::new("pattern", &[text.to_owned()]).map(|_| text.to_owned())
+}
+
 impl CrawlFlags {
     pub fn request(&self, urls: Vec<String>) -> CrawlRequest {
         CrawlRequest {
@@ -79,6 +108,10 @@ impl CrawlFlags {
             sitemaps: self.no_sitemaps.then_some(false),
             nofollow: self.nofollow,
             assets: self.assets.then_some(true),
+            url_rules: self.rules.url_rules.clone(),
+            drop_params: self.rules.drop_param.clone(),
+            include: self.include.clone(),
+            exclude: self.exclude.clone(),
             key: self.key.clone(),
             max_bytes: self.max_bytes,
             max_seconds: self.max_seconds,

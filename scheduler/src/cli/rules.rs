@@ -5,8 +5,10 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use dodo_common::model::robots::{ROBOTS_BYTES_MAX, Robots as Rules};
-use dodo_common::model::url::{canonical, steps};
+use dodo_common::model::url::{canonical, ruled, steps};
+use dodo_common::model::url_rules::UrlRules;
 
+use crate::cli::crawl::RuleFlags;
 use crate::cli::say;
 
 #[derive(Args, Debug)]
@@ -30,6 +32,8 @@ pub struct CanonicalUrl {
     /// The page it stands on
     #[arg(long)]
     base: Option<String>,
+    #[command(flatten)]
+    rules: RuleFlags,
     /// Print JSON for scripts
     #[arg(long)]
     json: bool,
@@ -90,8 +94,9 @@ pub fn url(args: &CanonicalUrl) -> anyhow::Result<ExitCode> {
         Some(base) => Some(url::Url::parse(base).with_context(|| format!("{base} is no URL"))?),
         None => None,
     };
-    let result = canonical(&args.url, base.as_ref());
-    let steps = steps(&args.url, base.as_ref());
+    let rules = UrlRules::new(&args.rules.url_rules, &args.rules.drop_param).map_err(anyhow::Error::msg)?;
+    let result = ruled(&args.url, base.as_ref(), &rules);
+    let steps = steps(&args.url, base.as_ref(), &rules);
     if args.json {
         let value = serde_json::json!({
             "canonical": result.as_ref().ok().map(|found| found.url.as_str()),

@@ -42,6 +42,8 @@ impl Sample {
             "depth": flags.depth, "max_pages": flags.max_pages, "scope": flags.scope,
             "delay_ms": flags.delay.unwrap_or(DELAY_MS), "host_concurrency": flags.host_concurrency,
             "sitemaps": flags.no_sitemaps.then_some(false), "nofollow": flags.nofollow, "assets": flags.assets.then_some(true),
+            "url_rules": flags.rules.url_rules, "drop_params": flags.rules.drop_param,
+            "include": flags.include, "exclude": flags.exclude,
             "max_bytes": flags.max_bytes, "max_seconds": flags.max_seconds, "retries": flags.retries, "priority": flags.priority,
         });
         let mut content = json!([

@@ -23,6 +23,7 @@ mod politeness;
 mod proxies;
 mod proxy;
 mod refuse;
+mod rules;
 mod security;
 mod sentinel;
 mod sink;

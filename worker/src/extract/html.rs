@@ -5,7 +5,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use dodo_common::model::url::{Canonical, URL_BYTES_MAX, UrlHash, canonical};
+use dodo_common::model::url::{Canonical, URL_BYTES_MAX, UrlHash, canonical, ruled};
+use dodo_common::model::url_rules::UrlRules;
 use lol_html::html_content::{Element, TextChunk};
 use lol_html::{ElementContentHandlers, HandlerResult, HtmlRewriter, Selector, Settings};
 use url::{Position, Url};
@@ -60,9 +61,17 @@ pub struct Link {
     pub nofollow: bool,
 }
 
-/// Reads `body`, which came from `page`; with `assets`, what the page is shown with is among its links: images, media,
-/// scripts and style sheets. Never fails: of a broken page it tells what it could read.
-pub fn html(body: &[u8], content_type: Option<&str>, page: &Url, assets: bool) -> Page {
+/// What of a page counts as its links, and how they are spelt.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading<'r> {
+    /// What the page is shown with is among them: images, media, scripts and style sheets.
+    pub assets: bool,
+    pub rules: &'r UrlRules,
+}
+
+/// Reads `body`, which came from `page`. Never fails: of a broken page it tells what it could read.
+pub fn html(body: &[u8], content_type: Option<&str>, page: &Url, reading: Reading) -> Page {
+    let Reading { assets, rules } = reading;
     let text = text::decode(body, content_type);
     let found = RefCell::new(Found { assets, ..Found::default() });
     read(&text, &found);
@@ -71,7 +80,7 @@ pub fn html(body: &[u8], content_type: Option<&str>, page: &Url, assets: bool) -
     // The first <base> holds for all links, even for those before it (WHATWG HTML 4.2.3).
     let base = found.base.as_deref().and_then(|href| canonical(href, Some(page)).ok());
     let base = base.as_ref().map_or(page, |base| &base.url);
-    let (links, more) = resolve(&found.references, base);
+    let (links, more) = resolve(&found.references, base, rules);
     Page {
         title: found.title.as_deref().and_then(title),
         language: found.language.or_else(|| language(&text)),
@@ -233,13 +242,13 @@ fn read(text: &str, found: &RefCell<Found>) {
 }
 
 /// The distinct links, and whether there were more.
-fn resolve(references: &[(String, bool)], base: &Url) -> (Vec<Link>, bool) {
+fn resolve(references: &[(String, bool)], base: &Url, rules: &UrlRules) -> (Vec<Link>, bool) {
     let mut places: HashMap<UrlHash, usize> = HashMap::with_capacity(references.len().min(LINKS_MAX));
     let mut links: Vec<Link> = Vec::with_capacity(references.len().min(LINKS_MAX));
     let mut more = false;
     CACHE.with_borrow_mut(|cache| {
         for (reference, nofollow) in references {
-            let Some(to) = cache.canonical(reference, base) else { continue };
+            let Some(to) = cache.canonical(reference, base, rules) else { continue };
             match places.get(&to.hash) {
                 // To follow it anywhere is to follow it.
                 Some(&place) => links[place].nofollow &= nofollow,
@@ -257,8 +266,8 @@ fn resolve(references: &[(String, bool)], base: &Url) -> (Vec<Link>, bool) {
 /// The links of the pages read last: those of one site repeat its navigation.
 #[derive(Default)]
 struct LinkCache {
-    /// By what they depend on: the origin of the base for `/path`, nothing for a full URL; then a
-    /// NUL, which no URL holds, and the reference.
+    /// By what they depend on: the fingerprint of the rules, nothing where there are none; the origin of the base for
+    /// `/path`, nothing for a full URL; then a NUL, which no URL holds, and the reference.
     links: HashMap<String, Canonical>,
     /// Kept for its allocation.
     key: String,
@@ -269,19 +278,20 @@ thread_local! {
 }
 
 impl LinkCache {
-    fn canonical(&mut self, reference: &str, base: &Url) -> Option<Canonical> {
+    fn canonical(&mut self, reference: &str, base: &Url, rules: &UrlRules) -> Option<Canonical> {
         let full = reference.starts_with("http://") || reference.starts_with("https://");
         if reference.len() > CACHED_BYTES_MAX || !(full || reference.starts_with('/')) {
-            return canonical(reference, Some(base)).ok();
+            return ruled(reference, Some(base), rules).ok();
         }
         self.key.clear();
+        self.key.push_str(rules.fingerprint());
         self.key.push_str(if full { "" } else { &base[..Position::BeforePath] });
         self.key.push('\0');
         self.key.push_str(reference);
         if let Some(link) = self.links.get(&self.key) {
             return Some(link.clone());
         }
-        let link = canonical(reference, Some(base)).ok()?;
+        let link = ruled(reference, Some(base), rules).ok()?;
         if self.links.len() >= CACHED_LINKS_MAX {
             self.links.clear();
         }
@@ -365,6 +375,8 @@ fn language(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use dodo_common::model::url_rules::UrlRule;
+
     use super::*;
 
     fn page(body: &str) -> Page {
@@ -373,7 +385,7 @@ mod tests {
 
     fn read(body: &str, assets: bool) -> Page {
         let page = Url::parse("https://a.example/dir/page").unwrap();
-        html(body.as_bytes(), Some("text/html; charset=utf-8"), &page, assets)
+        html(body.as_bytes(), Some("text/html; charset=utf-8"), &page, Reading { assets, rules: UrlRules::none() })
     }
 
     fn links(body: &str) -> Vec<String> {
@@ -454,11 +466,15 @@ mod tests {
     }
 
     #[test]
-    fn a_cached_link_is_that_of_its_own_base() {
-        let link = |page: &str, href: &str| {
+    fn a_cached_link_is_that_of_its_own_base_and_rules() {
+        let ruled = |page: &str, href: &str, rules: &UrlRules| {
             let body = format!("<a href='{href}'>");
-            html(body.as_bytes(), None, &Url::parse(page).unwrap(), false).links[0].to.url.to_string()
+            let reading = Reading { assets: false, rules };
+            html(body.as_bytes(), None, &Url::parse(page).unwrap(), reading).links[0].to.url.to_string()
         };
+        let link = |page: &str, href: &str| ruled(page, href, UrlRules::none());
+        let [sorting, dropping] = [(&[UrlRule::Sort][..], &[][..]), (&[], &["b".to_owned()])]
+            .map(|(rules, drop)| UrlRules::new(rules, drop).unwrap());
         for _ in 0..2 {
             assert_eq!(link("https://a.example/", "/x"), "https://a.example/x");
             assert_eq!(link("http://b.example/y/", "/x"), "http://b.example/x");
@@ -467,6 +483,11 @@ mod tests {
             assert_eq!(link("https://b.example/", "http://b.example//c.example/x"), "http://b.example//c.example/x");
             assert_eq!(link("https://b.example/1/", "x"), "https://b.example/1/x");
             assert_eq!(link("https://b.example/2/", "x"), "https://b.example/2/x");
+            for href in ["/?b=1&a=2", "https://b.example/?b=1&a=2"] {
+                assert_eq!(link("https://b.example/", href), "https://b.example/?b=1&a=2");
+                assert_eq!(ruled("https://b.example/", href, &sorting), "https://b.example/?a=2&b=1");
+                assert_eq!(ruled("https://b.example/", href, &dropping), "https://b.example/?a=2");
+            }
         }
     }
 
@@ -537,7 +558,9 @@ mod tests {
     fn broken_pages_are_read_as_far_as_they_go() {
         assert_eq!(links("<a href=/x><a href='/y"), ["https://a.example/x"]);
         let bytes: Vec<u8> = (0..=255).cycle().take(5000).collect();
-        html(&bytes, None, &Url::parse("http://a.example/").unwrap(), true);
-        html(b"", None, &Url::parse("http://a.example/").unwrap(), true);
+        let url = Url::parse("http://a.example/").unwrap();
+        let reading = Reading { assets: true, rules: UrlRules::none() };
+        html(&bytes, None, &url, reading);
+        html(b"", None, &url, reading);
     }
 }

@@ -7,7 +7,8 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-use dodo_common::model::url::{Canonical, UrlHash, canonical};
+use dodo_common::model::url::{Canonical, UrlHash, canonical, ruled};
+use dodo_common::model::url_rules::UrlRules;
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
 use url::Url;
@@ -41,16 +42,21 @@ pub enum Kind {
     Pages,
 }
 
-/// Reads `body`, which came from `page`, if it is a listing; a broken one as far as it goes.
+/// A file as it was served.
+#[derive(Clone, Copy, Debug)]
+pub struct File<'f> {
+    pub body: &'f [u8],
+    pub encoding: Option<&'f str>,
+    pub content_type: Option<&'f str>,
+    pub url: &'f Url,
+}
+
+/// Reads a file, if it is a listing; a broken one as far as it goes. Its entries are spelt by `rules`.
 ///
 /// # Errors
 /// It begins as a listing, and cannot be unpacked within its bound.
-pub fn listing(
-    body: &[u8],
-    encoding: Option<&str>,
-    content_type: Option<&str>,
-    page: &Url,
-) -> Result<Option<Listing>, DecodeError> {
+pub fn listing(file: File, rules: &UrlRules) -> Result<Option<Listing>, DecodeError> {
+    let File { body, encoding, content_type, url } = file;
     if !may_list(content_type) {
         return Ok(None);
     }
@@ -68,12 +74,10 @@ pub fn listing(
         whole = Cow::Owned(decode(Some("gzip"), &whole, LISTING_BYTES_MAX)?.into_owned());
     }
     let text = text::decode(&whole, content_type);
-    let mut list = List { entries: Vec::new(), seen: HashSet::new(), truncated: false };
+    let mut list = List { rules, entries: Vec::new(), seen: HashSet::new(), truncated: false };
     match format {
-        Format::Lines => {
-            lines(&text).filter(|line| is_url(line)).take_while(|line| list.add(line, page)).for_each(drop)
-        }
-        format => read_xml(&text, format, page, &mut list),
+        Format::Lines => lines(&text).filter(|line| is_url(line)).take_while(|line| list.add(line, url)).for_each(drop),
+        format => read_xml(&text, format, url, &mut list),
     }
     let kind = if format == Format::Index { Kind::Sitemaps } else { Kind::Pages };
     Ok(Some(Listing { kind, entries: list.entries, truncated: list.truncated }))
@@ -161,20 +165,21 @@ impl Format {
     }
 }
 
-struct List {
+struct List<'r> {
+    rules: &'r UrlRules,
     entries: Vec<Canonical>,
     seen: HashSet<UrlHash>,
     truncated: bool,
 }
 
-impl List {
+impl List<'_> {
     /// False when it is full. What is no http URL is passed over.
     fn add(&mut self, reference: &str, base: &Url) -> bool {
         let reference = reference.trim();
         if reference.is_empty() {
             return true;
         }
-        let Ok(to) = canonical(reference, Some(base)) else { return true };
+        let Ok(to) = ruled(reference, Some(base), self.rules) else { return true };
         if self.seen.contains(&to.hash) {
             return true;
         }

@@ -19,8 +19,8 @@ use uuid::Uuid;
 use crate::committer::{Done, Effect};
 use crate::context::{Context, Crawl};
 use crate::extract::directive;
-use crate::extract::html::html;
-use crate::extract::listing::{ENTRIES_MAX, listing};
+use crate::extract::html::{Reading, html};
+use crate::extract::listing::{ENTRIES_MAX, File, listing};
 use crate::fetch::proxy::FetchError;
 use crate::fetch::{AGENT, Fetched};
 use crate::jobs::end::{body_of, clean, finish, is_refusal, ready, refused, retry, unread};
@@ -117,7 +117,8 @@ impl Visit<'_> {
 
     fn read_page(&self, fetched: &Fetched, finished: &mut Finished) -> Result<Vec<Target>, String> {
         let body = body_of(self.ctx, fetched)?;
-        let page = html(&body, fetched.content_type(), self.url, self.crawl.spec.assets);
+        let reading = Reading { assets: self.crawl.spec.assets, rules: &self.crawl.rules };
+        let page = html(&body, fetched.content_type(), self.url, reading);
         finished.title = page.title;
         finished.language = page.language;
         keep_links(page.links.iter().map(|link| &link.to), finished);
@@ -126,8 +127,14 @@ impl Visit<'_> {
 
     /// A sitemap or a feed; of anything else there is nothing to read.
     fn read_listing(&self, fetched: &Fetched, finished: &mut Finished) -> Result<Vec<Target>, String> {
-        let read = listing(&fetched.body, fetched.content_encoding(), fetched.content_type(), self.url);
-        let Some(listing) = read.map_err(|error| error.to_string())? else { return Ok(Vec::new()) };
+        let file = File {
+            body: &fetched.body,
+            encoding: fetched.content_encoding(),
+            content_type: fetched.content_type(),
+            url: self.url,
+        };
+        let read = listing(file, &self.crawl.rules).map_err(|error| error.to_string())?;
+        let Some(listing) = read else { return Ok(Vec::new()) };
         keep_links(listing.entries.iter(), finished);
         if listing.truncated {
             finished.reason = Some(format!("it lists more than {ENTRIES_MAX} URLs; the others are not read"));

@@ -7,7 +7,7 @@ use dodo_common::model::job::{HOPS_MAX, Job};
 use dodo_common::model::robots::Robots;
 use dodo_common::model::scope::ScopeDecision;
 use dodo_common::model::spec::Nofollow;
-use dodo_common::model::url::{Canonical, canonical};
+use dodo_common::model::url::{Canonical, ruled};
 use url::Url;
 
 use crate::context::Crawl;
@@ -15,7 +15,7 @@ use crate::extract::html::Link;
 use crate::extract::listing::{Kind, Listing};
 
 /// Sitemaps taken of one robots.txt, and of those out of scope of one index.
-pub const SITEMAPS_MAX: usize = 100;
+const SITEMAPS_MAX: usize = 100;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -29,9 +29,12 @@ pub struct Target {
 /// # Errors
 /// Why it is not followed.
 pub fn redirect(job: &Job, crawl: &Crawl, url: &Url, location: &str) -> Result<Target, String> {
-    let to = canonical(location, Some(url)).map_err(|error| format!("it redirects to no page: {error}"))?;
+    let to = ruled(location, Some(url), &crawl.rules).map_err(|error| format!("it redirects to no page: {error}"))?;
     if job.hops >= HOPS_MAX {
         return Err(format!("more than {HOPS_MAX} redirects and sitemaps in a row"));
+    }
+    if to.url == *url {
+        return Err("it redirects to itself, as this crawl spells URLs".to_owned());
     }
     let decision = hop(crawl, url, &to);
     if decision.allowed {
@@ -88,7 +91,7 @@ pub fn named(job: &Job, crawl: &Crawl, url: &Url, robots: &Robots) -> Vec<Target
     }
     // To be written in full, and often relative to the file itself.
     let Ok(root) = url.join("/") else { return Vec::new() };
-    let sitemaps = robots.sitemaps().iter().filter_map(|line| canonical(line, Some(&root)).ok());
+    let sitemaps = robots.sitemaps().iter().filter_map(|line| ruled(line, Some(&root), &crawl.rules).ok());
     sitemaps.take(SITEMAPS_MAX).map(|to| Target { to, depth: 0, hops: 1 }).collect()
 }
 
@@ -106,7 +109,11 @@ fn is_honoured(crawl: &Crawl, nofollow: bool) -> bool {
 fn hop(crawl: &Crawl, url: &Url, to: &Canonical) -> ScopeDecision {
     let decision = crawl.scope.allows(&to.url);
     if !decision.allowed && !crawl.scope.allows(url).allowed && to.url.host() == url.host() {
-        return ScopeDecision { allowed: true, reason: "the host of a sitemap that robots.txt names" };
+        return ScopeDecision {
+            allowed: true,
+            reason: "the host of a sitemap that robots.txt names".into(),
+            by_pattern: false,
+        };
     }
     decision
 }

@@ -8,7 +8,8 @@ use super::*;
 const XML: Option<&str> = Some("application/xml");
 
 fn read(body: impl AsRef<[u8]>, content_type: Option<&str>) -> Result<Option<Listing>, DecodeError> {
-    listing(body.as_ref(), None, content_type, &Url::parse("https://a.example/dir/file.xml").unwrap())
+    let url = Url::parse("https://a.example/dir/file.xml").unwrap();
+    listing(File { body: body.as_ref(), encoding: None, content_type, url: &url }, UrlRules::none())
 }
 
 fn urls(listing: &Listing) -> Vec<&str> {
@@ -335,7 +336,9 @@ fn packed_files_and_packed_answers() {
         (&once, Some("x-gzip"), "application/x-gzip"),
         (&twice, Some("gzip"), "application/octet-stream"),
     ] {
-        let listing = listing(body, encoding, Some(content_type), &page).unwrap().expect(content_type);
+        let listing = listing(File { body, encoding, content_type: Some(content_type), url: &page }, UrlRules::none())
+            .unwrap()
+            .expect(content_type);
         assert_eq!(urls(&listing), SITEMAP_URLS);
     }
     assert_eq!(read(&twice, XML).unwrap(), None, "packed once more than anybody does");

@@ -7,6 +7,8 @@ use reqwest::header::HeaderMap;
 use serde_json::json;
 use uuid::Uuid;
 
+use dodo_common::model::url::canonical;
+
 use super::*;
 
 fn crawl(scope: ScopeKind, seed: &str, more: serde_json::Value) -> Crawl {
@@ -14,7 +16,7 @@ fn crawl(scope: ScopeKind, seed: &str, more: serde_json::Value) -> Crawl {
     spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let spec: CrawlSpec = serde_json::from_value(spec).unwrap();
     let scope = Scope::new(scope, vec![url(seed)]);
-    Crawl { spec, scope, headers: HeaderMap::new(), seed_hosts: HashSet::new() }
+    Crawl { rules: spec.rules().unwrap(), spec, scope, headers: HeaderMap::new(), seed_hosts: HashSet::new() }
 }
 
 fn url(text: &str) -> Url {
