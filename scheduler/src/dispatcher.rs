@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dodo_common::db::dispatch::{self, Dispatch};
 use dodo_common::db::generation::{self, Generation};
-use dodo_common::db::wait::{self, Waited};
+use dodo_common::db::wait;
 use dodo_common::db::{host, page, schedule, suspect};
 use dodo_common::fail;
 use dodo_common::model::cause::Cause;
@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::backpressure::Backpressure;
+use crate::census::Census;
 use crate::context::{Context, Term};
 use crate::frontier::budget::Rules;
 use crate::frontier::{FlowKey, Frontier, Pick, SettledJob};
@@ -48,9 +49,8 @@ const TRIM: Duration = Duration::from_secs(1);
 /// A whole scan over the hosts with work; slices of it run at every watch.
 const SCAN: Duration = Duration::from_secs(60);
 const SCAN_SLICE: i64 = 500;
-/// Hosts whose pace, and dispatches whose waits are written down in one tick.
+/// Hosts whose pace is written down in one tick.
 const PACES_MAX: usize = 1000;
-const WAITS_MAX: usize = 1000;
 /// Entries older than this are compared with what Redis holds.
 const AUDIT_MS: i64 = 15_000;
 /// Orphaned calls ended in one tick.
@@ -116,8 +116,7 @@ struct Dispatcher<'a> {
     /// The rest of a scan: where it is, or nothing between two scans.
     scan: Option<Option<FlowKey>>,
     scanned: Instant,
-    /// When what waits was looked at last.
-    looked: Instant,
+    census: Census,
     /// The scan is one after a takeover, or after a pause: work waits for it.
     hurried: bool,
     room: usize,
@@ -162,7 +161,7 @@ impl<'a> Dispatcher<'a> {
             watch,
             scan: Some(None),
             scanned: Instant::now(),
-            looked: Instant::now(),
+            census: Census::default(),
             hurried: true,
             room: 0,
             backpressure: Backpressure::default(),
@@ -206,6 +205,7 @@ impl<'a> Dispatcher<'a> {
             if self.hurried {
                 self.scan_slice().await?;
             }
+            self.census.tick(&self.frontier, self.fullness());
             self.look_up_hosts().await?;
             self.refill().await?;
             self.issue().await?;
@@ -291,26 +291,22 @@ impl<'a> Dispatcher<'a> {
         Ok(())
     }
 
+    /// What keeps the window full, if it is.
+    fn fullness(&self) -> Cause {
+        match self.room {
+            0 => Cause::Backpressure,
+            room if room <= self.frontier.in_flight() => Cause::Workers,
+            _ => Cause::Turn,
+        }
+    }
+
     /// What is to outlive this leader: how fast hosts answer, and what dispatches wait for.
     async fn write_down(&mut self) -> Result<(), WindowError> {
         let paces = self.frontier.take_paces(PACES_MAX);
         if !paces.is_empty() {
             host::save_paces(&self.ctx.db, self.term.epoch, &paces).await?;
         }
-        let ms = std::mem::replace(&mut self.looked, Instant::now()).elapsed().as_millis() as i64;
-        // What waits for its turn only, in a window without room, waits for what keeps that full.
-        let full = match self.room {
-            0 => Cause::Backpressure,
-            room if room <= self.frontier.in_flight() => Cause::Workers,
-            _ => Cause::Turn,
-        };
-        let mut waited = Vec::new();
-        for ((tenant, dispatch), counts) in self.frontier.census().into_iter().take(WAITS_MAX) {
-            for (cause, count) in counts {
-                let cause = if cause == Cause::Turn { full } else { cause };
-                waited.push(Waited { tenant: tenant.clone(), dispatch, cause, ms: count * ms });
-            }
-        }
+        let waited = self.census.take();
         if !waited.is_empty() {
             wait::add(&self.ctx.db, self.term.epoch, &waited).await?;
         }

@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod backpressure;
+pub mod census;
 pub mod cli;
 pub mod context;
 pub mod dispatcher;

@@ -34,7 +34,7 @@ pub struct WhySlow {
     pub finished_at: Option<DateTime<Utc>>,
     pub pages: i64,
     pub pages_per_s: f64,
-    /// The largest first. Looked at once a second: what takes less than a second in all may show nothing.
+    /// The largest first. Looked at about twice a second: what takes less than that in all may show nothing.
     pub shares: Vec<Share>,
     /// Time that is lost to errors: tries that wait to be repeated.
     pub retries: Retries,
