@@ -7,8 +7,9 @@
 pub mod budget;
 pub mod flow;
 pub mod place;
+pub mod turns;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use dodo_common::clock::Millis;
@@ -23,6 +24,7 @@ use uuid::Uuid;
 use crate::frontier::budget::{Budgets, Room, Rules};
 use crate::frontier::flow::{Flow, FlowId};
 use crate::frontier::place::{HostId, Places, Stay};
+use crate::frontier::turns::Turns;
 use crate::politeness::{Limit, NEVER, Wait};
 
 /// Flows held at once. With more, one leaves when its buffer is used up, and the scan brings it back in its turn.
@@ -77,9 +79,7 @@ pub struct Frontier {
     crowded: bool,
     /// A flow was refused since the scan began.
     refused: bool,
-    /// Flows that may have something to issue, by tenant; the tenants take turns.
-    rings: HashMap<Arc<str>, VecDeque<FlowId>>,
-    turns: VecDeque<Arc<str>>,
+    turns: Turns,
     timers: BTreeSet<(Millis, FlowId)>,
     hungry: HashSet<FlowId>,
     refill_timers: BTreeSet<(Millis, FlowId)>,
@@ -113,8 +113,7 @@ impl Frontier {
             flows_max,
             crowded: false,
             refused: false,
-            rings: HashMap::new(),
-            turns: VecDeque::new(),
+            turns: Turns::default(),
             timers: BTreeSet::new(),
             hungry: HashSet::new(),
             refill_timers: BTreeSet::new(),
@@ -140,7 +139,6 @@ impl Frontier {
             flow.clear();
             self.hungry.insert(id);
         }
-        self.rings.clear();
         self.turns.clear();
         self.timers.clear();
         self.refill_timers.clear();
@@ -328,7 +326,9 @@ impl Frontier {
         }
         let mut picks = Vec::new();
         while picks.len() < count {
-            let Some(id) = self.next_turn() else { break };
+            let Some(id) = self.turns.take() else { break };
+            let Some(flow) = self.flows.get_mut(id) else { continue };
+            flow.in_ring = false;
             match self.pick_one(now, id) {
                 Ok(Some(pick)) => {
                     picks.push(pick);
@@ -339,24 +339,6 @@ impl Frontier {
             }
         }
         picks
-    }
-
-    /// The flow whose turn it is.
-    fn next_turn(&mut self) -> Option<FlowId> {
-        while let Some(tenant) = self.turns.pop_front() {
-            let Some(ring) = self.rings.get_mut(&tenant) else { continue };
-            let id = ring.pop_front();
-            if ring.is_empty() {
-                self.rings.remove(&tenant);
-            } else {
-                self.turns.push_back(tenant);
-            }
-            if let Some(flow) = id.and_then(|id| self.flows.get_mut(id)) {
-                flow.in_ring = false;
-                return id;
-            }
-        }
-        None
     }
 
     fn wait(&mut self, now: Millis, id: FlowId, wait: Wait) {
@@ -614,12 +596,7 @@ impl Frontier {
             return;
         }
         flow.in_ring = true;
-        let tenant = Arc::clone(&flow.tenant);
-        let ring = self.rings.entry(Arc::clone(&tenant)).or_default();
-        if ring.is_empty() {
-            self.turns.push_back(tenant);
-        }
-        ring.push_back(id);
+        self.turns.push(&flow.tenant, id);
     }
 }
 
