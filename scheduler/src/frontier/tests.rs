@@ -33,19 +33,7 @@ impl Bench {
         let refill = Refill { tenant: TENANT.to_owned(), host: host.to_owned(), due };
         self.frontier.refilled(0, refill, 10_000);
         let asked = self.frontier.wants_view(10);
-        let views = asked
-            .iter()
-            .map(|host| HostView {
-                host: host.clone(),
-                addresses: vec![address.to_owned()],
-                state: HostState::Ready,
-                crawl_delay_ms: None,
-                hold_in_ms: None,
-                valid_in_ms: 3_600_000,
-                robots_at: None,
-                pace_ms: None,
-            })
-            .collect();
+        let views = asked.iter().map(|host| prepared(host, &[address])).collect();
         self.frontier.viewed(0, &asked, views);
     }
 
@@ -65,6 +53,20 @@ impl Bench {
         let entry = self.open.remove(0);
         let settled = SettledJob { requested: true, page: true, ..SettledJob::default() };
         self.frontier.settled(now, entry, &settled);
+    }
+}
+
+/// The row of a host that is prepared.
+fn prepared(host: &str, addresses: &[&str]) -> HostView {
+    HostView {
+        host: host.to_owned(),
+        addresses: addresses.iter().map(ToString::to_string).collect(),
+        state: HostState::Ready,
+        crawl_delay_ms: None,
+        hold_in_ms: None,
+        valid_in_ms: 3_600_000,
+        robots_at: None,
+        pace_ms: None,
     }
 }
 
@@ -345,17 +347,8 @@ fn more_flows_than_are_held_take_turns() {
     frontier.set_rules(dispatch, Rules { idle: false, host_concurrency: 8, ..Rules::idle() });
     let ready = |frontier: &mut Frontier| {
         let asked = frontier.wants_view(10);
-        let view = |host: &String| HostView {
-            host: host.clone(),
-            addresses: Vec::new(),
-            state: HostState::Ready,
-            crawl_delay_ms: None,
-            hold_in_ms: None,
-            valid_in_ms: 3_600_000,
-            robots_at: None,
-            pace_ms: None,
-        };
-        frontier.viewed(0, &asked, asked.iter().map(view).collect());
+        let views = asked.iter().map(|host| prepared(host, &[])).collect();
+        frontier.viewed(0, &asked, views);
     };
     let hosts = |picks: &[Pick]| -> Vec<String> {
         let mut hosts: Vec<String> = picks.iter().map(|pick| pick.host.clone()).collect();
