@@ -41,12 +41,10 @@ impl Census {
         let ms = now.duration_since(self.looked).as_millis() as i64;
         self.looked = now;
         self.next = now + Duration::from_millis(rand::rng().random_range(EVERY_MS));
-        for ((tenant, dispatch), counts) in frontier.census() {
-            for (cause, count) in counts {
-                let key = (tenant.clone(), dispatch, if cause == Cause::Turn { full } else { cause });
-                if self.waited.len() < WAITED_MAX || self.waited.contains_key(&key) {
-                    *self.waited.entry(key).or_default() += count * ms;
-                }
+        for ((tenant, dispatch, cause), count) in frontier.census() {
+            let key = (tenant.to_owned(), dispatch, if cause == Cause::Turn { full } else { cause });
+            if self.waited.len() < WAITED_MAX || self.waited.contains_key(&key) {
+                *self.waited.entry(key).or_default() += count * ms;
             }
         }
     }

@@ -9,12 +9,12 @@ pub mod flow;
 pub mod place;
 pub mod turns;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use dodo_common::clock::Millis;
 use dodo_common::db::host::HostView;
-use dodo_common::db::schedule::Refill;
+use dodo_common::db::schedule::{DueJob, Refill};
 use dodo_common::model::cause::Cause;
 use dodo_common::model::job::JobKey;
 use dodo_common::model::stream_id::StreamId;
@@ -446,13 +446,11 @@ impl Frontier {
 
     /// What the jobs of each (tenant, dispatch) wait for: one for each request under way, and one for each flow whose next
     /// job waits for something else.
-    pub fn census(&self) -> HashMap<(String, Uuid), BTreeMap<Cause, i64>> {
-        let mut census: HashMap<(&str, Uuid), BTreeMap<Cause, i64>> = HashMap::new();
-        let mut count = |tenant, dispatch, cause| {
-            *census.entry((tenant, dispatch)).or_default().entry(cause).or_default() += 1;
-        };
+    pub fn census(&self) -> HashMap<(&str, Uuid, Cause), i64> {
+        let mut census = HashMap::new();
+        let mut count = |tenant, dispatch, cause| *census.entry((tenant, dispatch, cause)).or_default() += 1;
         for issued in self.issued.values() {
-            count(&issued.key.tenant, issued.dispatch, Cause::Request);
+            count(issued.key.tenant.as_str(), issued.dispatch, Cause::Request);
         }
         for flow in self.flows.values() {
             let cause = if flow.in_ring { Cause::Turn } else { flow.waits };
@@ -460,7 +458,7 @@ impl Frontier {
                 count(&flow.tenant, job.dispatch, cause);
             }
         }
-        census.into_iter().map(|((tenant, dispatch), counts)| ((tenant.to_owned(), dispatch), counts)).collect()
+        census
     }
 
     fn pick_one(&mut self, now: Millis, id: FlowId) -> Result<Option<Pick>, Wait> {
@@ -489,9 +487,9 @@ impl Frontier {
                 continue;
             }
             let limit = Limit { concurrency: rules.host_concurrency, delay_ms: rules.delay_ms };
-            let (dispatch, alone) = (job.dispatch, job.alone);
-            let key = JobKey { tenant: tenant.to_string(), id: job.id, attempt: job.attempt };
-            match self.budgets.room(dispatch) {
+            let DueJob { id: job, attempt, dispatch, alone } = *job;
+            let key = || JobKey { tenant: tenant.to_string(), id: job, attempt };
+            match rules.room() {
                 Room::Some => {}
                 Room::Later => {
                     self.budgets.wait(dispatch, id);
@@ -499,8 +497,8 @@ impl Frontier {
                 }
                 Room::None => {
                     queue.pop_front();
-                    self.taken.insert(key.id);
-                    self.over_budget.push(key);
+                    self.taken.insert(job);
+                    self.over_budget.push(key());
                     continue;
                 }
             }
@@ -510,13 +508,13 @@ impl Frontier {
             flow.queue(suspects_too).pop_front();
             flow.taken += 1;
             let low = flow.more && flow.is_low();
-            self.taken.insert(key.id);
+            self.taken.insert(job);
             self.suspects += usize::from(alone);
             if low && !self.crowded {
                 self.hungry.insert(id);
             }
             self.budgets.enter(dispatch);
-            return Ok(Some(Pick { key, host: name.to_string(), dispatch, alone, stay }));
+            return Ok(Some(Pick { key: key(), host: name.to_string(), dispatch, alone, stay }));
         }
     }
 

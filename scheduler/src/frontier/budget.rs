@@ -28,6 +28,14 @@ impl Rules {
     pub fn idle() -> Self {
         Self { delay_ms: 0, host_concurrency: 1, max_pages: None, pages: 0, in_flight: 0, exact: true, idle: true }
     }
+
+    pub fn room(&self) -> Room {
+        match self.max_pages {
+            Some(max) if self.pages >= max && self.exact => Room::None,
+            Some(max) if self.pages + self.in_flight >= max => Room::Later,
+            _ => Room::Some,
+        }
+    }
 }
 
 /// Whether the budget of a dispatch lets another job go.
@@ -87,17 +95,6 @@ impl Budgets {
     /// True when a dispatch goes on whose jobs were passed over; asking forgets it.
     pub fn take_resumed(&mut self) -> bool {
         std::mem::take(&mut self.resumed)
-    }
-
-    pub fn room(&self, id: Uuid) -> Room {
-        let Some(Rules { max_pages: Some(max), pages, in_flight, exact, .. }) = self.rules.get(&id) else {
-            return Room::Some;
-        };
-        match () {
-            () if pages >= max && *exact => Room::None,
-            () if pages + in_flight >= *max => Room::Later,
-            () => Room::Some,
-        }
     }
 
     /// This flow goes on when something comes of what is in flight.

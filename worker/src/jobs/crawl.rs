@@ -23,7 +23,7 @@ use crate::extract::html::{Reading, html};
 use crate::extract::listing::{ENTRIES_MAX, File, listing};
 use crate::fetch::proxy::FetchError;
 use crate::fetch::{AGENT, Fetched};
-use crate::jobs::end::{body_of, clean, finish, is_refusal, ready, refused, retry, unread};
+use crate::jobs::end::{body_of, clean, finish, is_refusal, raw_entry, ready, refused, retry, unread};
 use crate::jobs::target::{self, Target};
 
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
@@ -159,15 +159,7 @@ impl Visit<'_> {
             "url": url.as_str(), "date_ms": started_ms, "status": fetched.status, "mime": clean(mime), "digest": member.payload_digest,
         });
         finished.digest = Some(member.payload_digest);
-        RawEntry {
-            tenant: job.key.tenant.clone(),
-            generation: ctx.incarnation.generation,
-            job: job.key.id,
-            attempt: job.key.attempt,
-            writer: ctx.incarnation.id,
-            about: about.to_string().into_bytes(),
-            body: member.bytes,
-        }
+        raw_entry(ctx, job, about.to_string().into_bytes(), member.bytes)
     }
 }
 

@@ -10,6 +10,7 @@ use dodo_common::db::schedule::LoadedHost;
 use dodo_common::model::job::{Job, Outcome};
 use dodo_common::model::retry::{HOST_REFUSALS_MAX, Policy, REFUSALS_MAX, die};
 use dodo_common::model::stream_id::StreamId;
+use dodo_common::stream::raw::RawEntry;
 
 use crate::committer::{Done, Effect};
 use crate::context::Context;
@@ -146,6 +147,19 @@ pub async fn unread(ctx: &Context, entry: StreamId, job: &Job, what: &str, error
     // It is due again at once.
     tokio::time::sleep(UNREAD_PAUSE).await;
     Done::new(entry, Effect::Returned)
+}
+
+/// The raw result of a job, as this worker writes it; an entry of `items` has no body.
+pub fn raw_entry(ctx: &Context, job: &Job, about: Vec<u8>, body: Vec<u8>) -> RawEntry {
+    RawEntry {
+        tenant: job.key.tenant.clone(),
+        generation: ctx.incarnation.generation,
+        job: job.key.id,
+        attempt: job.key.attempt,
+        writer: ctx.incarnation.id,
+        about,
+        body,
+    }
 }
 
 /// Text from the network, fit for a column: no NUL, at most 1000 characters.

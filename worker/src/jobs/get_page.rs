@@ -120,7 +120,7 @@ fn store(ctx: &Context, entry: StreamId, job: &Job, paging: &Paging, known: Load
     let mut finished = paging::ended(job, Outcome::Ok, &reason);
     paging::figures(&mut finished, &answer.fetched, Some(answer.started_ms));
     finished.paged = Some(Box::new(paged));
-    let raw = Some((ITEMS, paging::raw_entry(ctx, job, about)));
+    let raw = Some((ITEMS, end::raw_entry(ctx, job, about, Vec::new())));
     let mut done = Done::new(entry, Effect::Finished { job: Box::new(finished), raw, dispatch: job.dispatch });
     done.requested = true;
     done.hold = hold;
@@ -241,7 +241,7 @@ fn store_kept(ctx: &Context, entry: StreamId, job: &Job, answer: Vec<u8>) -> Don
         Paged { items: items.unwrap_or(0) as i32, stores: true, kept: Some(answer.clone()), ..Paged::default() };
     let mut finished = paging::ended(job, Outcome::Ok, "made again of the answer that was kept");
     finished.paged = Some(Box::new(paged));
-    let raw = Some((ITEMS, paging::raw_entry(ctx, job, answer)));
+    let raw = Some((ITEMS, end::raw_entry(ctx, job, answer, Vec::new())));
     Done::new(entry, Effect::Finished { job: Box::new(finished), raw, dispatch: job.dispatch })
 }
 

@@ -10,7 +10,6 @@ use dodo_common::model::job::{Job, Outcome};
 use dodo_common::model::spec::NoopSpec;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::names::ITEMS;
-use dodo_common::stream::raw::RawEntry;
 
 use crate::committer::{Done, Effect};
 use crate::context::Context;
@@ -44,18 +43,10 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
 }
 
 fn finish(ctx: &Context, entry: StreamId, job: Job, started_ms: i64) -> Done {
-    let raw = job.payload.map(|payload| {
-        let entry = RawEntry {
-            tenant: job.key.tenant.clone(),
-            generation: ctx.incarnation.generation,
-            job: job.key.id,
-            attempt: job.key.attempt,
-            writer: ctx.incarnation.id,
-            about: payload.to_string().into_bytes(),
-            body: Vec::new(),
-        };
-        (ITEMS, entry)
-    });
+    let raw = job
+        .payload
+        .as_ref()
+        .map(|payload| (ITEMS, end::raw_entry(ctx, &job, payload.to_string().into_bytes(), Vec::new())));
     let mut finished = Finished::new(job.key, Outcome::Ok, None);
     finished.started_ms = Some(started_ms);
     Done::new(entry, Effect::Finished { job: Box::new(finished), raw, dispatch: job.dispatch })

@@ -9,7 +9,6 @@ use dodo_common::db::schedule::LoadedHost;
 use dodo_common::model::job::{Job, JobKind, Outcome};
 use dodo_common::model::source::{PagedSpec, Place, RateLimit};
 use dodo_common::model::stream_id::StreamId;
-use dodo_common::stream::raw::RawEntry;
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use url::Url;
@@ -213,19 +212,6 @@ pub fn metadata_job(spec: &PagedSpec, dispatch: Uuid) -> Result<NextJob, String>
         payload: json!({}),
         key: format!("metadata:{dispatch}"),
     })
-}
-
-/// An entry of `items`: the items of one page, with where they are from.
-pub fn raw_entry(ctx: &Context, job: &Job, about: Vec<u8>) -> RawEntry {
-    RawEntry {
-        tenant: job.key.tenant.clone(),
-        generation: ctx.incarnation.generation,
-        job: job.key.id,
-        attempt: job.key.attempt,
-        writer: ctx.incarnation.id,
-        about,
-        body: Vec::new(),
-    }
 }
 
 #[cfg(test)]
