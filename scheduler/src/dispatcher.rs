@@ -358,15 +358,16 @@ impl<'a> Dispatcher<'a> {
             return Ok(());
         }
         let flows = schedule::scan_hosts(&self.ctx.db, after.as_ref(), SCAN_SLICE).await?;
-        for (tenant, host) in &flows {
-            self.frontier.found(tenant, host);
-        }
-        self.scan = match flows.last() {
-            Some(last) if flows.len() as i64 >= SCAN_SLICE => Some(Some(last.clone())),
-            _ => self.frontier.scanned().then_some(None),
+        let held = flows.iter().take_while(|(tenant, host)| self.frontier.found(tenant, host)).count();
+        let full = held < flows.len();
+        self.scan = if full || flows.len() as i64 >= SCAN_SLICE {
+            // It goes on behind the last one that was held.
+            Some(flows[..held].last().or(after.as_ref()).cloned())
+        } else {
+            self.frontier.scanned().then_some(None)
         };
         self.scanned = Instant::now();
-        self.hurried &= self.scan.is_some();
+        self.hurried &= self.scan.is_some() && !full;
         Ok(())
     }
 

@@ -195,13 +195,14 @@ impl Frontier {
         }
     }
 
-    /// A scan came by a host with work: unlike a hint it says nothing new of one that has jobs in its buffer.
-    pub fn found(&mut self, tenant: &str, host: &str) {
-        if let Some(id) = self.flow(tenant, host)
-            && self.flows.get(id).is_some_and(Flow::is_empty)
-        {
+    /// A scan came by a host with work: unlike a hint it says nothing new of one that has jobs in its buffer. False: there
+    /// is no room for it, and the scan is to wait here.
+    pub fn found(&mut self, tenant: &str, host: &str) -> bool {
+        let Some(id) = self.flow(tenant, host) else { return false };
+        if self.flows.get(id).is_some_and(Flow::is_empty) {
             self.look_again(id);
         }
+        true
     }
 
     /// Whether another flow can be held.

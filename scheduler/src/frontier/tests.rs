@@ -362,6 +362,8 @@ fn more_flows_than_are_held_take_turns() {
     }
     ready(&mut frontier);
     assert!(!frontier.has_room());
+    assert!(!frontier.found(TENANT, "http://c"), "a scan waits there");
+    assert!(frontier.found(TENANT, "http://b"), "and passes what is held");
     let picks = frontier.pick(0, 100);
     assert_eq!(hosts(&picks), ["http://a", "http://a", "http://a", "http://b", "http://b", "http://b"]);
     assert!(frontier.has_room(), "what is used up has left");
