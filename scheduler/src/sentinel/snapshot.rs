@@ -74,7 +74,7 @@ fn workers(live: &[Live], beats: &HashMap<Uuid, (i64, Beat)>) -> (usize, i64) {
 
 async fn look_at_postgres(db: &Db, window_ms: impl Fn(Metric) -> i64) -> OfPostgres {
     let deadline = Instant::now() + LOOK_TIMEOUT;
-    let up = within(deadline, vital::ping(db)).await;
+    let up = within(deadline, "Postgres", vital::ping(db)).await;
     let mut looks = vec![(Metric::PostgresUp, Look::Level(if up.is_ok() { 1.0 } else { 0.0 }))];
     if let Err(why) = up {
         let asked = Metric::ALL
@@ -85,18 +85,18 @@ async fn look_at_postgres(db: &Db, window_ms: impl Fn(Metric) -> i64) -> OfPostg
     }
     for metric in Metric::ALL {
         let Some(event) = metric.event() else { continue };
-        let found = within(deadline, vital::events(db, event, window_ms(metric).max(1))).await;
+        let found = within(deadline, "Postgres", vital::events(db, event, window_ms(metric).max(1))).await;
         looks.push((metric, found.map_or_else(Look::Absent, Look::Events)));
     }
     let leads = async { DbResult::Ok(i64::from(leader::current(db).await?.is_some())) };
-    looks.push((Metric::Leader, level(within(deadline, leads).await)));
-    looks.push((Metric::OldestDueMs, level(within(deadline, vital::oldest_due_ms(db)).await)));
-    OfPostgres { live: within(deadline, vital::live_workers(db)).await, looks, up: true }
+    looks.push((Metric::Leader, level(within(deadline, "Postgres", leads).await)));
+    looks.push((Metric::OldestDueMs, level(within(deadline, "Postgres", vital::oldest_due_ms(db)).await)));
+    OfPostgres { live: within(deadline, "Postgres", vital::live_workers(db)).await, looks, up: true }
 }
 
 async fn look_at_redis(redis: &Redis) -> OfRedis {
     let deadline = Instant::now() + LOOK_TIMEOUT;
-    let up = within(deadline, status::memory_bytes(redis)).await;
+    let up = within(deadline, "Redis", status::memory_bytes(redis)).await;
     let mut looks = vec![(Metric::RedisUp, Look::Level(if up.is_ok() { 1.0 } else { 0.0 }))];
     if let Err(why) = up {
         // A connection that leads nowhere any more would never say so: the next look makes a new one.
@@ -104,18 +104,22 @@ async fn look_at_redis(redis: &Redis) -> OfRedis {
         looks.extend([Metric::Lag, Metric::HorizonAgeMs].map(|metric| (metric, Look::Absent(why.clone()))));
         return OfRedis { beats: Err(why), looks };
     }
-    let lag = within(deadline, status::undelivered(redis)).await;
+    let lag = within(deadline, "Redis", status::undelivered(redis)).await;
     looks.push((Metric::Lag, level(lag.map(|lag| lag as i64))));
-    looks.push((Metric::HorizonAgeMs, level(within(deadline, status::raw_age_ms(redis)).await)));
-    let beats = within(deadline, heartbeat::all(redis)).await;
+    looks.push((Metric::HorizonAgeMs, level(within(deadline, "Redis", status::raw_age_ms(redis)).await)));
+    let beats = within(deadline, "Redis", heartbeat::all(redis)).await;
     let beats = beats.map(|beats| beats.into_iter().map(|(id, age, beat)| (id, (age, beat))).collect());
     OfRedis { beats, looks }
 }
 
-async fn within<T, E: std::fmt::Display>(deadline: Instant, asked: impl Future<Output = Result<T, E>>) -> Found<T> {
+async fn within<T, E: std::fmt::Display>(
+    deadline: Instant,
+    server: &str,
+    asked: impl Future<Output = Result<T, E>>,
+) -> Found<T> {
     match timeout_at(deadline, asked).await {
         Ok(found) => found.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("no answer within {LOOK_TIMEOUT:?}")),
+        Err(_) => Err(format!("{server} gave no answer within {LOOK_TIMEOUT:?}")),
     }
 }
 
