@@ -104,6 +104,10 @@ pub struct Options {
     pub nofollow: Option<Nofollow>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assets: Option<bool>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cookies: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_agent: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -290,6 +294,7 @@ pub fn crawl_spec(service: &str, url: &str, options: &Options) -> Result<(CrawlS
     spec.drop_params.clone_from(&options.drop_params);
     spec.include.clone_from(&options.include);
     spec.exclude.clone_from(&options.exclude);
+    (spec.cookies, spec.user_agent) = (options.cookies, options.user_agent.clone());
     let seed = ruled(url, None, &spec.rules()?).map_err(|error| format!("url {url:?}: {error}"))?;
     spec.seeds = vec![seed.url.to_string()];
     Ok((spec, seed))

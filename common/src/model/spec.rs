@@ -19,6 +19,9 @@ pub const DELAY_MS_MAX: i64 = 3_600_000;
 /// The most requests in flight to one host that one may ask for.
 pub const HOST_CONCURRENCY_MAX: i32 = 1024;
 
+/// What a crawl may call itself, bytes.
+pub const USER_AGENT_BYTES_MAX: usize = 200;
+
 /// What becomes of links that ask not to be followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -64,6 +67,12 @@ pub struct CrawlSpec {
     /// Patterns of which it may match none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
+    /// Each worker sends the cookies again that it was sent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cookies: bool,
+    /// What it calls itself instead of Dodo. It begins with the product token that robots.txt groups are matched against.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_agent: Option<String>,
 }
 
 impl CrawlSpec {
@@ -100,6 +109,7 @@ impl CrawlSpec {
                 self.host_concurrency
             ));
         }
+        self.user_agent.as_deref().map_or(Ok(()), check_user_agent)?;
         self.rules()?;
         if self.include.is_empty() && self.exclude.is_empty() {
             return Ok(());
@@ -109,6 +119,21 @@ impl CrawlSpec {
             None => Ok(()),
         }
     }
+}
+
+/// A product with a token by the grammar of RFC 9110 5.6.2, of which RFC 9309 2.2.1 matches what is letters, `-` and
+/// `_`; then anything that fits in a header.
+fn check_user_agent(text: &str) -> Result<(), String> {
+    let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    let product = text.split(['/', ' ']).next().unwrap_or_default();
+    let is_name = product.starts_with(|c: char| c.is_ascii_alphabetic() || matches!(c, '-' | '_'));
+    if !is_name || !product.chars().all(is_token) {
+        return Err(format!("user_agent must begin with a product such as examplebot/1.0, not {product:?}"));
+    }
+    if text.len() > USER_AGENT_BYTES_MAX || !text.chars().all(|c| c == ' ' || c.is_ascii_graphic()) {
+        return Err(format!("user_agent must be at most {USER_AGENT_BYTES_MAX} printable ASCII characters"));
+    }
+    Ok(())
 }
 
 /// A no-op job holds its permit no longer than this, milliseconds.
@@ -170,4 +195,31 @@ fn host_concurrency_default() -> i32 {
 
 fn sitemaps_default() -> bool {
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_agent_begins_with_a_product() {
+        let long = "b".repeat(USER_AGENT_BYTES_MAX + 1);
+        for (text, is_good) in [
+            ("examplebot", true),
+            ("ExampleBot/2.1 (for tests; +x) extra/1", true),
+            ("_a-b/1", true),
+            (&long[1..], true),
+            (&long, false),
+            ("", false),
+            (" examplebot", false),
+            ("(examplebot)", false),
+            ("2bot/1", false),
+            ("bot{}/1", false),
+            ("b\u{f6}t/1", false),
+            ("bot/1\r\nx: y", false),
+            ("bot/1 \u{f6}", false),
+        ] {
+            assert_eq!(check_user_agent(text).is_ok(), is_good, "{text:?}");
+        }
+    }
 }

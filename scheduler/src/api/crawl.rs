@@ -65,6 +65,13 @@ pub struct CrawlRequest {
     /// Regular expressions, at most 100: what matches one is not crawled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
+    /// Send again the cookies that were set, within this crawl; each worker keeps its own. False when not given.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cookies: bool,
+    /// What it calls itself, as `examplebot/1.0`; robots.txt is read for that product. The contact is appended. Dodo when
+    /// not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_agent: Option<String>,
     /// A second request with the same key returns the first one's dispatch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
@@ -257,6 +264,7 @@ pub fn checked(request: CrawlRequest, contact: &str, now: Millis) -> ApiResult<C
     spec.drop_params = request.drop_params;
     spec.include = request.include;
     spec.exclude = request.exclude;
+    (spec.cookies, spec.user_agent) = (request.cookies, request.user_agent);
     spec.check().map_err(bad_request)?;
     let start_at = start_of(request.start_at.as_deref(), request.start_in_ms, now);
     let terms = Terms {

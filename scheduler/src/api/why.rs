@@ -1,5 +1,7 @@
 //! Why: everything that was decided about a URL or a job, in sentences.
 
+use std::collections::BTreeSet;
+
 use axum::Json;
 use axum::extract::State;
 use dodo_common::clock::Millis;
@@ -71,10 +73,11 @@ pub async fn why(State(api): State<Api>, Params(query): Params<WhyQuery>) -> Api
     let mut lines = Vec::new();
     if let Some(url) = &url {
         lines.push(format!("Its canonical form is {}.", url.url));
-        lines.extend(host_lines(url, host.as_ref(), ctx.clock.now_ms()));
-        for View { crawl, url: other, .. } in views.iter().filter(|view| view.url != *url) {
+        let agents = agents(ctx, &jobs).await?;
+        lines.extend(host_lines(url, host.as_ref(), &agents, ctx.clock.now_ms()));
+        for View { crawl, url: other, spec } in views.iter().filter(|view| view.url != *url) {
             lines.push(format!("By the URL rules of crawl {crawl} it is {}.", other.url));
-            lines.extend(host.as_ref().map(|host| robots_line(other, host)));
+            lines.extend(host.as_ref().map(|host| robots_line(other, host, spec.user_agent.as_deref())));
         }
     }
     if jobs.is_empty() {
@@ -87,7 +90,26 @@ pub async fn why(State(api): State<Api>, Params(query): Params<WhyQuery>) -> Api
     Ok(Json(Why { url: url.map(|url| url.url.to_string()), lines, jobs, host }))
 }
 
-fn host_lines(url: &Canonical, host: Option<&HostReport>, now: Millis) -> Vec<String> {
+/// What the crawls of these jobs call themselves, where not by our name.
+async fn agents(ctx: &Context, jobs: &[JobReport]) -> ApiResult<BTreeSet<Option<String>>> {
+    let mut agents = BTreeSet::new();
+    for id in jobs.iter().map(|job| job.dispatch).collect::<BTreeSet<Uuid>>() {
+        let spec = dispatch::get(&ctx.db, TENANT_DEFAULT, id).await?.map(|dispatch| dispatch.spec);
+        let crawl = spec.and_then(|spec| serde_json::from_value::<CrawlSpec>(spec).ok());
+        agents.insert(crawl.and_then(|crawl| crawl.user_agent));
+    }
+    if agents.is_empty() {
+        agents.insert(None);
+    }
+    Ok(agents)
+}
+
+fn host_lines(
+    url: &Canonical,
+    host: Option<&HostReport>,
+    agents: &BTreeSet<Option<String>>,
+    now: Millis,
+) -> Vec<String> {
     let Some(host) = host else {
         return vec![format!(
             "Its host {} has never been prepared: no address resolved, no robots.txt read.",
@@ -108,18 +130,20 @@ fn host_lines(url: &Canonical, host: Option<&HostReport>, now: Millis) -> Vec<St
         lines.push("It is an API, asked by agreement: it has no robots.txt to obey.".to_owned());
         return lines;
     }
-    lines.push(robots_line(url, host));
+    lines.extend(agents.iter().map(|agent| robots_line(url, host, agent.as_deref())));
     lines
 }
 
-fn robots_line(url: &Canonical, host: &HostReport) -> String {
+/// What robots.txt says to a crawl that calls itself so, or by our name.
+fn robots_line(url: &Canonical, host: &HostReport, agent: Option<&str>) -> String {
     let robots = Robots::parse(host.robots.as_deref().unwrap_or_default());
     let path = url.url.query().map_or(url.url.path().to_owned(), |query| format!("{}?{query}", url.url.path()));
-    let verdict = robots.decide(AGENT, &path);
+    let verdict = robots.decide(agent.unwrap_or(AGENT), &path);
     let word = if verdict.allowed { "allows" } else { "forbids" };
+    let whom = agent.map_or(String::new(), |agent| format!(" to {agent}"));
     match verdict.rule {
-        Some(rule) => format!("robots.txt {word} it by line {}: {}.", rule.line, rule.text),
-        None => format!("robots.txt {word} it: no rule matches."),
+        Some(rule) => format!("robots.txt {word} it{whom} by line {}: {}.", rule.line, rule.text),
+        None => format!("robots.txt {word} it{whom}: no rule matches."),
     }
 }
 

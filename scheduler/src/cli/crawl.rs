@@ -54,6 +54,12 @@ pub struct CrawlFlags {
     /// A regular expression; what matches it is not fetched; may be given more than once
     #[arg(long, value_name = "RE", value_parser = pattern)]
     pub exclude: Vec<String>,
+    /// Send again the cookies that were set, within this crawl; each worker keeps its own
+    #[arg(long)]
+    pub cookies: bool,
+    /// What it calls itself, as examplebot/1.0; robots.txt is read for that product, the contact is appended [default: dodo]
+    #[arg(long)]
+    pub user_agent: Option<String>,
     /// A name for this crawl: asking again with the same one starts nothing new
     #[arg(long)]
     pub key: Option<String>,
@@ -112,6 +118,8 @@ impl CrawlFlags {
             drop_params: self.rules.drop_param.clone(),
             include: self.include.clone(),
             exclude: self.exclude.clone(),
+            cookies: self.cookies,
+            user_agent: self.user_agent.clone(),
             key: self.key.clone(),
             max_bytes: self.max_bytes,
             max_seconds: self.max_seconds,
