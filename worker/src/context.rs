@@ -20,11 +20,13 @@ use dodo_common::model::url_rules::UrlRules;
 use dodo_common::storage::object::Store;
 use dodo_common::stream::connection::Redis;
 use dodo_common::stream::heartbeat;
-use reqwest::header::HeaderMap;
+use reqwest::header::{COOKIE, HeaderMap, HeaderValue, USER_AGENT};
 use tokio_util::sync::CancellationToken;
+use url::Url;
 use uuid::Uuid;
 
-use crate::fetch::{Fetcher, secret_headers};
+use crate::fetch::cookies::Jar;
+use crate::fetch::{AGENT, Fetcher, secret_headers};
 use crate::pressure::Pressure;
 use crate::seen::Seen;
 use crate::settings::Settings;
@@ -49,6 +51,36 @@ pub struct Crawl {
     /// Sent to the hosts of the seeds, and to no other.
     pub headers: HeaderMap,
     pub seed_hosts: HashSet<String>,
+    /// What it calls itself, where not by our name.
+    pub user_agent: Option<HeaderValue>,
+    /// Where its cookies are kept, if they are.
+    pub jar: Option<Jar>,
+}
+
+impl Crawl {
+    /// Begins with the product token that robots.txt groups are matched against.
+    pub fn agent(&self) -> &str {
+        self.spec.user_agent.as_deref().unwrap_or(AGENT)
+    }
+
+    /// The headers of a request to a page, beside those of every request.
+    pub fn headers_for(&self, host: &str, url: &Url) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.extend(self.user_agent.clone().map(|agent| (USER_AGENT, agent)));
+        if self.seed_hosts.contains(host) {
+            headers.extend(self.headers.clone());
+        }
+        if let Some(jar) = &self.jar {
+            // One header, whatever it is made of (RFC 6265 5.4).
+            let given = headers.get(COOKIE).and_then(|given| given.to_str().ok());
+            let cookies = jar.header(url, given).and_then(|text| HeaderValue::from_bytes(text.as_bytes()).ok());
+            headers.extend(cookies.map(|mut cookies| {
+                cookies.set_sensitive(true);
+                (COOKIE, cookies)
+            }));
+        }
+        headers
+    }
 }
 
 /// A page dispatch as its jobs need it.
@@ -187,7 +219,10 @@ impl Context {
         let headers = secret_headers(&headers).map_err(DbError::Input)?;
         let seed_hosts =
             spec.seeds.iter().filter_map(|seed| canonical(seed, None).ok()).map(|seed| seed.host).collect();
-        let crawl = Arc::new(Crawl { spec, scope, rules, headers, seed_hosts });
+        let user_agent = spec.user_agent.as_deref().map(|product| self.fetcher.user_agent(product)).transpose();
+        let user_agent = user_agent.map_err(DbError::Input)?;
+        let jar = spec.cookies.then(Jar::default);
+        let crawl = Arc::new(Crawl { spec, scope, rules, headers, seed_hosts, user_agent, jar });
         let mut crawls = self.crawls.lock().expect("no panic under this lock");
         if crawls.len() >= DISPATCHES_MAX {
             crawls.clear();

@@ -1,7 +1,7 @@
 //! What a worker is told.
 
-use anyhow::Context as _;
-use clap::{Parser, ValueEnum};
+use anyhow::{Context as _, ensure};
+use clap::{Args, Parser, ValueEnum};
 use dodo_common::config::{Logging, Servers};
 use dodo_common::model::address::Openings;
 use dodo_common::model::proxy::Proxy;
@@ -63,6 +63,11 @@ pub struct Settings {
     /// Bytes of a body that are kept; the rest is cut off and marked
     #[arg(long, env = "DODO_BODY_BYTES_MAX", default_value_t = 10 << 20)]
     pub body_bytes_max: usize,
+    #[command(flatten)]
+    pub patience: Patience,
+    /// PEM file of private CAs that are believed beside the system's
+    #[arg(long, env = "DODO_FETCH_CA_FILE", default_value = "")]
+    pub fetch_ca_file: String,
     /// The first retry of a page waits at most this long, milliseconds, each further one twice as long; other jobs in proportion
     #[arg(long, env = "DODO_RETRY_BASE_MS", default_value_t = 1000, value_parser = clap::value_parser!(i64).range(1..=60_000))]
     pub retry_base_ms: i64,
@@ -86,6 +91,41 @@ pub struct Settings {
     pub exit_with_stdin: bool,
 }
 
+/// How long a server may take.
+#[derive(Args, Clone, Debug)]
+pub struct Patience {
+    /// A connection must stand after this long, TLS included, milliseconds
+    #[arg(long = "fetch-connect-ms", env = "DODO_FETCH_CONNECT_MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub connect_ms: u64,
+    /// Status and headers must be there this long after the request was begun, milliseconds
+    #[arg(long = "fetch-head-ms", env = "DODO_FETCH_HEAD_MS", default_value_t = 20_000)]
+    pub head_ms: u64,
+    /// The longest silence within a body, milliseconds
+    #[arg(long = "fetch-read-ms", env = "DODO_FETCH_READ_MS", default_value_t = 15_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub read_ms: u64,
+    /// The whole exchange; what came of a body until then is kept and marked, milliseconds
+    #[arg(long = "fetch-total-ms", env = "DODO_FETCH_TOTAL_MS", default_value_t = 60_000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    pub total_ms: u64,
+    /// Bytes a second below which a body is cut after ten seconds; what came until then is kept and marked
+    #[arg(long = "fetch-bytes-per-s-min", env = "DODO_FETCH_BYTES_PER_S_MIN", default_value_t = 100)]
+    pub bytes_per_s_min: u64,
+}
+
+impl Patience {
+    /// # Errors
+    /// One line, when a part is longer than the whole.
+    pub fn check(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.connect_ms < self.head_ms && self.head_ms <= self.total_ms,
+            "DODO_FETCH_CONNECT_MS ({}) must be less than DODO_FETCH_HEAD_MS ({}), and that at most DODO_FETCH_TOTAL_MS ({})",
+            self.connect_ms,
+            self.head_ms,
+            self.total_ms
+        );
+        Ok(())
+    }
+}
+
 impl Settings {
     /// The proxy, if one is set.
     ///
@@ -96,5 +136,23 @@ impl Settings {
             return Ok(None);
         }
         self.proxy.parse().map(Some).context("DODO_PROXY")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_not_longer_than_the_whole() {
+        let check = |flags: &[&str]| {
+            let settings = Settings::try_parse_from(std::iter::once(&"dodo-worker").chain(flags)).unwrap();
+            settings.patience.check()
+        };
+        assert!(check(&[]).is_ok());
+        for flags in [["--fetch-connect-ms", "20000"], ["--fetch-head-ms", "60001"], ["--fetch-total-ms", "19999"]] {
+            let why = check(&flags).unwrap_err().to_string();
+            assert!(why.contains("DODO_FETCH_HEAD_MS") && why.contains(flags[1]) && why.lines().count() == 1, "{why}");
+        }
     }
 }

@@ -46,6 +46,7 @@ pub enum Kind {
 #[derive(Clone, Copy, Debug)]
 pub struct File<'f> {
     pub body: &'f [u8],
+    pub is_whole: bool,
     pub encoding: Option<&'f str>,
     pub content_type: Option<&'f str>,
     pub url: &'f Url,
@@ -56,7 +57,7 @@ pub struct File<'f> {
 /// # Errors
 /// It begins as a listing, and cannot be unpacked within its bound.
 pub fn listing(file: File, rules: &UrlRules) -> Result<Option<Listing>, DecodeError> {
-    let File { body, encoding, content_type, url } = file;
+    let File { body, is_whole, encoding, content_type, url } = file;
     if !may_list(content_type) {
         return Ok(None);
     }
@@ -69,9 +70,9 @@ pub fn listing(file: File, rules: &UrlRules) -> Result<Option<Listing>, DecodeEr
     let Some(format) = Format::of(&text::decode(&start, content_type), start.len() == HEAD_BYTES) else {
         return Ok(None);
     };
-    let mut whole = decode(encoding, body, LISTING_BYTES_MAX)?;
+    let mut whole = decode(encoding, body, is_whole, LISTING_BYTES_MAX)?;
     if packed {
-        whole = Cow::Owned(decode(Some("gzip"), &whole, LISTING_BYTES_MAX)?.into_owned());
+        whole = Cow::Owned(decode(Some("gzip"), &whole, is_whole, LISTING_BYTES_MAX)?.into_owned());
     }
     let text = text::decode(&whole, content_type);
     let mut list = List { rules, entries: Vec::new(), seen: HashSet::new(), truncated: false };

@@ -12,11 +12,14 @@ use dodo_common::db::schedule::LoadedHost;
 use dodo_common::model::robots::Robots;
 use dodo_common::model::source::api_origin;
 use dodo_common::model::url::canonical;
+use reqwest::header::HeaderMap;
 use url::Url;
 
+use crate::fetch::body::Cut;
+use crate::fetch::decode;
 use crate::fetch::proxy::FetchError;
 use crate::fetch::resolve::Resolved;
-use crate::fetch::{AGENT, Fetcher};
+use crate::fetch::{AGENT, Ask, Fetcher};
 
 /// What is read of a robots.txt (RFC 9309 2.5: at least 500 KiB).
 const ROBOTS_BYTES_MAX: usize = 500 * 1024;
@@ -83,25 +86,37 @@ pub async fn prepare(
         update.last_error = Some(format!("{robots_url} is no URL"));
         return Ok(Preparation { update, requested: false });
     };
-    match fetcher.get(&url, there.as_deref().unwrap_or(&addresses), Some(ROBOTS_BYTES_MAX)).await {
+    let ask = Ask {
+        url: &url,
+        addresses: there.as_deref().unwrap_or(&addresses),
+        headers: &HeaderMap::new(),
+        body_bytes_max: Some(ROBOTS_BYTES_MAX),
+        once: false,
+    };
+    match fetcher.get(ask).await {
         Err(FetchError::Proxy(why)) => return Err(why),
         Err(FetchError::Failed(why)) => fail(&mut update, failures, backoff_ms, why),
         Ok(answer) => {
             update.robots_status = Some(answer.status as i16);
-            match answer.status {
-                200..=299 => {
-                    let body = crate::fetch::decode::decode(answer.content_encoding(), &answer.body, ROBOTS_BYTES_MAX);
+            match (answer.status, &answer.cut) {
+                (200..=299, cut @ (None | Some(Cut::Length(_)))) => {
+                    let (encoding, is_whole) = (answer.content_encoding(), cut.is_none());
+                    let body = decode::decode(encoding.as_deref(), &answer.body, is_whole, ROBOTS_BYTES_MAX);
                     let body = body.map_or_else(|_| answer.body.clone(), |body| body.into_owned());
                     update.crawl_delay_ms = Robots::parse(&body).crawl_delay_ms(AGENT).map(|ms| ms as i64);
                     update.robots = Some(body);
                     update.robots_url = Some(url.to_string());
                 }
-                300..=399 => match answer.location() {
-                    Some(to) if hops < ROBOTS_HOPS_MAX => redirect(fetcher, &url, to, hops, &mut update).await,
+                // What is missing may forbid something.
+                (200..=299, Some(cut)) => {
+                    fail(&mut update, failures, backoff_ms, format!("robots.txt is cut: {cut}"));
+                }
+                (300..=399, _) => match answer.location() {
+                    Some(to) if hops < ROBOTS_HOPS_MAX => redirect(fetcher, &url, &to, hops, &mut update).await,
                     // Too many redirects, or none to follow: unavailable, so nothing is forbidden.
                     _ => {}
                 },
-                429 | 500..=599 => {
+                (429 | 500..=599, _) => {
                     let wait = answer.retry_after_ms(Clock::System.now_ms()).unwrap_or(backoff_ms).max(backoff_ms);
                     fail(&mut update, failures, wait, format!("robots.txt answered {}", answer.status));
                 }

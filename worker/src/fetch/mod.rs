@@ -1,126 +1,93 @@
-//! The only HTTP client: pinned addresses, bounded bodies, no redirects of its own.
+//! The only HTTP client: pinned addresses, bounded patience, bounded bodies, no redirects of its own.
 
+pub mod body;
+pub mod cookies;
 pub mod decode;
+pub mod dial;
+pub mod fetched;
 pub mod host;
 pub mod proxy;
 pub mod resolve;
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, RwLock};
+use std::error::Error;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use dodo_common::clock::Millis;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
-};
+use anyhow::{Context as _, ensure};
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
+use reqwest::{Certificate, Client, Response};
+use tokio::time::{Instant, timeout_at};
+use tower::util::MapResponseLayer;
 use url::Url;
 
+use crate::fetch::body::Bounds;
+use crate::fetch::dial::{Dial, Moves, Pinned};
+use crate::fetch::fetched::Fetched;
 use crate::fetch::proxy::{FetchError, Uplink};
 use crate::fetch::resolve::Resolver;
-use crate::settings::Settings;
+use crate::settings::{Patience, Settings};
 
 /// The product token of our user agent: what robots.txt groups are matched against (RFC 9309 2.2.1).
 pub const AGENT: &str = "dodo";
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two reads of a body.
-const READ_TIMEOUT: Duration = Duration::from_secs(15);
-/// The whole exchange.
-const TOTAL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Idle connections kept for each host, and for how long.
 const IDLE_MAX: usize = 64;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Hosts whose addresses are pinned in memory.
-const PINNED_MAX: usize = 100_000;
-/// A Retry-After beyond this is cut down, milliseconds.
-const RETRY_AFTER_MS_MAX: i64 = 3_600_000;
+/// Headers of one answer. hyper takes 100 when nothing is said, which honest sites pass. It holds no more than 408 KiB of
+/// a head; the 1xx answers before it are dropped as they come, and end with the patience for the head.
+const HEADERS_MAX: usize = 256;
+/// The same bound for HTTP/2, whose heads are packed: unpacked, bytes.
+const HEAD_BYTES_MAX: u32 = 400 << 10;
 
-/// What a server answered.
-#[derive(Debug)]
-pub struct Fetched {
-    pub status: u16,
-    /// The status line and the headers as the archive keeps them.
-    pub head: Vec<u8>,
-    pub headers: HeaderMap,
-    /// As transferred: still encoded, without chunks.
-    pub body: Vec<u8>,
-    /// Why the body is not whole.
-    pub truncated: Option<&'static str>,
-    pub address: Option<IpAddr>,
-    pub fetch_ms: i32,
-}
-
-impl Fetched {
-    pub fn text(&self, name: reqwest::header::HeaderName) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
-    }
-
-    pub fn content_type(&self) -> Option<&str> {
-        self.text(CONTENT_TYPE)
-    }
-
-    pub fn content_encoding(&self) -> Option<&str> {
-        self.text(CONTENT_ENCODING)
-    }
-
-    pub fn location(&self) -> Option<&str> {
-        self.text(LOCATION)
-    }
-
-    /// How long the server asks us to wait (RFC 9110 10.2.3: seconds or a date), milliseconds.
-    pub fn retry_after_ms(&self, now: Millis) -> Option<i64> {
-        let text = self.text(RETRY_AFTER)?.trim();
-        let ms = match text.parse::<i64>() {
-            Ok(seconds) => seconds.saturating_mul(1000),
-            Err(_) => {
-                let at = chrono::DateTime::parse_from_rfc2822(text).ok()?;
-                at.timestamp_millis() - now
-            }
-        };
-        Some(ms.clamp(0, RETRY_AFTER_MS_MAX))
-    }
+/// A request.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    pub url: &'a Url,
+    /// Those that may be connected to.
+    pub addresses: &'a [IpAddr],
+    /// Beside our own, or instead of them.
+    pub headers: &'a HeaderMap,
+    /// What is kept of the body; none means the setting's.
+    pub body_bytes_max: Option<usize>,
+    /// It must not be sent again, whatever becomes of it.
+    pub once: bool,
 }
 
 /// The client and the addresses it may connect to.
 pub struct Fetcher {
-    client: reqwest::Client,
-    pinned: Arc<Pinned>,
+    /// Keeps connections.
+    pooled: Client,
+    /// Makes one for each request: for hosts whose open connections are not to be trusted.
+    single: Client,
+    /// Which hosts those are, since they have moved.
+    moves: Moves,
     uplink: Option<Arc<Uplink>>,
     pub resolver: Resolver,
     body_bytes_max: usize,
+    patience: Patience,
+    /// What follows the product in our user agent.
+    contact: String,
 }
 
 impl Fetcher {
     pub fn new(settings: &Settings) -> anyhow::Result<Self> {
+        settings.patience.check()?;
         let contact = if settings.contact.is_empty() { String::new() } else { format!(" (+{})", settings.contact) };
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, "text/html,application/xhtml+xml,*/*;q=0.8".parse()?);
-        headers.insert(ACCEPT_ENCODING, "gzip, br, zstd".parse()?);
         let uplink = settings.proxy()?.map(|proxy| Arc::new(Uplink::new(proxy)));
-        let pinned = Arc::new(Pinned { uplink: uplink.clone(), ..Pinned::default() });
-        let mut builder = reqwest::Client::builder()
-            .user_agent(format!("{AGENT}/{}{contact}", env!("CARGO_PKG_VERSION")))
-            .default_headers(headers)
-            .redirect(Policy::none())
-            .no_proxy()
-            .dns_resolver(Arc::clone(&pinned))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .timeout(TOTAL_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_MAX)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .tcp_nodelay(true);
-        if let Some(uplink) = &uplink {
-            // Its own words could repeat the credentials.
-            let all = reqwest::Proxy::all(uplink.proxy.url_at(proxy::NAME));
-            builder = builder.proxy(all.map_err(|_| anyhow::anyhow!("DODO_PROXY: the HTTP client does not take it"))?);
-        }
-        let client = builder.build().context("cannot build the HTTP client")?;
-        let resolver = Resolver::new(settings)?;
-        Ok(Self { client, pinned, uplink, resolver, body_bytes_max: settings.body_bytes_max })
+        let certificates = certificates(&settings.fetch_ca_file)?;
+        let client = |idle_max| client(&settings.patience, &contact, uplink.as_ref(), &certificates, idle_max);
+        Ok(Self {
+            pooled: client(IDLE_MAX)?,
+            single: client(0)?,
+            moves: Moves::default(),
+            resolver: Resolver::new(settings)?,
+            body_bytes_max: settings.body_bytes_max,
+            patience: settings.patience.clone(),
+            uplink,
+            contact,
+        })
     }
 
     /// Waits while the proxy, if there is one, is in trouble.
@@ -130,79 +97,119 @@ impl Fetcher {
         }
     }
 
-    /// One request to pinned addresses; at most `body_bytes_max` of the body, or the setting's.
-    pub async fn get(
-        &self,
-        url: &Url,
-        addresses: &[IpAddr],
-        body_bytes_max: Option<usize>,
-    ) -> Result<Fetched, FetchError> {
-        self.get_with(url, addresses, &HeaderMap::new(), body_bytes_max).await
+    /// The `User-Agent` of requests under another name: whom to write to stays the same.
+    pub fn user_agent(&self, product: &str) -> Result<HeaderValue, String> {
+        let text = format!("{product}{}", self.contact);
+        HeaderValue::from_str(&text).map_err(|_| format!("{text:?} is no user agent"))
     }
 
-    /// The same with headers beside our own.
-    pub async fn get_with(
-        &self,
-        url: &Url,
-        addresses: &[IpAddr],
-        headers: &HeaderMap,
-        body_bytes_max: Option<usize>,
-    ) -> Result<Fetched, FetchError> {
-        let name = url.host_str().ok_or("the URL has no host")?;
-        self.pinned.pin(name, addresses);
-        let started = std::time::Instant::now();
-        let request = self.client.get(url.clone()).headers(headers.clone());
-        let mut response = match (request.send().await, &self.uplink) {
-            (Ok(response), _) => response,
-            (Err(error), None) => return Err(FetchError::Failed(explain(&error))),
-            (Err(error), Some(uplink)) => return Err(uplink.judge(&error, explain(&error)).await),
-        };
+    /// One request to pinned addresses. An error means that there is no answer; one that breaks off is an answer.
+    pub async fn get(&self, ask: Ask<'_>) -> Result<Fetched, FetchError> {
+        let started = Instant::now();
+        let Patience { head_ms, read_ms, total_ms, bytes_per_s_min, .. } = self.patience;
+        let mut response = self.send(ask, started + Duration::from_millis(head_ms)).await?;
         let mut address = response.remote_addr().map(|address| address.ip());
         if let Some(uplink) = &self.uplink {
-            address = uplink.accept(address, response.status().as_u16(), addresses)?;
-        } else if address.is_some_and(|address| !addresses.contains(&address)) {
+            address = uplink.accept(address, response.status().as_u16(), ask.addresses)?;
+        } else if address.is_some_and(|address| !ask.addresses.contains(&address)) {
             return Err("the connection went to an address that is not pinned".into());
         }
-        let limit = body_bytes_max.unwrap_or(self.body_bytes_max);
-        let (mut body, mut truncated) = (Vec::new(), None);
-        while let Some(chunk) = response.chunk().await.map_err(|error| FetchError::Failed(explain(&error)))? {
-            let room = limit - body.len();
-            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-            if chunk.len() > room {
-                truncated = Some("length");
-                break;
-            }
-        }
-        let status = response.status();
-        let headers = response.headers().clone();
+        let total = Duration::from_millis(total_ms);
+        let bounds = Bounds {
+            bytes_max: ask.body_bytes_max.unwrap_or(self.body_bytes_max),
+            bytes_per_s_min,
+            silence: Duration::from_millis(read_ms),
+            until: started + total,
+            total,
+        };
+        let (body, cut) = body::read(&mut response, bounds).await;
+        let headers = std::mem::take(response.headers_mut());
         Ok(Fetched {
-            status: status.as_u16(),
-            head: head(status, &headers),
+            status: response.status().as_u16(),
+            head: fetched::head(response.status(), &headers),
             headers,
             body,
-            truncated,
+            cut,
             address,
             fetch_ms: started.elapsed().as_millis() as i32,
         })
     }
+
+    /// Sends a request and waits for the head of its answer. A server may close a connection that it kept open, just as
+    /// a request sets out on it: one that breaks there without an answer is sent once more, on a new connection (RFC
+    /// 9112 9.3.1 allows it for what is idempotent), and is no failure.
+    async fn send(&self, ask: Ask<'_>, until: Instant) -> Result<Response, FetchError> {
+        let quiet = IDLE_TIMEOUT + Duration::from_millis(self.patience.total_ms);
+        let mut fresh = self.moves.is_moving(ask.url, ask.addresses, quiet);
+        loop {
+            let dial = Dial::to(ask.addresses);
+            let client = if fresh { &self.single } else { &self.pooled };
+            let request = client.get(ask.url.clone()).headers(ask.headers.clone()).send();
+            let error = match timeout_at(until, dial.scope(request)).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(error)) => error.without_url(),
+                Err(_) => {
+                    let why = format!("timed out: no answer after {} ms", self.patience.head_ms);
+                    return Err(FetchError::Failed(why));
+                }
+            };
+            if !fresh && !dial.made() && !ask.once && is_broken_off(&error) {
+                fresh = true;
+                continue;
+            }
+            return Err(match &self.uplink {
+                None => FetchError::Failed(explain(&error)),
+                Some(uplink) => uplink.judge(&error, explain(&error)).await,
+            });
+        }
+    }
 }
 
-/// The head as the archive keeps it: HTTP/1.1 whatever the version was, and no transfer coding, since the
-/// body is kept without its chunks.
-fn head(status: reqwest::StatusCode, headers: &HeaderMap) -> Vec<u8> {
-    let reason = status.canonical_reason().unwrap_or("");
-    let mut head = format!("HTTP/1.1 {} {reason}\r\n", status.as_u16()).into_bytes();
-    for (name, value) in headers {
-        if name == reqwest::header::TRANSFER_ENCODING {
-            continue;
-        }
-        head.extend_from_slice(name.as_str().as_bytes());
-        head.extend_from_slice(b": ");
-        head.extend_from_slice(value.as_bytes());
-        head.extend_from_slice(b"\r\n");
+fn client(
+    patience: &Patience,
+    contact: &str,
+    uplink: Option<&Arc<Uplink>>,
+    certificates: &[Certificate],
+    idle_max: usize,
+) -> anyhow::Result<Client> {
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT, "text/html,application/xhtml+xml,*/*;q=0.8".parse()?);
+    headers.insert(ACCEPT_ENCODING, decode::ACCEPTED.parse()?);
+    let mut builder = Client::builder()
+        .user_agent(format!("{AGENT}/{}{contact}", env!("CARGO_PKG_VERSION")))
+        .default_headers(headers)
+        .redirect(Policy::none())
+        .no_proxy()
+        .dns_resolver(Arc::new(Pinned { uplink: uplink.cloned() }))
+        .connector_layer(MapResponseLayer::new(dial::note))
+        .connect_timeout(Duration::from_millis(patience.connect_ms))
+        .pool_max_idle_per_host(idle_max)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .http1_max_headers(HEADERS_MAX)
+        // As RFC 9112 5.2 asks of user agents, and as browsers do with the rest.
+        .http1_allow_obsolete_multiline_headers_in_responses(true)
+        .http1_allow_spaces_after_header_name_in_responses(true)
+        .http1_ignore_invalid_headers_in_responses(true)
+        .http2_max_header_list_size(HEAD_BYTES_MAX)
+        .tls_certs_merge(certificates.iter().cloned())
+        .tcp_nodelay(true);
+    if let Some(uplink) = uplink {
+        // Its own words could repeat the credentials.
+        let all = reqwest::Proxy::all(uplink.proxy.url_at(proxy::NAME));
+        builder = builder.proxy(all.map_err(|_| anyhow::anyhow!("DODO_PROXY: the HTTP client does not take it"))?);
     }
-    head.extend_from_slice(b"\r\n");
-    head
+    builder.build().context("cannot build the HTTP client")
+}
+
+fn certificates(ca_file: &str) -> anyhow::Result<Vec<Certificate>> {
+    if ca_file.is_empty() {
+        return Ok(Vec::new());
+    }
+    let wrong = || format!("DODO_FETCH_CA_FILE: {ca_file} holds no PEM certificates");
+    let pem = std::fs::read(ca_file).with_context(|| format!("DODO_FETCH_CA_FILE: {ca_file}"))?;
+    let found = Certificate::from_pem_bundle(&pem).with_context(wrong)?;
+    ensure!(!found.is_empty(), wrong());
+    Ok(found)
 }
 
 /// Headers as they were given, each marked as secret: no debug output shows its value.
@@ -218,52 +225,54 @@ pub fn secret_headers<'a>(headers: impl IntoIterator<Item = (&'a String, &'a Str
     Ok(map)
 }
 
-/// One line with the innermost cause, which is what one wants to read, and no URL.
+/// Whether a connection ended under a request, before it had an answer.
+fn is_broken_off(error: &reqwest::Error) -> bool {
+    !error.is_connect()
+        && causes(error).any(|cause| {
+            if let Some(error) = cause.downcast_ref::<hyper::Error>() {
+                return error.is_incomplete_message() || error.is_canceled() || error.is_closed();
+            }
+            cause.downcast_ref::<io::Error>().is_some_and(|error| {
+                use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+                matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+            })
+        })
+}
+
+/// One line with the innermost cause, which is what one wants to read.
 fn explain(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
     let kind = match error {
         e if e.is_timeout() => "timed out",
         e if e.is_connect() => "cannot connect",
-        e if e.is_body() || e.is_decode() => "the body broke off",
         _ => "the request failed",
     };
-    format!("{kind}: {cause}")
+    format!("{kind}: {}", innermost(error))
 }
 
-/// The resolver of the client: it knows pinned names and asks nobody, but for the proxy.
-#[derive(Debug, Default)]
-struct Pinned {
-    names: RwLock<HashMap<String, Vec<IpAddr>>>,
-    uplink: Option<Arc<Uplink>>,
+/// Errors must come without their URL: a credential may be in it.
+fn innermost(error: &reqwest::Error) -> String {
+    causes(error).last().map(ToString::to_string).unwrap_or_default()
 }
 
-impl Pinned {
-    fn pin(&self, name: &str, addresses: &[IpAddr]) {
-        if self.names.read().expect("no panic under this lock").get(name).is_some_and(|known| known == addresses) {
-            return;
+/// An error and what it was caused by, from the outside in.
+fn causes<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[test]
+    fn a_ca_file_that_is_none_is_one_line() {
+        // This file is no certificate.
+        let own = concat!(env!("CARGO_MANIFEST_DIR"), "/src/fetch/mod.rs");
+        for file in [own, "/no/such/file.pem"] {
+            let settings = Settings::try_parse_from(["dodo-worker", "--fetch-ca-file", file]).unwrap();
+            let why = format!("{:#}", Fetcher::new(&settings).err().expect("it holds no certificate"));
+            assert!(why.contains("DODO_FETCH_CA_FILE") && why.contains(file) && why.lines().count() == 1, "{why}");
         }
-        let mut names = self.names.write().expect("no panic under this lock");
-        if names.len() >= PINNED_MAX {
-            names.clear();
-        }
-        names.insert(name.to_owned(), addresses.to_vec());
-    }
-}
-
-impl Resolve for Pinned {
-    fn resolve(&self, name: Name) -> Resolving {
-        let uplink = self.uplink.clone().filter(|_| name.as_str() == proxy::NAME);
-        let known = self.names.read().expect("no panic under this lock").get(name.as_str()).cloned();
-        Box::pin(async move {
-            let addresses = match uplink {
-                Some(uplink) => uplink.resolve().await?,
-                None => known.ok_or("the name is not pinned")?,
-            };
-            let addresses: Addrs = Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0)));
-            Ok(addresses)
-        })
     }
 }

@@ -12,7 +12,6 @@ use dodo_common::model::url::Canonical;
 use dodo_common::storage::warc;
 use dodo_common::stream::names::PAGES;
 use dodo_common::stream::raw::RawEntry;
-use reqwest::header::HeaderMap;
 use url::Url;
 use uuid::Uuid;
 
@@ -21,9 +20,11 @@ use crate::context::{Context, Crawl};
 use crate::extract::directive;
 use crate::extract::html::{Reading, html};
 use crate::extract::listing::{ENTRIES_MAX, File, listing};
+use crate::fetch::Ask;
+use crate::fetch::body::Cut;
+use crate::fetch::fetched::Fetched;
 use crate::fetch::proxy::FetchError;
-use crate::fetch::{AGENT, Fetched};
-use crate::jobs::end::{body_of, clean, finish, is_refusal, raw_entry, ready, refused, retry, unread};
+use crate::jobs::end::{body_of, clean, finish, is_last_try, is_refusal, raw_entry, ready, refused, retry, unread};
 use crate::jobs::target::{self, Target};
 
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
@@ -39,22 +40,22 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
         Ok(robots) => robots,
         Err(error) => return unread(ctx, entry, &job, "robots.txt of its host", &error).await,
     };
-    let verdict = robots.decide(AGENT, &path_of(&url));
-    if !verdict.allowed {
-        let rule = verdict.rule.map_or(String::new(), |rule| format!("robots.txt line {}: {}", rule.line, rule.text));
-        return finish(entry, &job, Outcome::Robots, &rule);
-    }
     let crawl = match ctx.crawl(&job.key.tenant, job.dispatch).await {
         Ok(crawl) => crawl,
         Err(error) => return unread(ctx, entry, &job, "its crawl", &error).await,
     };
+    let verdict = robots.decide(crawl.agent(), &path_of(&url));
+    if !verdict.allowed {
+        let rule = verdict.rule.map_or(String::new(), |rule| format!("robots.txt line {}: {}", rule.line, rule.text));
+        return finish(entry, &job, Outcome::Robots, &rule);
+    }
     ctx.confirm().await;
     let started_ms = ctx.clock.now_ms();
     let addresses: Vec<IpAddr> = ready.addresses.iter().filter_map(|address| address.parse().ok()).collect();
-    let none = HeaderMap::new();
-    let headers = if crawl.seed_hosts.contains(&job.host) { &crawl.headers } else { &none };
+    let headers = crawl.headers_for(&job.host, &url);
     let visit = Visit { ctx, job: &job, crawl: &crawl, url: &url, robots: &robots, started_ms };
-    let mut done = match ctx.fetcher.get_with(&url, &addresses, headers, None).await {
+    let ask = Ask { url: &url, addresses: &addresses, headers: &headers, body_bytes_max: None, once: false };
+    let mut done = match ctx.fetcher.get(ask).await {
         Ok(fetched) => visit.judge(entry, fetched),
         Err(FetchError::Failed(why)) => retry(ctx, entry, &job, &why),
         Err(FetchError::Proxy(_)) => return Done::new(entry, Effect::Returned),
@@ -77,6 +78,9 @@ impl Visit<'_> {
     /// Decides what an answer means.
     fn judge(&self, entry: StreamId, fetched: Fetched) -> Done {
         let Visit { ctx, job, crawl, url, .. } = *self;
+        if let Some(jar) = &crawl.jar {
+            jar.keep(url, &fetched.headers);
+        }
         if is_refusal(&fetched) {
             return refused(ctx, entry, job, &fetched);
         }
@@ -86,11 +90,16 @@ impl Visit<'_> {
             300..=399 => Outcome::Ok,
             _ => Outcome::HttpError,
         };
-        let mut finished = Finished::new(job.key.clone(), outcome, None);
+        let cut = fetched.cut.as_ref();
+        let why = cut.map(|cut| clean(&format!("the body is cut: {cut}")));
+        if outcome == Outcome::Ok && cut.is_some_and(Cut::may_pass) && !is_last_try(job) {
+            return retry(ctx, entry, job, &why.unwrap_or_default());
+        }
+        let mut finished = Finished::new(job.key.clone(), outcome, why);
         finished.status = Some(fetched.status as i16);
-        finished.content_type = fetched.content_type().map(clean);
+        finished.content_type = fetched.content_type().map(|kind| clean(&kind));
         finished.body_bytes = fetched.body.len() as i64;
-        finished.truncated = fetched.truncated.map(str::to_owned);
+        finished.truncated = cut.map(|cut| cut.word().to_owned());
         finished.address = fetched.address.map(|address| address.to_string());
         finished.started_ms = Some(self.started_ms);
         finished.fetch_ms = Some(fetched.fetch_ms);
@@ -99,10 +108,10 @@ impl Visit<'_> {
         let led = match outcome {
             Outcome::Redirect => {
                 let location = fetched.location().unwrap_or_default();
-                finished.location = Some(clean(location));
-                target::redirect(job, crawl, url, location).map(|target| vec![target])
+                finished.location = Some(clean(&location));
+                target::redirect(job, crawl, url, &location).map(|target| vec![target])
             }
-            Outcome::Ok if is_html(fetched.content_type()) => self.read_page(&fetched, &mut finished),
+            Outcome::Ok if is_html(fetched.content_type().as_deref()) => self.read_page(&fetched, &mut finished),
             Outcome::Ok => self.read_listing(&fetched, &mut finished),
             _ => Ok(Vec::new()),
         };
@@ -118,19 +127,21 @@ impl Visit<'_> {
     fn read_page(&self, fetched: &Fetched, finished: &mut Finished) -> Result<Vec<Target>, String> {
         let body = body_of(self.ctx, fetched)?;
         let reading = Reading { assets: self.crawl.spec.assets, rules: &self.crawl.rules };
-        let page = html(&body, fetched.content_type(), self.url, reading);
+        let page = html(&body, fetched.content_type().as_deref(), self.url, reading);
         finished.title = page.title;
         finished.language = page.language;
         keep_links(page.links.iter().map(|link| &link.to), finished);
-        Ok(target::links(self.job, self.crawl, page.links, page.nofollow || nofollow(fetched)))
+        Ok(target::links(self.job, self.crawl, page.links, page.nofollow || nofollow(fetched, self.crawl.agent())))
     }
 
     /// A sitemap or a feed; of anything else there is nothing to read.
     fn read_listing(&self, fetched: &Fetched, finished: &mut Finished) -> Result<Vec<Target>, String> {
+        let (encoding, content_type) = (fetched.content_encoding(), fetched.content_type());
         let file = File {
+            is_whole: fetched.cut.is_none(),
             body: &fetched.body,
-            encoding: fetched.content_encoding(),
-            content_type: fetched.content_type(),
+            encoding: encoding.as_deref(),
+            content_type: content_type.as_deref(),
             url: self.url,
         };
         let read = listing(file, &self.crawl.rules).map_err(|error| error.to_string())?;
@@ -139,7 +150,7 @@ impl Visit<'_> {
         if listing.truncated {
             finished.reason = Some(format!("it lists more than {ENTRIES_MAX} URLs; the others are not read"));
         }
-        target::listed(self.job, self.crawl, self.url, listing, nofollow(fetched))
+        target::listed(self.job, self.crawl, self.url, listing, nofollow(fetched, self.crawl.agent()))
     }
 
     /// The page as one gzip member of a WARC record, with what the index says of it.
@@ -151,10 +162,11 @@ impl Visit<'_> {
             date_ms: started_ms,
             http_head: &fetched.head,
             body: &fetched.body,
-            truncated: fetched.truncated,
+            truncated: fetched.cut.as_ref().map(Cut::word),
             ip: fetched.address,
         });
-        let mime = fetched.content_type().and_then(|kind| kind.split(';').next()).map_or("unk", str::trim);
+        let kind = fetched.content_type();
+        let mime = kind.as_deref().and_then(|kind| kind.split(';').next()).map_or("unk", str::trim);
         let about = serde_json::json!({
             "url": url.as_str(), "date_ms": started_ms, "status": fetched.status, "mime": clean(mime), "digest": member.payload_digest,
         });
@@ -164,9 +176,9 @@ impl Visit<'_> {
 }
 
 /// Whether a header asks that no link be followed.
-fn nofollow(fetched: &Fetched) -> bool {
+fn nofollow(fetched: &Fetched, agent: &str) -> bool {
     let headers = fetched.headers.get_all("x-robots-tag").iter().filter_map(|value| value.to_str().ok());
-    directive::nofollow(headers, AGENT)
+    directive::nofollow(headers, agent)
 }
 
 /// The links of a page as one text, a line each.

@@ -14,7 +14,8 @@ use dodo_common::stream::raw::RawEntry;
 
 use crate::committer::{Done, Effect};
 use crate::context::Context;
-use crate::fetch::{Fetched, decode, host};
+use crate::fetch::fetched::Fetched;
+use crate::fetch::{decode, host};
 
 /// A host that cannot be prepared is left alone this long at most, milliseconds.
 const BACKOFF_MS_MAX: i64 = 60_000;
@@ -116,10 +117,11 @@ pub fn calm(done: &mut Done, host: Option<String>) {
     }
 }
 
-/// The body decoded, within its bound.
+/// The body decoded, within its bound; of one that is cut, what came.
 pub fn body_of<'a>(ctx: &Context, fetched: &'a Fetched) -> Result<Cow<'a, [u8]>, String> {
     let limit = ctx.settings.body_bytes_max.saturating_mul(EXPANSION_MAX);
-    decode::decode(fetched.content_encoding(), &fetched.body, limit).map_err(|error| error.to_string())
+    let encoding = fetched.content_encoding();
+    decode::decode(encoding.as_deref(), &fetched.body, fetched.cut.is_none(), limit).map_err(|error| error.to_string())
 }
 
 pub fn finish(entry: StreamId, job: &Job, outcome: Outcome, reason: &str) -> Done {
@@ -127,12 +129,17 @@ pub fn finish(entry: StreamId, job: &Job, outcome: Outcome, reason: &str) -> Don
     Done::new(entry, Effect::Finished { job: Box::new(finished), raw: None, dispatch: job.dispatch })
 }
 
+/// Whether a job has no try left after this one.
+pub fn is_last_try(job: &Job) -> bool {
+    job.key.attempt >= job.retries.unwrap_or(Policy::of(job.kind).tries - 1)
+}
+
 /// Another try later, by the policy of its kind; out of tries the job is dead.
 pub fn retry(ctx: &Context, entry: StreamId, job: &Job, why: &str) -> Done {
-    let policy = Policy::of(job.kind).scaled(ctx.settings.retry_base_ms);
-    if job.key.attempt >= job.retries.unwrap_or(policy.tries - 1) {
+    if is_last_try(job) {
         return finish(entry, job, Outcome::Dead, why);
     }
+    let policy = Policy::of(job.kind).scaled(ctx.settings.retry_base_ms);
     let delay_ms = policy.wait_ms(job.key.attempt, die(job));
     Done::new(entry, Effect::Retry(Retry { key: job.key.clone(), delay_ms, error: clean(why), refusals: None }))
 }

@@ -16,7 +16,9 @@ use uuid::Uuid;
 
 use crate::committer::{Done, Effect};
 use crate::context::{Context, Paging};
-use crate::fetch::Fetched;
+use crate::fetch::Ask;
+use crate::fetch::body::Cut;
+use crate::fetch::fetched::Fetched;
 use crate::fetch::proxy::FetchError;
 use crate::jobs::end::{body_of, clean, is_refusal, refused, retry, unread};
 
@@ -65,15 +67,23 @@ pub async fn ask(ctx: &Context, paging: &Paging, url: &Url, host: &LoadedHost) -
     let addresses: Vec<IpAddr> = host.addresses.iter().filter_map(|address| address.parse().ok()).collect();
     ctx.confirm().await;
     let started_ms = ctx.clock.now_ms();
-    let fetched = ctx.fetcher.get_with(&url, &addresses, &paging.headers, None).await.map_err(|error| match error {
+    let ask = Ask {
+        url: &url,
+        addresses: &addresses,
+        headers: &paging.headers,
+        body_bytes_max: None,
+        once: paging.spec.document.at_most_once,
+    };
+    let fetched = ctx.fetcher.get(ask).await.map_err(|error| match error {
         FetchError::Failed(why) => NoAnswer::Lost(why),
         FetchError::Proxy(_) => NoAnswer::Unsent,
     })?;
     if !(200..=299).contains(&fetched.status) {
         return Err(NoAnswer::Refused(Box::new(fetched)));
     }
-    if let Some(why) = fetched.truncated {
-        return Err(NoAnswer::Malformed(Box::new(fetched), format!("the answer is cut off ({why})")));
+    if let Some(cut) = &fetched.cut {
+        let (why, too_long) = (format!("the answer is cut: {cut}"), matches!(cut, Cut::Length(_)));
+        return Err(if too_long { NoAnswer::Malformed(Box::new(fetched), why) } else { NoAnswer::Lost(why) });
     }
     let value = match body_of(ctx, &fetched).map(|body| serde_json::from_slice::<Value>(&body)) {
         Ok(Ok(value)) => value,
@@ -110,7 +120,7 @@ pub fn ended(job: &Job, outcome: Outcome, reason: &str) -> Finished {
 /// What an answer adds to a job's log row.
 pub fn figures(finished: &mut Finished, fetched: &Fetched, started_ms: Option<i64>) {
     finished.status = Some(fetched.status as i16);
-    finished.content_type = fetched.content_type().map(clean);
+    finished.content_type = fetched.content_type().map(|kind| clean(&kind));
     finished.body_bytes = fetched.body.len() as i64;
     finished.address = fetched.address.map(|address| address.to_string());
     finished.started_ms = started_ms;

@@ -9,7 +9,7 @@ const XML: Option<&str> = Some("application/xml");
 
 fn read(body: impl AsRef<[u8]>, content_type: Option<&str>) -> Result<Option<Listing>, DecodeError> {
     let url = Url::parse("https://a.example/dir/file.xml").unwrap();
-    listing(File { body: body.as_ref(), encoding: None, content_type, url: &url }, UrlRules::none())
+    listing(File { body: body.as_ref(), is_whole: true, encoding: None, content_type, url: &url }, UrlRules::none())
 }
 
 fn urls(listing: &Listing) -> Vec<&str> {
@@ -336,9 +336,12 @@ fn packed_files_and_packed_answers() {
         (&once, Some("x-gzip"), "application/x-gzip"),
         (&twice, Some("gzip"), "application/octet-stream"),
     ] {
-        let listing = listing(File { body, encoding, content_type: Some(content_type), url: &page }, UrlRules::none())
-            .unwrap()
-            .expect(content_type);
+        let listing = listing(
+            File { body, is_whole: true, encoding, content_type: Some(content_type), url: &page },
+            UrlRules::none(),
+        )
+        .unwrap()
+        .expect(content_type);
         assert_eq!(urls(&listing), SITEMAP_URLS);
     }
     assert_eq!(read(&twice, XML).unwrap(), None, "packed once more than anybody does");

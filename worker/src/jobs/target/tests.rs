@@ -3,11 +3,10 @@ use std::collections::HashSet;
 use dodo_common::model::job::{JobKey, JobKind};
 use dodo_common::model::scope::{Scope, ScopeKind};
 use dodo_common::model::spec::CrawlSpec;
+use dodo_common::model::url::canonical;
 use reqwest::header::HeaderMap;
 use serde_json::json;
 use uuid::Uuid;
-
-use dodo_common::model::url::canonical;
 
 use super::*;
 
@@ -16,7 +15,8 @@ fn crawl(scope: ScopeKind, seed: &str, more: serde_json::Value) -> Crawl {
     spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let spec: CrawlSpec = serde_json::from_value(spec).unwrap();
     let scope = Scope::new(scope, vec![url(seed)]);
-    Crawl { rules: spec.rules().unwrap(), spec, scope, headers: HeaderMap::new(), seed_hosts: HashSet::new() }
+    let (rules, headers, seed_hosts) = (spec.rules().unwrap(), HeaderMap::new(), HashSet::new());
+    Crawl { spec, scope, rules, headers, seed_hosts, user_agent: None, jar: None }
 }
 
 fn url(text: &str) -> Url {
