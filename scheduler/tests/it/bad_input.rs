@@ -9,6 +9,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::get;
+use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, dodo_program};
@@ -135,7 +136,12 @@ fn hostile() -> Router {
         .route("/cut", get(async || -> Response {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_TYPE, "text/html".parse().expect("it is a header"));
-            let chunks = futures::stream::iter([Ok("<p>half"), Err(std::io::Error::other("cut"))]);
+            // What came first is only sent while the rest is waited for.
+            let rest = async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                Err(std::io::Error::other("cut"))
+            };
+            let chunks = stream::once(async { Ok("<p>half") }).chain(stream::once(rest));
             (headers, Body::from_stream(chunks)).into_response()
         }))
         .route("/flaky", get(move || {
@@ -173,7 +179,8 @@ async fn a_hostile_site_is_crawled_to_its_end() -> Result<()> {
     assert_eq!(of("/nul")?["title"], "a b");
     assert_eq!(of("/ok")?["state"], "ok");
     assert!(of("/bomb")?["reason"].as_str().is_some_and(|why| !why.is_empty()), "{}", of("/bomb")?);
-    assert_eq!(of("/cut")?["state"], "dead");
+    assert_eq!((&of("/cut")?["state"], &of("/cut")?["attempt"]), (&"ok".into(), &4.into()), "after the last try");
+    assert_eq!(of("/cut")?["truncated"], "disconnect");
     assert_eq!(of("/dead")?["state"], "dead");
     assert_eq!(of("no-such-name.invalid/")?["state"], "dead");
     assert_eq!(of("/private/x")?["state"], "robots");
