@@ -16,6 +16,7 @@ use dodo_common::model::source::PagedSpec;
 use dodo_common::model::spec::{CrawlSpec, DELAY_MS_DEFAULT};
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::connection::{Redis, StreamError};
+use dodo_common::stream::question::{self, Question};
 use dodo_common::stream::queue::{self, Authority, Order};
 use dodo_common::stream::report::{Report, Settled, Verdict};
 use dodo_common::stream::status;
@@ -231,9 +232,21 @@ impl<'a> Dispatcher<'a> {
         }
         for (id, report) in batch {
             self.last_report = id;
+            for question in &report.asked {
+                self.answer(question).await?;
+            }
             self.apply(report);
         }
         Ok(())
+    }
+
+    /// Answers what a job waits for. Its turn is that of a worker, or of the archive, while the window is full.
+    async fn answer(&self, question: &Question) -> Result<(), WindowError> {
+        let mut standing = self.frontier.standing(self.ctx.clock.now_ms(), &question.host, question.dispatch);
+        if standing.cause == Cause::Turn {
+            standing.cause = self.fullness();
+        }
+        Ok(question::answer(&self.ctx.redis, question.id, &standing).await?)
     }
 
     fn apply(&mut self, report: Report) {

@@ -18,6 +18,7 @@ use dodo_common::db::schedule::{DueJob, Refill};
 use dodo_common::model::cause::Cause;
 use dodo_common::model::job::JobKey;
 use dodo_common::model::stream_id::StreamId;
+use dodo_common::stream::question::Standing;
 use slotmap::SlotMap;
 use uuid::Uuid;
 
@@ -25,7 +26,7 @@ use crate::frontier::budget::{Budgets, Room, Rules};
 use crate::frontier::flow::{Flow, FlowId};
 use crate::frontier::place::{HostId, Places, Stay};
 use crate::frontier::turns::Turns;
-use crate::politeness::{Limit, NEVER, Wait};
+use crate::politeness::{NEVER, Wait};
 
 /// Flows held at once. With more, one leaves when its buffer is used up, and the scan brings it back in its turn.
 pub const FLOWS_MAX: usize = 200_000;
@@ -462,6 +463,25 @@ impl Frontier {
         census
     }
 
+    /// How things stand for the jobs of this dispatch at this host.
+    pub fn standing(&self, now: Millis, host: &str, dispatch: Uuid) -> Standing {
+        let known = self.places.id(host);
+        let clock = known.and_then(|host| self.places.clock(host));
+        let wait = match (known, self.budgets.get(dispatch)) {
+            (Some(host), Some(rules)) if rules.room() == Room::Some => {
+                self.places.allows(now, host, &rules.limit()).err()
+            }
+            (_, Some(rules)) if rules.room() != Room::Some => Some(Wait::event(Cause::Budget)),
+            _ => None,
+        };
+        Standing {
+            cause: wait.map_or(Cause::Turn, |wait| wait.cause),
+            until_ms: wait.and_then(|wait| wait.until),
+            in_flight: clock.map_or(0, |clock| clock.in_flight),
+            last_completion_ms: clock.map(|clock| clock.last_completion_ms).filter(|at| *at > NEVER),
+        }
+    }
+
     fn pick_one(&mut self, now: Millis, id: FlowId) -> Result<Option<Pick>, Wait> {
         let suspects_too = self.suspects < self.suspects_max;
         loop {
@@ -487,7 +507,7 @@ impl Frontier {
                 queue.pop_front();
                 continue;
             }
-            let limit = Limit { concurrency: rules.host_concurrency, delay_ms: rules.delay_ms };
+            let limit = rules.limit();
             let DueJob { id: job, attempt, dispatch, alone } = *job;
             let key = || JobKey { tenant: tenant.to_string(), id: job, attempt };
             match rules.room() {

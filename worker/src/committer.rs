@@ -324,7 +324,7 @@ async fn report(ctx: &Context, mut settled: Vec<Settled>, committed: Committed) 
         }
     }
     let _step = ctx.pressure.step("Redis", ctx.clock.now_ms());
-    let report = Report { worker: ctx.incarnation.id, settled, gained: committed.gained };
+    let report = Report { worker: ctx.incarnation.id, settled, gained: committed.gained, ..Report::default() };
     loop {
         match queue::settle(&ctx.redis, ctx.incarnation.generation, &report).await {
             Ok(()) => return fail::point_async("settled").await,

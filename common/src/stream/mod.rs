@@ -5,6 +5,7 @@ pub mod control;
 pub mod heartbeat;
 pub mod items;
 pub mod names;
+pub mod question;
 pub mod queue;
 pub mod raw;
 pub mod report;

@@ -3,12 +3,15 @@
 //! | key | what | written by | read by |
 //! | --- | --- | --- | --- |
 //! | `dodo:jobs:fetch` | ids of jobs to run, and which run alone; group `workers` | leader | workers |
-//! | `dodo:done` | reports of ended jobs, hints of gained work | workers, API | leader |
+//! | `dodo:done` | reports of ended jobs, hints of gained work, questions | workers, API | leader |
 //! | `dodo:pages` | fetched pages as gzip members of WARC records | workers | archiver |
 //! | `dodo:items` | raw payloads as JSON; group `process` | workers | processors, archiver |
 //! | `dodo:heartbeats` | hash: incarnation to its last heartbeat | workers | leader, sentinel |
 //! | `dodo:generation` | number of the generation | leader | all |
 //! | `dodo:epoch` | epoch of the leader | leader | leader |
+//! | `dodo:told:<id>` | answer to a question; expires | leader | API |
+
+use uuid::Uuid;
 
 pub const JOBS: &str = "dodo:jobs:fetch";
 pub const GROUP: &str = "workers";
@@ -29,6 +32,11 @@ pub const PROCESS: &str = "process";
 /// The group declared on a raw stream: nothing leaves the stream before the group has acknowledged it.
 pub fn group_of(raw_stream: &str) -> Option<&'static str> {
     (raw_stream == ITEMS).then_some(PROCESS)
+}
+
+/// Where the leader answers a question.
+pub fn told(question: Uuid) -> String {
+    format!("dodo:told:{question}")
 }
 
 /// The name of a raw stream in Postgres and in object keys.

@@ -119,9 +119,13 @@ pub async fn settle(redis: &Redis, generation: i64, report: &Report) -> StreamRe
 
 /// Tells the leader that hosts gained work; lost hints cost time, not jobs.
 pub async fn hint(redis: &Redis, gained: Vec<(String, String)>) -> StreamResult<()> {
-    let report = Report { gained, ..Report::default() };
+    tell(redis, &Report { gained, ..Report::default() }).await
+}
+
+/// Tells the leader something that settles nothing.
+pub(crate) async fn tell(redis: &Redis, report: &Report) -> StreamResult<()> {
     let mut command = redis::cmd("XADD");
-    command.arg(DONE).arg("NOMKSTREAM").arg("*").arg("r").arg(encode(&report));
+    command.arg(DONE).arg("NOMKSTREAM").arg("*").arg("r").arg(encode(report));
     let _: Value = redis.run(async |c| command.query_async(c).await).await?;
     Ok(())
 }

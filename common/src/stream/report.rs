@@ -1,9 +1,10 @@
-//! What a worker reports on `done` when it settles entries, and the hint that work was gained.
+//! What a worker reports on `done` when it settles entries, the hint that work was gained, and questions to the leader.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::model::stream_id::StreamId;
+use crate::stream::question::Question;
 
 /// How an entry of the jobs stream was settled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,4 +54,6 @@ pub struct Report {
     /// (tenant, host) that gained jobs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gained: Vec<(String, String)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asked: Vec<Question>,
 }

@@ -4,14 +4,18 @@ use std::collections::BTreeSet;
 
 use axum::Json;
 use axum::extract::State;
+use chrono::{DateTime, Utc};
 use dodo_common::clock::Millis;
 use dodo_common::db::explain::{self, HostReport, JobReport};
+use dodo_common::db::worker::{self, consumer_name};
 use dodo_common::db::{dispatch, segment};
 use dodo_common::model::job::{ALONE_CRASHES_MAX, SUSPECT_CRASHES, TENANT_DEFAULT};
 use dodo_common::model::robots::Robots;
 use dodo_common::model::source::api_origin;
 use dodo_common::model::spec::CrawlSpec;
 use dodo_common::model::url::{Canonical, canonical, ruled};
+use dodo_common::stream::question::{self, Standing};
+use dodo_common::stream::queue;
 use serde::{Deserialize, Serialize};
 use url::Url;
 use uuid::Uuid;
@@ -40,6 +44,21 @@ pub struct Why {
     pub jobs: Vec<JobReport>,
     #[serde(skip_deserializing)]
     pub host: Option<HostReport>,
+    /// Of the newest job that is due: the worker that holds it, or what it waits for.
+    pub holder: Option<Holder>,
+    pub standing: Option<Standing>,
+}
+
+/// Who has an issued job.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Holder {
+    /// Its entry in the jobs stream, `ms-seq`, and when that was made.
+    pub entry: String,
+    pub issued_at: DateTime<Utc>,
+    /// None: no worker has taken it yet.
+    pub worker: Option<Uuid>,
+    /// Its place in the fleet.
+    pub slot: Option<i32>,
 }
 
 /// Every decision about a URL or a job
@@ -87,7 +106,86 @@ pub async fn why(State(api): State<Api>, Params(query): Params<WhyQuery>) -> Api
     for job in jobs.iter().rev() {
         lines.extend(job_lines(ctx, job).await?);
     }
-    Ok(Json(Why { url: url.map(|url| url.url.to_string()), lines, jobs, host }))
+    let now = ctx.clock.now_ms();
+    let due = |job: &&JobReport| job.state == "pending" && job.run_at.is_some_and(|at| at.timestamp_millis() <= now);
+    let (mut holder, mut standing) = (None, None);
+    if let Some(job) = jobs.iter().find(due) {
+        // Postgres has said much already: without Redis only this is missing.
+        match present(ctx, job).await {
+            Ok(Present::Held(by)) => {
+                lines.push(by.line());
+                holder = Some(by);
+            }
+            Ok(Present::Waits(how)) => {
+                lines.push(standing_line(how.as_ref()));
+                standing = how;
+            }
+            Ok(Present::Paused) => {}
+            Err(error) => lines.push(format!("What it waits for cannot be told: {error:#}.")),
+        }
+    }
+    Ok(Json(Why { url: url.map(|url| url.url.to_string()), lines, jobs, host, holder, standing }))
+}
+
+/// What becomes of a due job right now.
+enum Present {
+    Held(Holder),
+    /// Nothing: no leader says it.
+    Waits(Option<Standing>),
+    /// Its dispatch is paused, or ends.
+    Paused,
+}
+
+async fn present(ctx: &Context, job: &JobReport) -> anyhow::Result<Present> {
+    let outstanding = queue::outstanding(&ctx.redis).await?;
+    if let Some((issued, consumer)) = outstanding.into_iter().find(|(issued, _)| issued.key.id == job.id) {
+        let workers = worker::unreleased(&ctx.db).await?;
+        let worker = workers.into_iter().find(|worker| consumer.as_deref() == Some(&consumer_name(worker.slot)));
+        return Ok(Present::Held(Holder {
+            entry: issued.entry.to_string(),
+            issued_at: moment(issued.entry.ms as i64),
+            worker: worker.as_ref().map(|worker| worker.id),
+            slot: worker.map(|worker| worker.slot),
+        }));
+    }
+    let dispatch = dispatch::get(&ctx.db, TENANT_DEFAULT, job.dispatch).await?;
+    if dispatch.is_some_and(|dispatch| dispatch.paused_at.is_some() || dispatch.ending.is_some()) {
+        return Ok(Present::Paused);
+    }
+    Ok(Present::Waits(question::ask(&ctx.redis, &job.host, job.dispatch).await?))
+}
+
+impl Holder {
+    fn line(&self) -> String {
+        let Holder { entry, issued_at, worker, slot } = self;
+        match (worker, slot) {
+            (Some(worker), Some(slot)) => {
+                format!("It was issued {issued_at} as entry {entry}: worker {worker} in slot {slot} holds it.")
+            }
+            _ => format!("It was issued {issued_at} as entry {entry}: no worker has taken it yet."),
+        }
+    }
+}
+
+fn standing_line(standing: Option<&Standing>) -> String {
+    let Some(Standing { cause, until_ms, in_flight, last_completion_ms }) = standing else {
+        return "No leader says what it waits for: is one running (dodo status)?".to_owned();
+    };
+    let mut line = format!("It waits: {}", cause.meaning());
+    if let Some(until) = until_ms {
+        line.push_str(&format!("; its host is free again at {}", moment(*until)));
+    }
+    let requests = if *in_flight == 1 { "1 request is".to_owned() } else { format!("{in_flight} requests are") };
+    line.push_str(&format!(". {requests} under way there"));
+    match last_completion_ms {
+        Some(at) => line.push_str(&format!(", and the last one ended at {}.", moment(*at))),
+        None => line.push('.'),
+    }
+    line
+}
+
+fn moment(ms: Millis) -> DateTime<Utc> {
+    DateTime::from_timestamp_millis(ms).unwrap_or_default()
 }
 
 /// What the crawls of these jobs call themselves, where not by our name.

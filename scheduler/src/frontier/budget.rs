@@ -6,6 +6,7 @@ use dodo_common::clock::Millis;
 use uuid::Uuid;
 
 use crate::frontier::flow::FlowId;
+use crate::politeness::Limit;
 
 /// What the dispatch of a job asks for.
 #[derive(Clone, Debug)]
@@ -27,6 +28,10 @@ impl Rules {
     /// Nothing of it is issued.
     pub fn idle() -> Self {
         Self { delay_ms: 0, host_concurrency: 1, max_pages: None, pages: 0, in_flight: 0, exact: true, idle: true }
+    }
+
+    pub fn limit(&self) -> Limit {
+        Limit { concurrency: self.host_concurrency, delay_ms: self.delay_ms }
     }
 
     pub fn room(&self) -> Room {

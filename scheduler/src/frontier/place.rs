@@ -197,16 +197,30 @@ impl Places {
     /// Takes a place at the host and at its address, or says what to wait for. `flow` is woken by what it waits for, where
     /// that is no moment.
     pub fn occupy(&mut self, now: Millis, id: HostId, limit: &Limit, flow: FlowId) -> Result<Stay, Wait> {
-        let Some(host) = self.hosts.get(id) else { return Err(Wait::event(Cause::Robots)) };
-        let Some(view) = &host.view else {
-            self.look_up(id);
+        let allowed = self.allows(now, id, limit);
+        match &allowed {
+            Ok(stay) => self.enter(stay),
+            Err(Wait { cause: Cause::Address, until: None }) => {
+                let view = self.hosts.get(id).and_then(|host| host.view.as_ref());
+                for address in view.map(|view| stay(id, view).addresses).unwrap_or_default() {
+                    self.waiters.entry(address).or_default().insert(flow);
+                }
+            }
+            Err(Wait { cause: Cause::Robots, .. }) if self.is_unread(id) => self.look_up(id),
+            Err(_) => {}
+        }
+        allowed
+    }
+
+    /// Where a request to this host would go now, or what it waits for.
+    pub fn allows(&self, now: Millis, id: HostId, limit: &Limit) -> Result<Stay, Wait> {
+        let Some((host, view)) = self.hosts.get(id).and_then(|host| Some((host, host.view.as_ref()?))) else {
             return Err(Wait::event(Cause::Robots));
         };
         let valid = view.valid_until_ms > now + RENEW_MS;
+        let stay = stay(id, view);
         if valid && matches!(view.state, HostState::Dead | HostState::Refused) {
             // Its jobs end without a request.
-            let stay = stay(id, view);
-            self.enter(&stay);
             return Ok(stay);
         }
         if view.hold_until_ms > now {
@@ -221,29 +235,25 @@ impl Places {
             None if prepared => wait,
             None => Wait::event(Cause::Robots),
         })?;
-        let stay = stay(id, view);
-        if stay.hosts.iter().any(|id| !self.hosts.contains_key(*id)) {
-            // Where its robots.txt is has been forgotten meanwhile.
-            self.look_up(id);
-            return Err(Wait::event(Cause::Robots));
-        }
         self.allow_elsewhere(now, &stay, &limit)?;
+        let unknown = Clock::since(self.began_ms);
         for address in &stay.addresses {
-            let clock = self.addresses.entry(*address).or_insert_with(|| Clock::since(self.began_ms));
-            if let Err(wait) = clock.allows(&limit, now) {
-                if wait.until.is_none() {
-                    self.waiters.entry(*address).or_default().insert(flow);
-                }
-                return Err(Wait { cause: Cause::Address, ..wait });
-            }
+            let clock = self.addresses.get(address).unwrap_or(&unknown);
+            clock.allows(&limit, now).map_err(|wait| Wait { cause: Cause::Address, ..wait })?;
         }
-        self.enter(&stay);
         Ok(stay)
+    }
+
+    /// Its row is to be read: it has not been, or where its robots.txt is has been forgotten meanwhile.
+    fn is_unread(&self, id: HostId) -> bool {
+        let view = self.hosts.get(id).and_then(|host| host.view.as_ref());
+        view.is_none_or(|view| stay(id, view).hosts.iter().any(|id| !self.hosts.contains_key(*id)))
     }
 
     /// The other origins of a stay allow one request at a time.
     fn allow_elsewhere(&self, now: Millis, stay: &Stay, limit: &Limit) -> Result<(), Wait> {
-        for other in stay.hosts.iter().skip(1).filter_map(|id| self.hosts.get(*id)) {
+        for other in stay.hosts.iter().skip(1) {
+            let Some(other) = self.hosts.get(*other) else { return Err(Wait::event(Cause::Robots)) };
             let known = other.view.as_ref();
             let hold_until_ms = known.map_or(NEVER, |view| view.hold_until_ms);
             if hold_until_ms > now {
@@ -299,6 +309,11 @@ impl Places {
         if let Some(host) = self.own(stay) {
             host.pace.answered(latency_ms, well);
         }
+    }
+
+    /// The clock of a host.
+    pub fn clock(&self, id: HostId) -> Option<&Clock> {
+        Some(&self.hosts.get(id)?.clock)
     }
 
     /// The row of the host of a stay has changed.

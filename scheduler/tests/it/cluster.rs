@@ -198,6 +198,11 @@ impl Cluster {
         Ok(String::from_utf8(out.stdout)?)
     }
 
+    /// The scheduler that was started last is asked first.
+    pub fn ask_last(&mut self) {
+        self.apis.reverse();
+    }
+
     pub async fn get(&self, path: &str) -> Result<Value> {
         let mut last = None;
         for port in &self.apis {

@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use dodo_scheduler::local::free_port;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 use crate::judge;
@@ -106,5 +106,48 @@ async fn a_slow_host_sets_the_pace_and_why_slow_says_so() -> Result<()> {
     assert!((0.999..1.001).contains(&sum), "{answer}");
     let text = cluster.dodo_text(&["why-slow", &dispatch])?;
     assert!(text.contains("the host answers slowly"), "{text}");
+    Ok(())
+}
+
+/// Of a job that is due `why` says which worker has it, or which clock holds it and until when.
+#[tokio::test(flavor = "multi_thread")]
+async fn why_names_the_worker_or_the_clock_that_holds_a_url() -> Result<()> {
+    const LATENCY: Duration = Duration::from_secs(3);
+    let mut cluster = Cluster::start().await?;
+    let web = Web::start(1, 3, LATENCY).await?;
+    cluster.open(&web.places);
+    let _scheduler = cluster.scheduler().await?;
+    // It does not lead, and asks the one that does.
+    let _standby = cluster.scheduler().await?;
+    cluster.ask_last();
+    let _worker = cluster.worker()?;
+    let urls = &web.urls()[..2];
+    let dispatch = cluster.post("/v1/crawls", &json!({ "urls": urls, "delay_ms": 600_000, "depth": 0 })).await?;
+    // One is under way for three seconds, then the other waits for ten minutes.
+    let of = async || -> Result<Vec<Value>> {
+        let mut found = Vec::new();
+        for url in urls {
+            found.push(serde_json::from_str(&cluster.dodo_text(&["why", url, "--json"])?)?);
+        }
+        Ok(found)
+    };
+    let start = Instant::now();
+    let held = loop {
+        let held = of().await?.into_iter().find(|why| why["holder"]["worker"].is_string());
+        if let Some(held) = held {
+            break held;
+        }
+        ensure!(start.elapsed() < Duration::from_secs(60), "no worker holds either of them");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let workers = cluster.get("/v1/workers").await?;
+    assert_eq!(held["holder"]["worker"], workers[0]["id"], "{held}");
+    assert!(held["lines"].to_string().contains("holds it."), "{held}");
+    cluster.wait_finished(&dispatch, 1).await?;
+    let why = of().await?.into_iter().find(|why| why["standing"].is_object()).context("neither of them waits")?;
+    assert_eq!((&why["standing"]["cause"], &why["standing"]["in_flight"]), (&json!("delay"), &json!(0)), "{why}");
+    let [until, ended] = ["until_ms", "last_completion_ms"].map(|name| why["standing"][name].as_i64().unwrap_or(0));
+    assert_eq!(until - ended, 600_000, "{why}");
+    assert!(why["lines"].to_string().contains("the delay of the crawl"), "{why}");
     Ok(())
 }
