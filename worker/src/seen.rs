@@ -7,15 +7,19 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 
 use dodo_common::model::url::UrlHash;
+use foldhash::fast::RandomState;
 use uuid::Uuid;
 
 /// Entries of one half; the older half is dropped when the younger is full. 16 bytes each and the
 /// set's own share: about 50 MB for both.
 const HALF_MAX: usize = 750_000;
 
+/// Its hasher is a quick one: each link of each page is looked up.
+type Half = HashSet<u128, RandomState>;
+
 #[derive(Debug, Default)]
 pub struct Seen {
-    halves: Mutex<(HashSet<u128>, HashSet<u128>)>,
+    halves: Mutex<(Half, Half)>,
 }
 
 impl Seen {

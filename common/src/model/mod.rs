@@ -13,6 +13,7 @@ pub mod robots;
 pub mod scope;
 pub mod source;
 pub mod spec;
+pub mod spelling;
 pub mod stream_id;
 pub mod surt;
 pub mod terms;

@@ -50,7 +50,7 @@ pub fn canonical(raw: &str, base: Option<&Url>) -> Result<Canonical, UrlError> {
 pub fn ruled(raw: &str, base: Option<&Url>, rules: &UrlRules) -> Result<Canonical, UrlError> {
     let url = walk(raw, base, rules, |_, _| {})?;
     let host = url[..Position::BeforePath].to_owned();
-    let hash = UrlHash(xxh3_128(url.as_str().as_bytes()));
+    let hash = UrlHash::of(url.as_str());
     Ok(Canonical { url, host, hash })
 }
 
@@ -70,6 +70,11 @@ pub fn steps(raw: &str, base: Option<&Url>, rules: &UrlRules) -> Vec<(String, St
 }
 
 impl UrlHash {
+    /// Of a canonical URL.
+    pub fn of(text: &str) -> UrlHash {
+        UrlHash(xxh3_128(text.as_bytes()))
+    }
+
     pub fn to_uuid(self) -> Uuid {
         Uuid::from_u128(self.0)
     }

@@ -5,11 +5,13 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use dodo_common::model::url::{Canonical, URL_BYTES_MAX, UrlHash, canonical, ruled};
+use dodo_common::model::spelling::{Spelt, spell};
+use dodo_common::model::url::{URL_BYTES_MAX, UrlHash, canonical};
 use dodo_common::model::url_rules::UrlRules;
+use foldhash::fast::RandomState;
 use lol_html::html_content::{Element, TextChunk};
 use lol_html::{ElementContentHandlers, HandlerResult, HtmlRewriter, Selector, Settings};
-use url::{Position, Url};
+use url::Url;
 use whichlang::Lang;
 
 use crate::extract::{srcset, text};
@@ -20,10 +22,6 @@ pub const LINKS_MAX: usize = 10_000;
 pub const TITLE_CHARS_MAX: usize = 512;
 /// References resolved of one page; that many may repeat before distinct links are lost.
 const REFERENCES_MAX: usize = 4 * LINKS_MAX;
-/// Links that a thread remembers, and the longest such reference, bytes: at most some 5 MB, and
-/// about 1 MB on the web as it is.
-const CACHED_LINKS_MAX: usize = 4096;
-const CACHED_BYTES_MAX: usize = 256;
 /// What is read of a title before its entities are decoded, bytes.
 const TITLE_BYTES_MAX: usize = 16 * TITLE_CHARS_MAX;
 /// What a language is told from, bytes.
@@ -56,7 +54,7 @@ pub struct Page {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
-    pub to: Canonical,
+    pub to: Spelt,
     /// `rel=nofollow` wherever the page has it (WHATWG HTML, "Link type nofollow").
     pub nofollow: bool,
 }
@@ -243,61 +241,24 @@ fn read(text: &str, found: &RefCell<Found>) {
 
 /// The distinct links, and whether there were more.
 fn resolve(references: &[(String, bool)], base: &Url, rules: &UrlRules) -> (Vec<Link>, bool) {
-    let mut places: HashMap<UrlHash, usize> = HashMap::with_capacity(references.len().min(LINKS_MAX));
-    let mut links: Vec<Link> = Vec::with_capacity(references.len().min(LINKS_MAX));
+    let room = references.len().min(LINKS_MAX);
+    let mut places: HashMap<UrlHash, usize, RandomState> =
+        HashMap::with_capacity_and_hasher(room, RandomState::default());
+    let mut links: Vec<Link> = Vec::with_capacity(room);
     let mut more = false;
-    CACHE.with_borrow_mut(|cache| {
-        for (reference, nofollow) in references {
-            let Some(to) = cache.canonical(reference, base, rules) else { continue };
-            match places.get(&to.hash) {
-                // To follow it anywhere is to follow it.
-                Some(&place) => links[place].nofollow &= nofollow,
-                None if links.len() == LINKS_MAX => more = true,
-                None => {
-                    places.insert(to.hash, links.len());
-                    links.push(Link { to, nofollow: *nofollow });
-                }
+    for (reference, nofollow) in references {
+        let Ok(to) = spell(reference, base, rules) else { continue };
+        match places.get(&to.hash) {
+            // To follow it anywhere is to follow it.
+            Some(&place) => links[place].nofollow &= nofollow,
+            None if links.len() == LINKS_MAX => more = true,
+            None => {
+                places.insert(to.hash, links.len());
+                links.push(Link { to, nofollow: *nofollow });
             }
         }
-    });
-    (links, more)
-}
-
-/// The links of the pages read last: those of one site repeat its navigation.
-#[derive(Default)]
-struct LinkCache {
-    /// By what they depend on: the fingerprint of the rules, nothing where there are none; the origin of the base for
-    /// `/path`, nothing for a full URL; then a NUL, which no URL holds, and the reference.
-    links: HashMap<String, Canonical>,
-    /// Kept for its allocation.
-    key: String,
-}
-
-thread_local! {
-    static CACHE: RefCell<LinkCache> = RefCell::default();
-}
-
-impl LinkCache {
-    fn canonical(&mut self, reference: &str, base: &Url, rules: &UrlRules) -> Option<Canonical> {
-        let full = reference.starts_with("http://") || reference.starts_with("https://");
-        if reference.len() > CACHED_BYTES_MAX || !(full || reference.starts_with('/')) {
-            return ruled(reference, Some(base), rules).ok();
-        }
-        self.key.clear();
-        self.key.push_str(rules.fingerprint());
-        self.key.push_str(if full { "" } else { &base[..Position::BeforePath] });
-        self.key.push('\0');
-        self.key.push_str(reference);
-        if let Some(link) = self.links.get(&self.key) {
-            return Some(link.clone());
-        }
-        let link = ruled(reference, Some(base), rules).ok()?;
-        if self.links.len() >= CACHED_LINKS_MAX {
-            self.links.clear();
-        }
-        self.links.insert(self.key.clone(), link.clone());
-        Some(link)
     }
+    (links, more)
 }
 
 /// Whether a list of relations has this one.
@@ -389,7 +350,7 @@ mod tests {
     }
 
     fn links(body: &str) -> Vec<String> {
-        page(body).links.iter().map(|link| link.to.url.to_string()).collect()
+        page(body).links.iter().map(|link| link.to.text.clone()).collect()
     }
 
     #[test]
@@ -432,7 +393,7 @@ mod tests {
             <picture><source srcset='/6.png, /7.png 2x'><img src='data:image/png;base64,AAAA'></picture>
             <video src=/8.mp4><source src=/9.webm><track src=/10.vtt></video><audio src=/11.ogg></audio><embed src=/12.swf>
             <object data=/13.pdf></object><input type=Image src=/14.gif><input src=/no><a href=/page></a>";
-        let found: Vec<String> = read(body, true).links.iter().map(|link| link.to.url.to_string()).collect();
+        let found: Vec<String> = read(body, true).links.iter().map(|link| link.to.text.clone()).collect();
         let expected = [
             "1.css",
             "2.ico",
@@ -466,28 +427,24 @@ mod tests {
     }
 
     #[test]
-    fn a_cached_link_is_that_of_its_own_base_and_rules() {
+    fn a_link_is_that_of_its_base_and_rules() {
         let ruled = |page: &str, href: &str, rules: &UrlRules| {
             let body = format!("<a href='{href}'>");
             let reading = Reading { assets: false, rules };
-            html(body.as_bytes(), None, &Url::parse(page).unwrap(), reading).links[0].to.url.to_string()
+            html(body.as_bytes(), None, &Url::parse(page).unwrap(), reading).links[0].to.text.clone()
         };
         let link = |page: &str, href: &str| ruled(page, href, UrlRules::none());
         let [sorting, dropping] = [(&[UrlRule::Sort][..], &[][..]), (&[], &["b".to_owned()])]
             .map(|(rules, drop)| UrlRules::new(rules, drop).unwrap());
-        for _ in 0..2 {
-            assert_eq!(link("https://a.example/", "/x"), "https://a.example/x");
-            assert_eq!(link("http://b.example/y/", "/x"), "http://b.example/x");
-            assert_eq!(link("http://b.example/", "//c.example/x"), "http://c.example/x");
-            assert_eq!(link("https://b.example/", "//c.example/x"), "https://c.example/x");
-            assert_eq!(link("https://b.example/", "http://b.example//c.example/x"), "http://b.example//c.example/x");
-            assert_eq!(link("https://b.example/1/", "x"), "https://b.example/1/x");
-            assert_eq!(link("https://b.example/2/", "x"), "https://b.example/2/x");
-            for href in ["/?b=1&a=2", "https://b.example/?b=1&a=2"] {
-                assert_eq!(link("https://b.example/", href), "https://b.example/?b=1&a=2");
-                assert_eq!(ruled("https://b.example/", href, &sorting), "https://b.example/?a=2&b=1");
-                assert_eq!(ruled("https://b.example/", href, &dropping), "https://b.example/?a=2");
-            }
+        assert_eq!(link("https://a.example/", "/x"), "https://a.example/x");
+        assert_eq!(link("http://b.example/y/", "/x"), "http://b.example/x");
+        assert_eq!(link("http://b.example/", "//c.example/x"), "http://c.example/x");
+        assert_eq!(link("https://b.example/", "http://b.example//c.example/x"), "http://b.example//c.example/x");
+        assert_eq!(link("https://b.example/1/", "x"), "https://b.example/1/x");
+        for href in ["/?b=1&a=2", "https://b.example/?b=1&a=2"] {
+            assert_eq!(link("https://b.example/", href), "https://b.example/?b=1&a=2");
+            assert_eq!(ruled("https://b.example/", href, &sorting), "https://b.example/?a=2&b=1");
+            assert_eq!(ruled("https://b.example/", href, &dropping), "https://b.example/?a=2");
         }
     }
 

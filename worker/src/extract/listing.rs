@@ -7,7 +7,8 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-use dodo_common::model::url::{Canonical, UrlHash, canonical, ruled};
+use dodo_common::model::spelling::{Spelt, spell};
+use dodo_common::model::url::{UrlHash, canonical};
 use dodo_common::model::url_rules::UrlRules;
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
@@ -29,7 +30,7 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 pub struct Listing {
     pub kind: Kind,
     /// Distinct, in document order; with the pages that are named as the same in other languages.
-    pub entries: Vec<Canonical>,
+    pub entries: Vec<Spelt>,
     /// There were more.
     pub truncated: bool,
 }
@@ -168,7 +169,7 @@ impl Format {
 
 struct List<'r> {
     rules: &'r UrlRules,
-    entries: Vec<Canonical>,
+    entries: Vec<Spelt>,
     seen: HashSet<UrlHash>,
     truncated: bool,
 }
@@ -180,7 +181,7 @@ impl List<'_> {
         if reference.is_empty() {
             return true;
         }
-        let Ok(to) = ruled(reference, Some(base), self.rules) else { return true };
+        let Ok(to) = spell(reference, base, self.rules) else { return true };
         if self.seen.contains(&to.hash) {
             return true;
         }

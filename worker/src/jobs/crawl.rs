@@ -7,8 +7,8 @@ use dodo_common::db::commit::{Finished, Found};
 use dodo_common::db::schedule::Loaded;
 use dodo_common::model::job::{Job, Outcome};
 use dodo_common::model::robots::Robots;
+use dodo_common::model::spelling::Spelt;
 use dodo_common::model::stream_id::StreamId;
-use dodo_common::model::url::Canonical;
 use dodo_common::storage::warc;
 use dodo_common::stream::names::PAGES;
 use dodo_common::stream::raw::RawEntry;
@@ -131,7 +131,15 @@ impl Visit<'_> {
         finished.title = page.title;
         finished.language = page.language;
         keep_links(page.links.iter().map(|link| &link.to), finished);
-        Ok(target::links(self.job, self.crawl, page.links, page.nofollow || nofollow(fetched, self.crawl.agent())))
+        let nofollow = page.nofollow || nofollow(fetched, self.crawl.agent());
+        let followed = target::followed(self.job, self.crawl, page.links, nofollow);
+        // What is known needs no second look: it is in scope, or its job would not be.
+        let unknown = self.ctx.seen.unknown(self.job.dispatch, followed.iter().map(|link| link.hash));
+        let count = followed.len();
+        let fresh: Vec<Spelt> =
+            followed.into_iter().zip(unknown).filter_map(|(link, new)| new.then_some(link)).collect();
+        finished.known_count += (count - fresh.len()) as i32;
+        Ok(target::links(self.job, self.crawl, fresh))
     }
 
     /// A sitemap or a feed; of anything else there is nothing to read.
@@ -182,13 +190,13 @@ fn nofollow(fetched: &Fetched, agent: &str) -> bool {
 }
 
 /// The links of a page as one text, a line each.
-fn keep_links<'l>(links: impl Iterator<Item = &'l Canonical> + Clone, finished: &mut Finished) {
-    let mut lines = String::with_capacity(links.clone().map(|link| link.url.as_str().len() + 1).sum());
+fn keep_links<'l>(links: impl Iterator<Item = &'l Spelt> + Clone, finished: &mut Finished) {
+    let mut lines = String::with_capacity(links.clone().map(|link| link.text.len() + 1).sum());
     for link in links {
         if !lines.is_empty() {
             lines.push('\n');
         }
-        lines.push_str(link.url.as_str());
+        lines.push_str(&link.text);
         finished.link_count += 1;
     }
     finished.links = Some(lines);
@@ -205,7 +213,7 @@ fn keep_unknown(ctx: &Context, job: &Job, found: Vec<Target>, finished: &mut Fin
         finished.found.push(Found {
             id: Uuid::now_v7(),
             hash: target.to.hash.to_uuid(),
-            url: target.to.url.to_string(),
+            url: target.to.url.into(),
             host: target.to.host,
             depth: target.depth,
             hops: target.hops,

@@ -7,6 +7,7 @@ use dodo_common::model::job::{HOPS_MAX, Job};
 use dodo_common::model::robots::Robots;
 use dodo_common::model::scope::ScopeDecision;
 use dodo_common::model::spec::Nofollow;
+use dodo_common::model::spelling::Spelt;
 use dodo_common::model::url::{Canonical, ruled};
 use url::Url;
 
@@ -44,15 +45,19 @@ pub fn redirect(job: &Job, crawl: &Crawl, url: &Url, location: &str) -> Result<T
     }
 }
 
-/// The links of a page; `nofollow`: it asks that none of them be followed.
-pub fn links(job: &Job, crawl: &Crawl, links: Vec<Link>, nofollow: bool) -> Vec<Target> {
+/// The links of a page that may be followed, wherever they lead; `nofollow`: it asks that none of them be.
+pub fn followed(job: &Job, crawl: &Crawl, links: Vec<Link>, nofollow: bool) -> Vec<Spelt> {
     if is_end(job, crawl, nofollow) {
         return Vec::new();
     }
-    let depth = job.depth + 1;
-    let followed =
-        links.into_iter().filter(|link| !is_honoured(crawl, link.nofollow) && crawl.scope.allows(&link.to.url).allowed);
-    followed.map(|link| Target { to: link.to, depth, hops: 0 }).collect()
+    links.into_iter().filter(|link| !is_honoured(crawl, link.nofollow)).map(|link| link.to).collect()
+}
+
+/// Those links that are in scope.
+pub fn links(job: &Job, crawl: &Crawl, followed: Vec<Spelt>) -> Vec<Target> {
+    let parsed = followed.into_iter().filter_map(|link| link.canonical().ok());
+    let targets = parsed.filter(|to| crawl.scope.allows(&to.url).allowed);
+    targets.map(|to| Target { to, depth: job.depth + 1, hops: 0 }).collect()
 }
 
 /// What `url` lists, if that is a sitemap or a feed: its pages are links, the sitemaps of an index are hops.
@@ -60,18 +65,17 @@ pub fn links(job: &Job, crawl: &Crawl, links: Vec<Link>, nofollow: bool) -> Vec<
 /// # Errors
 /// Why the sitemaps of an index are not fetched.
 pub fn listed(job: &Job, crawl: &Crawl, url: &Url, listing: Listing, nofollow: bool) -> Result<Vec<Target>, String> {
-    let plain = |to| Link { to, nofollow: false };
-    if listing.kind == Kind::Pages {
-        return Ok(links(job, crawl, listing.entries.into_iter().map(plain).collect(), nofollow));
-    }
     if is_end(job, crawl, nofollow) {
         return Ok(Vec::new());
+    }
+    if listing.kind == Kind::Pages {
+        return Ok(links(job, crawl, listing.entries));
     }
     if job.hops >= HOPS_MAX {
         return Err(format!("more than {HOPS_MAX} redirects and sitemaps in a row"));
     }
     let mut room = SITEMAPS_MAX;
-    let sitemaps = listing.entries.into_iter().filter(|to| {
+    let sitemaps = listing.entries.into_iter().filter_map(|link| link.canonical().ok()).filter(|to| {
         if crawl.scope.allows(&to.url).allowed {
             return true;
         }

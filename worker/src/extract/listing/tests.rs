@@ -13,7 +13,7 @@ fn read(body: impl AsRef<[u8]>, content_type: Option<&str>) -> Result<Option<Lis
 }
 
 fn urls(listing: &Listing) -> Vec<&str> {
-    listing.entries.iter().map(|entry| entry.url.as_str()).collect()
+    listing.entries.iter().map(|entry| entry.text.as_str()).collect()
 }
 
 fn gzip(body: &[u8]) -> Vec<u8> {

@@ -42,12 +42,16 @@ fn job(depth: i16, hops: i16) -> Job {
 }
 
 fn listing(kind: Kind, entries: impl IntoIterator<Item = impl AsRef<str>>) -> Listing {
-    let entries = entries.into_iter().map(|entry| canonical(entry.as_ref(), None).unwrap()).collect();
+    let entries = entries.into_iter().map(|entry| canonical(entry.as_ref(), None).unwrap().into()).collect();
     Listing { kind, entries, truncated: false }
 }
 
 fn shape(targets: &[Target]) -> Vec<(&str, i16, i16)> {
     targets.iter().map(|target| (target.to.url.as_str(), target.depth, target.hops)).collect()
+}
+
+fn led(job: &Job, crawl: &Crawl, page: Vec<Link>, nofollow: bool) -> Vec<Target> {
+    links(job, crawl, followed(job, crawl, page, nofollow))
 }
 
 const SEED: &str = "http://a.example/";
@@ -56,16 +60,16 @@ const SEED: &str = "http://a.example/";
 fn links_cost_depth_and_are_followed_unless_they_ask_not_to_be() {
     let page = || {
         [("http://a.example/1", false), ("http://a.example/2", true), ("http://b.example/3", false)]
-            .map(|(to, nofollow)| Link { to: canonical(to, None).unwrap(), nofollow })
+            .map(|(to, nofollow)| Link { to: canonical(to, None).unwrap().into(), nofollow })
             .to_vec()
     };
     let (honours, ignores) =
         (crawl(ScopeKind::Host, SEED, json!({})), crawl(ScopeKind::Host, SEED, json!({ "nofollow": "ignore" })));
     let (one, two) = (("http://a.example/1", 2, 0), ("http://a.example/2", 2, 0));
-    assert_eq!(shape(&links(&job(1, 3), &honours, page(), false)), [one]);
-    assert_eq!(shape(&links(&job(1, 3), &honours, page(), true)), []);
-    assert_eq!(shape(&links(&job(1, 0), &ignores, page(), true)), [one, two]);
-    assert_eq!(shape(&links(&job(2, 0), &ignores, page(), false)), []);
+    assert_eq!(shape(&led(&job(1, 3), &honours, page(), false)), [one]);
+    assert_eq!(shape(&led(&job(1, 3), &honours, page(), true)), []);
+    assert_eq!(shape(&led(&job(1, 0), &ignores, page(), true)), [one, two]);
+    assert_eq!(shape(&led(&job(2, 0), &ignores, page(), false)), []);
 }
 
 #[test]

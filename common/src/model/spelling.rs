@@ -1,0 +1,207 @@
+//! The spelling of a link without parsing it, where that can be seen at a glance: what nearly all links look like.
+
+use url::{Position, Url};
+
+use crate::model::url::{Canonical, URL_BYTES_MAX, UrlError, UrlHash, ruled};
+use crate::model::url_rules::UrlRules;
+
+/// A URL in the only spelling that a crawl knows, not taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spelt {
+    pub text: String,
+    pub hash: UrlHash,
+}
+
+impl From<Canonical> for Spelt {
+    fn from(canonical: Canonical) -> Self {
+        Self { text: canonical.url.into(), hash: canonical.hash }
+    }
+}
+
+impl Spelt {
+    /// The same, taken apart.
+    ///
+    /// # Errors
+    /// It was not spelt here.
+    pub fn canonical(&self) -> Result<Canonical, UrlError> {
+        let url = Url::parse(&self.text)?;
+        Ok(Canonical { host: url[..Position::BeforePath].to_owned(), url, hash: self.hash })
+    }
+}
+
+/// What [`ruled`] makes of a reference on a page, or beside a canonical `base`.
+///
+/// # Errors
+/// Those of [`ruled`].
+pub fn spell(raw: &str, base: &Url, rules: &UrlRules) -> Result<Spelt, UrlError> {
+    match plain(raw, base, rules) {
+        Some(text) => Ok(Spelt { hash: UrlHash::of(&text), text }),
+        None => ruled(raw, Some(base), rules).map(Spelt::from),
+    }
+}
+
+/// The reference behind its origin or its directory, if nothing of it would be changed: no dot segment, no escape, nothing
+/// that the WHATWG parser escapes or strips, nothing that a rule looks at.
+fn plain(raw: &str, base: &Url, rules: &UrlRules) -> Option<String> {
+    // As `ruled` begins: what the WHATWG parser trims, and the fragment.
+    let trimmed = raw.trim_matches(|c| c <= ' ');
+    let reference = trimmed.split_once('#').map_or(trimmed, |(reference, _)| reference);
+    let origin = &base[..Position::BeforePath];
+    let (start, rest) = match reference.strip_prefix(origin) {
+        Some(path) if path.starts_with('/') => (origin, path),
+        _ if reference.starts_with("//") => return None,
+        _ if reference.starts_with('/') => (origin, reference),
+        _ => (directory(base), reference),
+    };
+    let (path, query) = rest.split_once('?').map_or((rest, None), |(path, query)| (path, Some(query)));
+    // A colon in the first segment ends a scheme. A path that begins so is empty otherwise: the reference is a query.
+    if path.is_empty() || path.starts_with('.') || path.contains("/.") || !path.starts_with('/') && path.contains(':') {
+        return None;
+    }
+    let is_plain =
+        path.bytes().all(is_kept) && query.is_none_or(|query| !query.is_empty() && query.bytes().all(is_kept_in_query));
+    // Rules look at queries, and at parameters of a path.
+    let is_ruled = !rules.fingerprint().is_empty() && (query.is_some() || path.contains(';') || start.contains(';'));
+    if !is_plain || is_ruled || start.len() + rest.len() > URL_BYTES_MAX {
+        return None;
+    }
+    Some([start, rest].concat())
+}
+
+/// What relative references stand behind.
+fn directory(base: &Url) -> &str {
+    let path = &base[..Position::AfterPath];
+    // The path of http and https begins with a slash.
+    path.rfind('/').map_or(path, |slash| &path[..=slash])
+}
+
+/// Neither escaped in a path (WHATWG URL, "path percent-encode set") nor of a meaning to its parser.
+fn is_kept(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~/!$&()*+,;=:@".contains(&byte)
+}
+
+fn is_kept_in_query(byte: u8) -> bool {
+    is_kept(byte) || byte == b'?'
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::url::canonical;
+    use crate::model::url_rules::UrlRule;
+
+    const BASES: [&str; 5] = [
+        "http://a.example/",
+        "https://b.example:8080/x/y.html?q=1",
+        "http://[::1]/%41%zz/",
+        "https://c.example/x;sid=1/y/",
+        "http://d.example//x/.hidden/",
+    ];
+
+    fn rules() -> [UrlRules; 2] {
+        let all = [UrlRule::Sessions, UrlRule::Tracking, UrlRule::Sort];
+        [UrlRules::new(&[], &[]).unwrap(), UrlRules::new(&all, &["drop".to_owned()]).unwrap()]
+    }
+
+    #[test]
+    fn it_is_what_the_parser_makes_of_it() {
+        const STARTS: [&str; 9] =
+            ["", "/", "//", "./", "../", "http://a.example", "https://b.example:8080/", "http://A.example/", "mailto:"];
+        const PIECES: [&str; 44] = [
+            "a",
+            "b",
+            "C",
+            "3",
+            "-",
+            "_",
+            "~",
+            "/",
+            "/",
+            "/",
+            ".",
+            "..",
+            "/.",
+            "?",
+            "?",
+            "&",
+            "&",
+            "=",
+            "=",
+            ";",
+            ":",
+            "@",
+            "%",
+            "%41",
+            "#",
+            " ",
+            "\\",
+            "'",
+            "\"",
+            "<",
+            "^",
+            "|",
+            "`",
+            "{",
+            "+",
+            "*",
+            "!",
+            "$",
+            "(",
+            ",",
+            "\t",
+            "\u{e9}",
+            "utm_source=",
+            ";sid=3",
+        ];
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state % below as u64) as usize
+        };
+        let bases = BASES.map(|base| canonical(base, None).unwrap().url);
+        let mut at_a_glance = 0;
+        for n in 0..60_000 {
+            let mut raw = STARTS[next(STARTS.len())].to_owned();
+            // Half of them of what links mostly are.
+            let pieces = if n % 2 == 0 { PIECES.len() } else { 20 };
+            for _ in 0..next(8) {
+                raw.push_str(PIECES[next(pieces)]);
+            }
+            let base = &bases[next(bases.len())];
+            for rules in &rules() {
+                let parsed = ruled(&raw, Some(base), rules);
+                assert_eq!(spell(&raw, base, rules), parsed.clone().map(Spelt::from), "{raw:?} on {base}");
+                if let Ok(parsed) = parsed {
+                    assert_eq!(Spelt::from(parsed.clone()).canonical(), Ok(parsed), "{raw:?} on {base}");
+                }
+                at_a_glance += usize::from(plain(&raw, base, rules).is_some());
+            }
+        }
+        assert!(at_a_glance > 10_000, "{at_a_glance}");
+    }
+
+    #[test]
+    fn the_usual_link_is_not_parsed() {
+        let base = Url::parse("https://a.example/dir/page?x=1").unwrap();
+        for (raw, expected) in [
+            ("/p1.html", Some("https://a.example/p1.html")),
+            (" two#top ", Some("https://a.example/dir/two")),
+            ("https://a.example/x//y?a=1&b=2", Some("https://a.example/x//y?a=1&b=2")),
+            ("../up", None),
+            ("/a/./b", None),
+            ("//b.example/", None),
+            ("?y=2", None),
+            ("https://a.example.org/", None),
+            ("mailto:x@y.example", None),
+            ("/caf\u{e9}", None),
+            ("/%41", None),
+            ("", None),
+        ] {
+            assert_eq!(plain(raw, &base, UrlRules::none()).as_deref(), expected, "{raw}");
+        }
+        let long = format!("/{}", "x".repeat(URL_BYTES_MAX));
+        assert_eq!(plain(&long, &base, UrlRules::none()), None);
+    }
+}
