@@ -145,7 +145,8 @@ impl Store {
             retry_timeout: RETRY_WINDOW,
         };
         // `new`, not `from_env`: the settings are all there is. Single deletes, because not every server knows the
-        // bulk call.
+        // bulk call. What counts is read back and compared after it was put: to hash it for the signature as well, here
+        // and at the server, adds nothing.
         let client = AmazonS3Builder::new()
             .with_endpoint(endpoint.as_str())
             .with_bucket_name(settings.bucket.as_str())
@@ -153,6 +154,7 @@ impl Store {
             .with_access_key_id(settings.access_key.as_str())
             .with_secret_access_key(settings.secret_key.as_str())
             .with_disable_bulk_delete(true)
+            .with_unsigned_payload(true)
             .with_client_options(options)
             .with_retry(retry)
             .build()

@@ -10,6 +10,8 @@ use crate::fetch::innermost;
 
 /// How slowly a body comes is only asked after this long.
 const GRACE: Duration = Duration::from_secs(10);
+/// What is set aside because a server says that so much comes, bytes.
+const SAID_BYTES_MAX: usize = 1 << 20;
 /// Its rate is that of the last seconds; more than the silence that is allowed by default, so that one is forgiven.
 const WINDOW_S: u64 = 30;
 
@@ -58,7 +60,8 @@ pub struct Bounds {
 /// Reads a body to its end, or to where a bound cuts it or its connection breaks.
 pub async fn read(response: &mut Response, bounds: Bounds) -> (Vec<u8>, Option<Cut>) {
     let begun = Instant::now();
-    let (mut body, mut pace) = (Vec::new(), Pace::default());
+    let said = response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+    let (mut body, mut pace) = (Vec::with_capacity(said.min(SAID_BYTES_MAX)), Pace::default());
     loop {
         let patience = (Instant::now() + bounds.silence).min(bounds.until);
         let chunk = match timeout_at(patience, response.chunk()).await {
