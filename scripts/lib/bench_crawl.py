@@ -69,7 +69,7 @@ def run(options: argparse.Namespace, work: pathlib.Path, children: list[subproce
     api = f"http://127.0.0.1:{port}"
     log = (work / "up.log").open("wb")
     command = [options.bin / "dodo", "up", "--data", work / "data", "--workers", options.workers, "--port", port]
-    command += ["--crawl", f"http://127.0.0.1:{site_port}/p0.html", "--delay", 0, "--host-concurrency", 64]
+    command += ["--crawl", f"http://127.0.0.1:{site_port}/p0.html", "--delay", 0, "--host-concurrency", 256]
     up = start(command, work, log)
     children.append(up)
     roots = [up.pid, nginx.pid]

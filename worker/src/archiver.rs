@@ -28,8 +28,8 @@ use crate::consumer::is_generation;
 use crate::context::Context;
 
 const EVERY: Duration = Duration::from_millis(500);
-/// Bytes of one segment, before it is encoded.
-const BYTES_MAX: usize = 32 << 20;
+/// Bytes of one segment, before it is encoded. It is held three times over: as read, as encoded, as read back.
+const BYTES_MAX: usize = 16 << 20;
 /// Entries read at once.
 const READ_MAX: usize = 200;
 /// One worker archives at a time; the others look again now and then.

@@ -27,6 +27,9 @@ pub const COMMITTERS: usize = 2;
 /// thirty of its jobs.
 const BATCH_MAX: usize = 256;
 const BATCH_FULL: usize = 128;
+/// With so many jobs under way besides, a smaller batch than this waits so long for some of them.
+const BATCH_SMALL: usize = 64;
+const LINGER: Duration = Duration::from_millis(8);
 /// Links found in one transaction at most, but for those of a single job: more of them, as a batch of sitemaps has, might
 /// never be written within the time that a statement has.
 const FOUND_MAX: usize = 50_000;
@@ -121,19 +124,24 @@ pub fn channel() -> (Results, Queue) {
 }
 
 impl Queue {
-    /// The next batch: what waits, at once while nothing is being committed, and otherwise when it is full or the commit
-    /// under way is over. Empty at the end.
-    async fn gather(&self) -> (Vec<Item>, Option<OwnedMutexGuard<()>>) {
+    /// The next batch: what waits, at once while nothing is being committed and few jobs are under way, and otherwise when it
+    /// is full or the commit under way is over. Empty at the end.
+    async fn gather(&self, ctx: &Context) -> (Vec<Item>, Option<OwnedMutexGuard<()>>) {
         let mut receiver = self.receiver.lock().await;
         let mut items = Vec::with_capacity(BATCH_MAX);
         if receiver.recv_many(&mut items, BATCH_MAX).await == 0 {
             return (items, None);
         }
+        let linger = tokio::time::sleep(LINGER);
+        tokio::pin!(linger);
         while items.len() < BATCH_FULL {
             let room = BATCH_MAX - items.len();
+            let lacks = items.len() < BATCH_SMALL && ctx.held_count() >= (items.len() + BATCH_SMALL) as u64;
+            let waits = lacks && !linger.is_elapsed();
             tokio::select! {
                 biased;
-                turn = Arc::clone(&self.turn).lock_owned() => return (items, Some(turn)),
+                () = &mut linger, if waits => {}
+                turn = Arc::clone(&self.turn).lock_owned(), if !waits => return (items, Some(turn)),
                 more = receiver.recv_many(&mut items, room) => if more == 0 { break },
             }
         }
@@ -145,7 +153,7 @@ impl Queue {
 pub async fn run(ctx: Arc<Context>, queue: Queue) {
     loop {
         let (items, turn) = tokio::select! {
-            gathered = queue.gather() => gathered,
+            gathered = queue.gather(&ctx) => gathered,
             () = ctx.refused.cancelled() => return,
         };
         if items.is_empty() {

@@ -20,6 +20,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (9, "reconciled", include_str!("../../../sql/migrations/0009_reconciled.sql")),
     (10, "pace", include_str!("../../../sql/migrations/0010_pace.sql")),
     (11, "wait", include_str!("../../../sql/migrations/0011_wait.sql")),
+    (12, "seen", include_str!("../../../sql/migrations/0012_seen.sql")),
 ];
 
 /// Applies what is missing; returns the versions that were applied.

@@ -1,6 +1,7 @@
 //! The worker processes of `dodo up`: started, and started again with a backoff when they die. The sentinel's
 //! process is kept the same way.
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// One that lived this long starts over with the shortest backoff.
 const STEADY: Duration = Duration::from_secs(30);
+/// What tokio reads how many threads run its tasks from.
+const THREADS: &str = "TOKIO_WORKER_THREADS";
 /// A child has this long to drain.
 const DRAIN: Duration = Duration::from_secs(15);
 
@@ -50,9 +53,19 @@ pub fn start(env: &WorkerEnv, count: u16, lifecycle: &Lifecycle) -> anyhow::Resu
     let program = program()?;
     let tasks = TaskTracker::new();
     for _ in 0..count {
-        tasks.spawn(keep("worker", worker(&program, env), lifecycle.clone()));
+        let mut command = worker(&program, env);
+        if std::env::var_os(THREADS).is_none() {
+            command.env(THREADS, threads_of(count).to_string());
+        }
+        tasks.spawn(keep("worker", command, lifecycle.clone()));
     }
     Ok(Workers { tasks })
+}
+
+/// Threads for each of so many workers. More than there are cores for all of them would only hand jobs around.
+fn threads_of(workers: u16) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    cores.div_ceil(usize::from(workers.max(1)))
 }
 
 /// Starts a sentinel beside the workers and keeps it running. What it alerts by is in our own environment,
