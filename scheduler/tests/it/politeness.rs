@@ -113,6 +113,7 @@ async fn a_slow_host_sets_the_pace_and_why_slow_says_so() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn why_names_the_worker_or_the_clock_that_holds_a_url() -> Result<()> {
     const LATENCY: Duration = Duration::from_secs(3);
+    const DELAY_MS: i64 = 6000;
     let mut cluster = Cluster::start().await?;
     let web = Web::start(1, 3, LATENCY).await?;
     cluster.open(&web.places);
@@ -122,8 +123,8 @@ async fn why_names_the_worker_or_the_clock_that_holds_a_url() -> Result<()> {
     cluster.ask_last();
     let _worker = cluster.worker()?;
     let urls = &web.urls()[..2];
-    let dispatch = cluster.post("/v1/crawls", &json!({ "urls": urls, "delay_ms": 600_000, "depth": 0 })).await?;
-    // One is under way for three seconds, then the other waits for ten minutes.
+    let dispatch = cluster.post("/v1/crawls", &json!({ "urls": urls, "delay_ms": DELAY_MS, "depth": 0 })).await?;
+    // After robots.txt and a delay one is under way for three seconds; then the other waits.
     let of = async || -> Result<Vec<Value>> {
         let mut found = Vec::new();
         for url in urls {
@@ -147,7 +148,7 @@ async fn why_names_the_worker_or_the_clock_that_holds_a_url() -> Result<()> {
     let why = of().await?.into_iter().find(|why| why["standing"].is_object()).context("neither of them waits")?;
     assert_eq!((&why["standing"]["cause"], &why["standing"]["in_flight"]), (&json!("delay"), &json!(0)), "{why}");
     let [until, ended] = ["until_ms", "last_completion_ms"].map(|name| why["standing"][name].as_i64().unwrap_or(0));
-    assert_eq!(until - ended, 600_000, "{why}");
+    assert_eq!(until - ended, DELAY_MS, "{why}");
     assert!(why["lines"].to_string().contains("the delay of the crawl"), "{why}");
     Ok(())
 }
