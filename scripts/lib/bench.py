@@ -29,6 +29,9 @@ PARTS = {
     "backlog": (bench_rates.backlog, False),
     "restarts": (bench_fleet.restarts, False),
     "frontier": (bench_frontier.frontier, False),
+    "discovery": (bench_frontier.discovery, False),
+    "tls": (bench_crawl.tls, False),
+    "scale": (bench_crawl.scale, False),
 }
 # Flag: (default, with --full).
 SIZES = {

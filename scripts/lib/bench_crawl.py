@@ -1,19 +1,27 @@
 """The whole pipeline as `dodo up` runs it: a crawl of a generated site behind nginx."""
 
 import argparse
+import dataclasses
+import os
 import pathlib
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from typing import TypeVar
 
 from bench_cluster import LIMIT_S, fetch
 from bench_process import ROLES, cpu_seconds, free_port, memory, start, stop
-from bench_row import Row
-from bench_site import generate, start_nginx
+from bench_row import Row, at_least
+from bench_site import SlowSite, generate, make_certificate, start_nginx
+
+T = TypeVar("T")
+TLS_PAGES, TLS_PAGE_BYTES = 4_000, 100_000
+# Requests that a worker has under way at once, what each waits, and pages for each worker.
+SCALE_PERMITS, SCALE_LATENCY_S, SCALE_PAGES = 8, 0.05, 2_000
 
 
 def seconds_between(first: str, last: str) -> float:
@@ -49,30 +57,61 @@ def wait_done(api: str, dispatch: str, up: subprocess.Popen[bytes]) -> tuple[dic
 
 
 def crawl(options: argparse.Namespace) -> list[Row]:
+    """The site behind plain HTTP: what a page costs all of them together."""
+    return within(lambda work, children: plain(options, work, children))
+
+
+def tls(options: argparse.Namespace) -> list[Row]:
+    """Pages of 100 KB behind TLS."""
+    return within(lambda work, children: secured(options, work, children))
+
+
+def scale(options: argparse.Namespace) -> list[Row]:
+    """A site whose answers take their time: four workers against one. A worker holds few jobs at once, so that what is
+    measured is how they share a crawl, and not what this machine can do."""
+    rates = []
+    for workers in (1, 4):
+        rates.append(within(lambda work, children: waiting(options, work, children, workers)))
+        time.sleep(1)
+    one, four = rates
+    what = f"1 worker {one:.0f} pages/s, 4 workers {four:.0f}, each with {SCALE_PERMITS} requests at once of {SCALE_LATENCY_S * 1000:.0f} ms: share of four times"
+    return [at_least("scale", what, four / one / 4, 0.9, "", 2)]
+
+
+def within(measure: Callable[[pathlib.Path, list[subprocess.Popen[bytes]]], T]) -> T:
+    """Measures in a directory that is gone afterwards, with everything that was started in it."""
     work = pathlib.Path(tempfile.mkdtemp(prefix="dodo-bench-")).resolve()
     # Postgres runs as another user when we are root: it must be able to walk here.
     work.chmod(0o755)
     children: list[subprocess.Popen[bytes]] = []
     try:
-        return run(options, work, children)
+        return measure(work, children)
     finally:
         stop(children, work)
         shutil.rmtree(work, ignore_errors=True)
 
 
-def run(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]]) -> list[Row]:
-    site = pathlib.Path(options.site).absolute() / f"site-{options.pages}"
-    generate(site, options.pages)
-    nginx, site_port = start_nginx(work, site)
-    children.append(nginx)
+@dataclasses.dataclass
+class Crawled:
+    api: str
+    up: subprocess.Popen[bytes]
+    state: dict
+    # Until the last job had ended, and until everything was archived and verified.
+    fetched_s: float
+    whole_s: float
+    cpu_s: dict[str, float]
+
+
+def run(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]], seed: str, pages: int, **more: object) -> Crawled:
+    """`dodo up` crawls the site of `seed`. `workers`, `concurrency` and `environment` say how."""
     port = free_port()
     api = f"http://127.0.0.1:{port}"
     log = (work / "up.log").open("wb")
-    command = [options.bin / "dodo", "up", "--data", work / "data", "--workers", options.workers, "--port", port]
-    command += ["--crawl", f"http://127.0.0.1:{site_port}/p0.html", "--delay", 0, "--host-concurrency", 256]
-    up = start(command, work, log)
+    command = [options.bin / "dodo", "up", "--data", work / "data", "--workers", more.get("workers", options.workers), "--port", port]
+    command += ["--crawl", seed, "--delay", 0, "--host-concurrency", more.get("concurrency", 256)]
+    up = start(command, work, log, env={**os.environ, **more.get("environment", {})})
     children.append(up)
-    roots = [up.pid, nginx.pid]
+    roots = [child.pid for child in children]
     dispatch = None
     for _ in range(600):
         try:
@@ -86,24 +125,58 @@ def run(options: argparse.Namespace, work: pathlib.Path, children: list[subproce
         sys.exit(f"bench: dodo up does not answer: {(work / 'up.log').read_text()[-500:]}")
     # Servers have started and hardly anything is fetched: what they used so far is not the crawl's.
     before = cpu_seconds(roots)
-    state, fetched = wait_done(api, dispatch, up)
+    state, fetched_s = wait_done(api, dispatch, up)
     after = cpu_seconds(roots)
-    progress = state["progress"]
-    if progress["pages"] != options.pages or progress["failed"]:
-        sys.exit(f"bench: {options.pages} pages were to be fetched: {progress}")
-    status = fetch(api, "/v1/status")
-    whole = seconds_between(state["created_at"], state["finished_at"])
-    cpu = {name: (after.get(name, 0) - before.get(name, 0)) * 1000 / options.pages for name in ROLES}
+    if state["progress"]["pages"] != pages or state["progress"]["failed"]:
+        sys.exit(f"bench: {pages} pages were to be fetched: {state['progress']}")
+    cpu_s = {name: after.get(name, 0) - before.get(name, 0) for name in ROLES}
+    return Crawled(api, up, state, fetched_s, seconds_between(state["created_at"], state["finished_at"]), cpu_s)
+
+
+def plain(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]]) -> list[Row]:
+    site = pathlib.Path(options.site).absolute() / f"site-{options.pages}"
+    generate(site, options.pages)
+    nginx, site_port = start_nginx(work, site)
+    children.append(nginx)
+    done = run(options, work, children, f"http://127.0.0.1:{site_port}/p0.html", options.pages)
+    progress = done.state["progress"]
+    status = fetch(done.api, "/v1/status")
+    cpu = {name: seconds * 1000 / options.pages for name, seconds in done.cpu_s.items()}
     rows = [
-        Row("crawl", f"pages/s, {options.pages} pages fetched and committed, {options.workers} workers", f"{options.pages / fetched:.0f}"),
-        Row("crawl", "pages/s, archived and verified too", f"{options.pages / whole:.0f}"),
+        at_least("crawl", f"pages/s, {options.pages} pages fetched and committed, {options.workers} workers", options.pages / done.fetched_s, 5000, ""),
+        Row("crawl", "pages/s, archived and verified too", f"{options.pages / done.whole_s:.0f}"),
         Row("crawl", "links stored", str(progress["links"])),
-        Row("crawl", "MB of bodies archived for each second of the crawl", f"{progress['bytes'] / 1e6 / whole:.1f}"),
+        Row("crawl", "MB of bodies archived for each second of the crawl", f"{progress['bytes'] / 1e6 / done.whole_s:.1f}"),
         Row("crawl", "bodies' bytes to archived bytes (gzip level 1)", f"{progress['bytes'] / max(1, status['archive_bytes']):.2f}"),
     ]
     rows += [Row("crawl", f"CPU-s per 1000 pages: {role}", f"{cpu[name]:.3f}") for name, role in ROLES.items()]
     rows.append(Row("crawl", "CPU-s per 1000 pages: all", f"{sum(cpu.values()):.3f}"))
-    return rows + memory_rows("crawl", roots)
+    return rows + memory_rows("crawl", [done.up.pid, nginx.pid])
+
+
+def secured(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]]) -> list[Row]:
+    site = pathlib.Path(options.site).absolute() / f"site-{TLS_PAGES}-large"
+    generate(site, TLS_PAGES, TLS_PAGE_BYTES)
+    certificate, key = make_certificate(work)
+    nginx, site_port = start_nginx(work, site, (certificate, key))
+    children.append(nginx)
+    environment = {"DODO_FETCH_CA_FILE": str(certificate)}
+    done = run(options, work, children, f"https://127.0.0.1:{site_port}/p0.html", TLS_PAGES, environment=environment)
+    rate = TLS_PAGES / done.fetched_s
+    cores = os.cpu_count() or 1
+    return [
+        Row("tls", f"pages/s, {TLS_PAGES} pages of {TLS_PAGE_BYTES // 1000} KB fetched and committed, {options.workers} workers", f"{rate:.0f}"),
+        at_least("tls", f"the same for each of {cores} cores, the site's and the servers' work included", rate / cores, 600, ""),
+        at_least("tls", "pages for each CPU-second of the workers", TLS_PAGES / done.cpu_s["dodo-worker"], 600, ""),
+    ]
+
+
+def waiting(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]], workers: int) -> float:
+    pages = SCALE_PAGES * workers
+    site = SlowSite(SCALE_LATENCY_S, pages)
+    environment = {"DODO_WORKER_PERMITS": str(SCALE_PERMITS)}
+    done = run(options, work, children, site.url("/0"), pages, workers=workers, concurrency=1024, environment=environment)
+    return pages / done.fetched_s
 
 
 def memory_rows(part: str, roots: list[int]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""What a pick costs the dispatcher: its frontier alone, with few hosts and with very many."""
+"""What parts cost alone: a pick the dispatcher, with few hosts and with very many, and links a worker."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ import pathlib
 import subprocess
 import sys
 
-from bench_row import Row, at_most
+from bench_row import Row, at_least, at_most
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FEW, MANY = 20_000, 1_000_000
@@ -30,8 +30,18 @@ def frontier(_: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def discovery(_: argparse.Namespace) -> list[Row]:
+    found = bench("discovery")
+    what = "links/s on one core: pages of 20 KB parsed, links spelt canonically and looked up in the seen-set"
+    return [at_least("discovery", what, found["links_per_s"], 400_000, "")]
+
+
 def measure(hosts: int) -> dict[str, float]:
-    command = ["cargo", "bench", "--workspace", "--quiet", "--bench", "frontier", "--", str(hosts)]
+    return bench("frontier", str(hosts))
+
+
+def bench(name: str, *arguments: str) -> dict[str, float]:
+    command = ["cargo", "bench", "--workspace", "--quiet", "--bench", name, "--", *arguments]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit(f"bench: {' '.join(command)} ended with {done.returncode}")

@@ -19,8 +19,8 @@ def at_most(part: str, what: str, value: float, bound: float, unit: str, digits:
     return Row(part, what, f"{value:.{digits}f} {unit}".strip(), f"<= {bound:g} {unit}".strip(), value <= bound)
 
 
-def at_least(part: str, what: str, value: float, bound: float, unit: str) -> Row:
-    return Row(part, what, f"{value:.0f} {unit}", f">= {bound:g} {unit}", value >= bound)
+def at_least(part: str, what: str, value: float, bound: float, unit: str, digits: int = 0) -> Row:
+    return Row(part, what, f"{value:.{digits}f} {unit}".strip(), f">= {bound:g} {unit}".strip(), value >= bound)
 
 
 def exactly(part: str, what: str, value: int, wanted: int) -> Row:

@@ -15,7 +15,7 @@ LINKS = 50
 PAGE_BYTES = 20_000
 
 
-def generate(site: pathlib.Path, pages: int) -> None:
+def generate(site: pathlib.Path, pages: int, page_bytes: int = PAGE_BYTES) -> None:
     """Page n links to 2n+1 and 2n+2, so that every page is reachable, and to 48 others."""
     done = site / f"done-{pages}"
     if done.exists():
@@ -27,7 +27,7 @@ def generate(site: pathlib.Path, pages: int) -> None:
     for n in range(pages):
         targets = [(2 * n + 1) % pages, (2 * n + 2) % pages] + [rng.randrange(pages) for _ in range(LINKS - 2)]
         parts = [f'<!doctype html><html lang="en"><head><title>Page {n}</title></head><body>']
-        room = PAGE_BYTES // LINKS - 45
+        room = page_bytes // LINKS - 45
         for to in targets:
             text = " ".join(rng.choices(words, k=room // 6))[:room]
             parts.append(f'<p>{text}</p><a href="/p{to}.html">link {to}</a>')
@@ -35,8 +35,18 @@ def generate(site: pathlib.Path, pages: int) -> None:
     done.touch()
 
 
-def start_nginx(work: pathlib.Path, site: pathlib.Path) -> tuple[subprocess.Popen[bytes], int]:
+def make_certificate(work: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """One for 127.0.0.1 that nobody has signed, and its key."""
+    certificate, key = work / "site.pem", work / "site.key"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return certificate, key
+
+
+def start_nginx(work: pathlib.Path, site: pathlib.Path, secured: tuple[pathlib.Path, pathlib.Path] | None = None) -> tuple[subprocess.Popen[bytes], int]:
     port = free_port()
+    tls = f"ssl_certificate {secured[0]}; ssl_certificate_key {secured[1]};" if secured else ""
     temp = "".join(f"{kind}_temp_path {work}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     config = work / "nginx.conf"
     config.write_text(
@@ -44,7 +54,7 @@ def start_nginx(work: pathlib.Path, site: pathlib.Path) -> tuple[subprocess.Pope
         f"{'user root;' if os.geteuid() == 0 else ''} daemon off; worker_processes 1; pid {work}/nginx.pid; error_log {work}/nginx.err;"
         "events { worker_connections 2048; }"
         f"http {{ types {{ text/html html; }} access_log off; sendfile on; keepalive_requests 10000000; {temp}"
-        f"server {{ listen 127.0.0.1:{port}; root {site}; }} }}"
+        f"server {{ listen 127.0.0.1:{port}{' ssl' if secured else ''}; {tls} root {site}; }} }}"
     )
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     return start([program, "-c", config, "-p", work], work, subprocess.DEVNULL), port
@@ -52,10 +62,11 @@ def start_nginx(work: pathlib.Path, site: pathlib.Path) -> tuple[subprocess.Pope
 
 class SlowSite:
     """Answers each page `delay_s` late, or, where that is None, when [`release`] is called. `hits` holds each request's
-    path with the times at which it came."""
+    path with the times at which it came. With `pages` its paths are numbers, of which each links to the two of a heap."""
 
-    def __init__(self, delay_s: float | None) -> None:
+    def __init__(self, delay_s: float | None, pages: int = 0) -> None:
         self.delay_s = delay_s
+        self.pages = pages
         self.hits: dict[str, list[float]] = {}
         self.lock = threading.Lock()
         self.loop = asyncio.new_event_loop()
@@ -88,6 +99,10 @@ class SlowSite:
         ready.set()
         self.loop.run_forever()
 
+    def links(self, path: str) -> str:
+        children = (2 * int(path[1:]) + 1, 2 * int(path[1:]) + 2) if self.pages else ()
+        return "".join(f"<a href=/{child}>" for child in children if child < self.pages)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
@@ -99,7 +114,7 @@ class SlowSite:
                     with self.lock:
                         self.hits.setdefault(path, []).append(time.time())
                     await (self.gate.wait() if self.delay_s is None else asyncio.sleep(self.delay_s))
-                    body = f"<!doctype html><title>{path}</title><p>slow".encode()
+                    body = f"<!doctype html><title>{path}</title><p>slow{self.links(path)}".encode()
                     writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
