@@ -60,8 +60,7 @@ fn plain(raw: &str, base: &Url, rules: &UrlRules) -> Option<String> {
     }
     let is_plain =
         path.bytes().all(is_kept) && query.is_none_or(|query| !query.is_empty() && query.bytes().all(is_kept_in_query));
-    // Rules look at queries, and at parameters of a path.
-    let is_ruled = !rules.fingerprint().is_empty() && (query.is_some() || path.contains(';') || start.contains(';'));
+    let is_ruled = rules.may_change(path, query.is_some()) || rules.may_change(start, false);
     if !is_plain || is_ruled || start.len() + rest.len() > URL_BYTES_MAX {
         return None;
     }
@@ -90,11 +89,12 @@ mod tests {
     use crate::model::url::canonical;
     use crate::model::url_rules::UrlRule;
 
-    const BASES: [&str; 5] = [
+    const BASES: [&str; 6] = [
         "http://a.example/",
         "https://b.example:8080/x/y.html?q=1",
         "http://[::1]/%41%zz/",
-        "https://c.example/x;sid=1/y/",
+        "https://c.example/x;jsessionid=0a1b2c3d4e5f60718293/y/",
+        "https://c.example/(S(lit3py55t21z5v55vlm25s55))/y/z",
         "http://d.example//x/.hidden/",
     ];
 
@@ -107,7 +107,7 @@ mod tests {
     fn it_is_what_the_parser_makes_of_it() {
         const STARTS: [&str; 9] =
             ["", "/", "//", "./", "../", "http://a.example", "https://b.example:8080/", "http://A.example/", "mailto:"];
-        const PIECES: [&str; 44] = [
+        const PIECES: [&str; 45] = [
             "a",
             "b",
             "C",
@@ -151,7 +151,8 @@ mod tests {
             "\t",
             "\u{e9}",
             "utm_source=",
-            ";sid=3",
+            ";jsessionid=0a1b2c3d4e5f60718293",
+            "/(S(lit3py55t21z5v55vlm25s55))/",
         ];
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         let mut next = |below: usize| {

@@ -5,7 +5,6 @@ use std::sync::LazyLock;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use url::Url;
-use xxhash_rust::xxh3::xxh3_128;
 
 /// Names of parameters that one crawl may drop.
 pub const DROP_PARAMS_MAX: usize = 100;
@@ -36,7 +35,6 @@ pub struct UrlRules {
     tracking: bool,
     drop: Names,
     sort: bool,
-    fingerprint: String,
 }
 
 /// Names of parameters, whole ones and beginnings, lower-case and sorted; no beginning begins another.
@@ -51,7 +49,6 @@ static NONE: UrlRules = UrlRules {
     tracking: false,
     drop: Names { whole: Vec::new(), beginnings: Vec::new() },
     sort: false,
-    fingerprint: String::new(),
 };
 
 /// Sources: Brave's query filter (brave-core, `components/query_filter`), but for those of its names that sites use for
@@ -85,26 +82,22 @@ impl UrlRules {
                 "drop_params takes names of 1 to {DROP_PARAM_BYTES_MAX} bytes with a * at most at their end, not {name:?}"
             ));
         }
-        let mut made = UrlRules {
+        Ok(UrlRules {
             sessions: rules.contains(&UrlRule::Sessions),
             tracking: rules.contains(&UrlRule::Tracking),
             drop: Names::of(drop_params.iter().map(String::as_str)),
             sort: rules.contains(&UrlRule::Sort),
-            fingerprint: String::new(),
-        };
-        if !(rules.is_empty() && drop_params.is_empty()) {
-            made.fingerprint = format!("{:032x}", xxh3_128(format!("{made:?}").as_bytes()));
-        }
-        Ok(made)
+        })
     }
 
     pub fn none() -> &'static UrlRules {
         &NONE
     }
 
-    /// What tells these rules from others: hex digits, or nothing where there is no rule.
-    pub fn fingerprint(&self) -> &str {
-        &self.fingerprint
+    /// Whether they could change a URL that has a query, or such a character in its path.
+    pub fn may_change(&self, path: &str, has_query: bool) -> bool {
+        let in_query = self.sessions || self.tracking || self.sort || !self.drop.is_empty();
+        has_query && in_query || self.sessions && path.contains([';', '('])
     }
 
     /// Changes a canonical URL; `step` hears the outcome of each rule.

@@ -14,6 +14,7 @@ use dodo_common::model::robots::Robots;
 use dodo_common::model::source::api_origin;
 use dodo_common::model::spec::CrawlSpec;
 use dodo_common::model::url::{Canonical, canonical, ruled};
+use dodo_common::model::url_rules::UrlRules;
 use dodo_common::stream::question::{self, Standing};
 use dodo_common::stream::queue;
 use serde::{Deserialize, Serialize};
@@ -192,14 +193,18 @@ fn moment(ms: Millis) -> DateTime<Utc> {
 async fn agents(ctx: &Context, jobs: &[JobReport]) -> ApiResult<BTreeSet<Option<String>>> {
     let mut agents = BTreeSet::new();
     for id in jobs.iter().map(|job| job.dispatch).collect::<BTreeSet<Uuid>>() {
-        let spec = dispatch::get(&ctx.db, TENANT_DEFAULT, id).await?.map(|dispatch| dispatch.spec);
-        let crawl = spec.and_then(|spec| serde_json::from_value::<CrawlSpec>(spec).ok());
-        agents.insert(crawl.and_then(|crawl| crawl.user_agent));
+        agents.insert(spec_of(ctx, id).await?.and_then(|crawl| crawl.user_agent));
     }
     if agents.is_empty() {
         agents.insert(None);
     }
     Ok(agents)
+}
+
+/// What a dispatch asks for, if it is a crawl.
+async fn spec_of(ctx: &Context, dispatch: Uuid) -> ApiResult<Option<CrawlSpec>> {
+    let spec = dispatch::get(&ctx.db, TENANT_DEFAULT, dispatch).await?.map(|dispatch| dispatch.spec);
+    Ok(spec.and_then(|spec| serde_json::from_value(spec).ok()))
 }
 
 fn host_lines(
@@ -299,8 +304,10 @@ async fn found_on(ctx: &Context, job: &JobReport, page: Uuid) -> ApiResult<Strin
     if job.depth == 0 {
         let robots = explain::host(&ctx.db, &host).await?.and_then(|host| host.robots).unwrap_or_default();
         let base = Url::parse(&host).ok();
+        let rules = spec_of(ctx, job.dispatch).await?.and_then(|crawl| crawl.rules().ok());
+        let rules = rules.as_ref().unwrap_or(UrlRules::none());
         let is_it = |line: &String| {
-            canonical(line, base.as_ref()).is_ok_and(|sitemap| job.url.as_deref() == Some(sitemap.url.as_str()))
+            ruled(line, base.as_ref(), rules).is_ok_and(|sitemap| job.url.as_deref() == Some(sitemap.url.as_str()))
         };
         if Robots::parse(&robots).sitemaps().iter().any(is_it) {
             return Ok(format!("named as a sitemap by the robots.txt of {host}"));

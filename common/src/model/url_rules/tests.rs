@@ -113,23 +113,6 @@ fn wrong_names_are_said_to_be() {
     assert_eq!(serde_json::from_str::<UrlRule>("\"tracking\"").unwrap(), UrlRule::Tracking);
 }
 
-#[test]
-fn rules_are_told_apart() {
-    let all = [
-        rules(&[], &[]),
-        rules(&[UrlRule::Sort], &[]),
-        rules(&[UrlRule::Tracking], &[]),
-        rules(&[], &["a", "b"]),
-        rules(&[], &["a, b"]),
-        rules(&[], &["a", "b*"]),
-    ];
-    let mut prints: Vec<&str> = all.iter().map(UrlRules::fingerprint).collect();
-    assert_eq!((prints[0], rules(&[], &["b", "a"]).fingerprint()), ("", prints[3]));
-    prints.sort_unstable();
-    prints.dedup();
-    assert_eq!(prints.len(), all.len());
-}
-
 /// Pseudo-random numbers below a bound.
 fn random() -> impl FnMut(usize) -> usize {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
