@@ -13,6 +13,7 @@ use crate::model::scope::ScopeKind;
 use crate::model::source::{SPAN_S_MAX, check_headers};
 use crate::model::spec::{CrawlSpec, DELAY_MS_MAX, Nofollow};
 use crate::model::terms::Terms;
+use crate::model::trap::Traps;
 use crate::model::url::{Canonical, ruled};
 use crate::model::url_rules::UrlRule;
 
@@ -98,6 +99,12 @@ pub struct Options {
     pub include: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_path_segments: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_repeats: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_query_params: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sitemaps: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -294,6 +301,7 @@ pub fn crawl_spec(service: &str, url: &str, options: &Options) -> Result<(CrawlS
     spec.drop_params.clone_from(&options.drop_params);
     spec.include.clone_from(&options.include);
     spec.exclude.clone_from(&options.exclude);
+    spec.traps = Traps::of(options.max_path_segments, options.max_repeats, options.max_query_params);
     (spec.cookies, spec.user_agent) = (options.cookies, options.user_agent.clone());
     let seed = ruled(url, None, &spec.rules()?).map_err(|error| format!("url {url:?}: {error}"))?;
     spec.seeds = vec![seed.url.to_string()];

@@ -17,5 +17,6 @@ pub mod spelling;
 pub mod stream_id;
 pub mod surt;
 pub mod terms;
+pub mod trap;
 pub mod url;
 pub mod url_rules;

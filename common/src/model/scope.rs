@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use url::{Host, Position, Url};
 
 use crate::model::pattern::Patterns;
+use crate::model::trap::Traps;
 
 /// How far from its seeds a crawl may go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -29,7 +30,7 @@ pub enum ScopeKind {
 #[derive(Clone, Debug)]
 pub struct Scope {
     pub kind: ScopeKind,
-    /// In scope whatever `include` says; `exclude` holds for them, too.
+    /// In scope whatever `include` and `traps` say; `exclude` holds for them, too.
     seeds: HashSet<Url>,
     /// `host[:port]` of the seeds for Host, registrable domains for Domain.
     hosts: HashSet<String>,
@@ -37,14 +38,15 @@ pub struct Scope {
     prefixes: HashMap<String, Vec<String>>,
     include: Patterns,
     exclude: Patterns,
+    traps: Traps,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScopeDecision {
     pub allowed: bool,
     pub reason: Cow<'static, str>,
-    /// What the kind of scope allows was refused for a pattern.
-    pub by_pattern: bool,
+    /// What the kind of scope allows was refused for a pattern, or as a trap.
+    pub by_rule: bool,
 }
 
 impl ScopeKind {
@@ -95,13 +97,18 @@ impl Scope {
             paths.sort_unstable();
             paths.dedup_by(|path, kept| path.starts_with(kept.as_str()));
         }
-        let (include, exclude) = Default::default();
-        Scope { kind, seeds: seeds.into_iter().collect(), hosts, prefixes, include, exclude }
+        let (include, exclude, traps) = Default::default();
+        Scope { kind, seeds: seeds.into_iter().collect(), hosts, prefixes, include, exclude, traps }
     }
 
     /// Of what `kind` allows, only what `include` matches, if it is there; and nothing that `exclude` matches.
     pub fn with_patterns(self, include: Patterns, exclude: Patterns) -> Scope {
         Scope { include, exclude, ..self }
+    }
+
+    /// And nothing that is a trap by these bounds.
+    pub fn with_traps(self, traps: Traps) -> Scope {
+        Scope { traps, ..self }
     }
 
     /// A seed that is excluded, and why.
@@ -120,18 +127,22 @@ impl Scope {
             ScopeKind::Any => (true, "everything is in scope", ""),
         };
         if !allowed {
-            return ScopeDecision { allowed, reason: no.into(), by_pattern: false };
+            return ScopeDecision { allowed, reason: no.into(), by_rule: false };
         }
         match self.refused(url) {
-            Some(reason) => ScopeDecision { allowed: false, reason, by_pattern: true },
-            None => ScopeDecision { allowed, reason: yes.into(), by_pattern: false },
+            Some(reason) => ScopeDecision { allowed: false, reason, by_rule: true },
+            None => ScopeDecision { allowed, reason: yes.into(), by_rule: false },
         }
     }
 
-    /// Why the patterns refuse it, if they do.
+    /// Why a pattern or the shape of the URL refuses it, if one does.
     fn refused(&self, url: &Url) -> Option<Cow<'static, str>> {
-        let included = || self.include.is_empty() || self.include.is_match(url) || self.seeds.contains(url);
-        self.excluded(url).or_else(|| (!included()).then_some("not matched by any include pattern".into()))
+        let trap = || self.traps.refuse(url).map(|why| format!("a trap: {why}").into());
+        let not_included = || {
+            let included = self.include.is_empty() || self.include.is_match(url);
+            (!included).then_some("not matched by any include pattern".into())
+        };
+        self.excluded(url).or_else(|| trap().or_else(not_included).filter(|_| !self.seeds.contains(url)))
     }
 
     fn excluded(&self, url: &Url) -> Option<Cow<'static, str>> {
@@ -226,7 +237,7 @@ mod tests {
         ] {
             let decision = both.allows(&canonical(url, None).unwrap().url);
             assert_eq!((decision.allowed, decision.reason.as_ref()), (allowed, reason), "{url}");
-            assert_eq!(decision.by_pattern, !allowed && reason != "not the host of a seed", "{url}");
+            assert_eq!(decision.by_rule, !allowed && reason != "not the host of a seed", "{url}");
         }
         assert_eq!(both.excluded_seed(), None);
         let (seed, why) = scope
@@ -235,6 +246,17 @@ mod tests {
             .map(|(s, w)| (s.to_string(), w))
             .unwrap();
         assert_eq!((seed.as_str(), why.as_ref()), ("http://a.test/", "excluded by test/$"));
+    }
+
+    #[test]
+    fn a_trap_is_out_of_scope_unless_it_is_a_start() {
+        let (seed, trap) = ("http://a.test/b/b/b/b/", "http://a.test/b/b/b/b/b/");
+        let scope = Scope::new(ScopeKind::Host, vec![canonical(seed, None).unwrap().url]);
+        let of = |scope: &Scope, url| scope.allows(&canonical(url, None).unwrap().url);
+        assert!(of(&scope, seed).allowed);
+        let decision = of(&scope, trap);
+        assert!(!decision.allowed && decision.by_rule && decision.reason.contains("max_repeats"), "{decision:?}");
+        assert!(of(&scope.with_traps(Traps::of(None, Some(5), None)), trap).allowed);
     }
 
     #[test]

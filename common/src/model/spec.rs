@@ -6,6 +6,7 @@ use url::Url;
 
 use crate::model::pattern::Patterns;
 use crate::model::scope::{Scope, ScopeKind};
+use crate::model::trap::Traps;
 use crate::model::url_rules::{UrlRule, UrlRules};
 
 /// Seeds of one crawl.
@@ -67,6 +68,9 @@ pub struct CrawlSpec {
     /// Patterns of which it may match none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
+    /// What of a URL's shape makes it a trap.
+    #[serde(default, skip_serializing_if = "Traps::is_default")]
+    pub traps: Traps,
     /// Each worker sends the cookies again that it was sent.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cookies: bool,
@@ -86,7 +90,7 @@ impl CrawlSpec {
         let seeds = self.seeds.iter().map(|seed| Url::parse(seed).map_err(|error| format!("{seed:?}: {error}")));
         let scope = Scope::new(self.scope, seeds.collect::<Result<_, _>>()?);
         let (include, exclude) = (Patterns::new("include", &self.include)?, Patterns::new("exclude", &self.exclude)?);
-        Ok(scope.with_patterns(include, exclude))
+        Ok(scope.with_patterns(include, exclude).with_traps(self.traps))
     }
 
     /// One clear line about the first thing that is wrong.
@@ -110,6 +114,7 @@ impl CrawlSpec {
             ));
         }
         self.user_agent.as_deref().map_or(Ok(()), check_user_agent)?;
+        self.traps.check()?;
         self.rules()?;
         if self.include.is_empty() && self.exclude.is_empty() {
             return Ok(());

@@ -8,6 +8,7 @@ use dodo_common::db::dispatch::{self, Submission, Submitted};
 use dodo_common::model::job::TENANT_DEFAULT;
 use dodo_common::model::spec::{CrawlSpec, Nofollow, NoopSpec};
 use dodo_common::model::terms::{Terms, start_of};
+use dodo_common::model::trap::Traps;
 use dodo_common::model::url::{Canonical, ruled};
 use dodo_common::model::url_rules::{UrlRule, UrlRules};
 use serde::{Deserialize, Serialize};
@@ -65,6 +66,15 @@ pub struct CrawlRequest {
     /// Regular expressions, at most 100: what matches one is not crawled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
+    /// Segments of a URL's path, beyond which it is a trap and not crawled; 20 when not given, 2048 is no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_path_segments: Option<u16>,
+    /// How often one segment may stand in a path, and one parameter with its value in a query; 3 when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_repeats: Option<u16>,
+    /// Parameters of a query; 32 when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_query_params: Option<u16>,
     /// Send again the cookies that were set, within this crawl; each worker keeps its own. False when not given.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cookies: bool,
@@ -264,6 +274,7 @@ pub fn checked(request: CrawlRequest, contact: &str, now: Millis) -> ApiResult<C
     spec.drop_params = request.drop_params;
     spec.include = request.include;
     spec.exclude = request.exclude;
+    spec.traps = Traps::of(request.max_path_segments, request.max_repeats, request.max_query_params);
     (spec.cookies, spec.user_agent) = (request.cookies, request.user_agent);
     spec.check().map_err(bad_request)?;
     let start_at = start_of(request.start_at.as_deref(), request.start_in_ms, now);

@@ -270,14 +270,14 @@ impl View {
         Some(View { crawl, spec, url })
     }
 
-    /// What this crawl, which has none of the jobs, says of its scope; where others have some, only if a pattern decides.
+    /// What this crawl, which has none of the jobs, says of its scope; where others have some, only if a rule of it decides.
     fn scope_line(&self, jobs: &[JobReport]) -> Option<String> {
         if jobs.iter().any(|job| job.dispatch == self.crawl) {
             return None;
         }
         let decision = self.spec.judge().ok()?.allows(&self.url.url);
         let word = if decision.allowed { "in" } else { "out of" };
-        (jobs.is_empty() || decision.by_pattern)
+        (jobs.is_empty() || decision.by_rule)
             .then(|| format!("It is {word} the scope of crawl {}: {}.", self.crawl, decision.reason))
     }
 }

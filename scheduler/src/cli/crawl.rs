@@ -54,6 +54,8 @@ pub struct CrawlFlags {
     /// A regular expression; what matches it is not fetched; may be given more than once
     #[arg(long, value_name = "RE", value_parser = pattern)]
     pub exclude: Vec<String>,
+    #[command(flatten)]
+    pub bounds: BoundFlags,
     /// Send again the cookies that were set, within this crawl; each worker keeps its own
     #[arg(long)]
     pub cookies: bool,
@@ -94,6 +96,20 @@ pub struct RuleFlags {
     pub drop_param: Vec<String>,
 }
 
+/// What bounds a crawl against what a site makes without end.
+#[derive(Args, Clone, Debug, Default)]
+pub struct BoundFlags {
+    /// A URL whose path has more segments is a trap and not fetched [default: 20]
+    #[arg(long, value_name = "N")]
+    pub max_path_segments: Option<u16>,
+    /// Nor is one where a segment of the path, or a parameter with its value, stands more often [default: 3]
+    #[arg(long, value_name = "N")]
+    pub max_repeats: Option<u16>,
+    /// Nor one whose query has more parameters [default: 32]
+    #[arg(long, value_name = "N")]
+    pub max_query_params: Option<u16>,
+}
+
 fn param(name: &str) -> Result<String, String> {
     UrlRules::new(&[], &[name.to_owned()]).map(|_| name.to_owned())
 }
@@ -118,6 +134,9 @@ impl CrawlFlags {
             drop_params: self.rules.drop_param.clone(),
             include: self.include.clone(),
             exclude: self.exclude.clone(),
+            max_path_segments: self.bounds.max_path_segments,
+            max_repeats: self.bounds.max_repeats,
+            max_query_params: self.bounds.max_query_params,
             cookies: self.cookies,
             user_agent: self.user_agent.clone(),
             key: self.key.clone(),

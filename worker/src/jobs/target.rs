@@ -116,7 +116,7 @@ fn hop(crawl: &Crawl, url: &Url, to: &Canonical) -> ScopeDecision {
         return ScopeDecision {
             allowed: true,
             reason: "the host of a sitemap that robots.txt names".into(),
-            by_pattern: false,
+            by_rule: false,
         };
     }
     decision
