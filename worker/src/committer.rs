@@ -269,7 +269,7 @@ fn batch_of(done: Vec<Done>) -> (Batch, Ended) {
         let mut answered = None;
         let verdict = match d.effect {
             Effect::Finished { job, dispatch, .. } => {
-                let well = matches!(job.outcome, Outcome::Ok | Outcome::Redirect);
+                let well = matches!(job.outcome, Outcome::Ok | Outcome::Redirect | Outcome::Unwanted);
                 answered = job.fetch_ms.map(|ms| (i64::from(ms), well));
                 let verdict = Verdict::Finished { job: job.key.id, page: job.outcome == Outcome::Ok };
                 ended.dispatches.push(dispatch);

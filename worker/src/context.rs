@@ -9,6 +9,7 @@ use dodo_common::clock::{Clock, Millis};
 use dodo_common::db::pool::{Db, DbError, DbResult};
 use dodo_common::db::worker::{self, Incarnation};
 use dodo_common::db::{dispatch, host, source};
+use dodo_common::model::media::MediaTypes;
 use dodo_common::model::record::Mapper;
 use dodo_common::model::robots::Robots;
 use dodo_common::model::scope::Scope;
@@ -48,6 +49,7 @@ pub struct Crawl {
     pub spec: CrawlSpec,
     pub scope: Scope,
     pub rules: UrlRules,
+    pub media: MediaTypes,
     /// Sent to the hosts of the seeds, and to no other.
     pub headers: HeaderMap,
     pub seed_hosts: HashSet<String>,
@@ -215,6 +217,7 @@ impl Context {
         let spec = dispatch::spec::<CrawlSpec>(&self.db, tenant, id).await?;
         let wrong = |why| DbError::Input(format!("dispatch {id} is no crawl of this version: {why}"));
         let (scope, rules) = (spec.judge().map_err(wrong)?, spec.rules().map_err(wrong)?);
+        let media = MediaTypes::new(&spec.content_types).map_err(wrong)?;
         let headers = dispatch::headers(&self.db, tenant, id).await?;
         let headers = secret_headers(&headers).map_err(DbError::Input)?;
         let seed_hosts =
@@ -222,7 +225,7 @@ impl Context {
         let user_agent = spec.user_agent.as_deref().map(|product| self.fetcher.user_agent(product)).transpose();
         let user_agent = user_agent.map_err(DbError::Input)?;
         let jar = spec.cookies.then(Jar::default);
-        let crawl = Arc::new(Crawl { spec, scope, rules, headers, seed_hosts, user_agent, jar });
+        let crawl = Arc::new(Crawl { spec, scope, rules, media, headers, seed_hosts, user_agent, jar });
         let mut crawls = self.crawls.lock().expect("no panic under this lock");
         if crawls.len() >= DISPATCHES_MAX {
             crawls.clear();

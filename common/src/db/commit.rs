@@ -175,7 +175,7 @@ WITH j AS MATERIALIZED (
     count(*) FILTER (WHERE j.outcome = 'ok' AND won.remake_of IS NULL AND won.kind IN ('crawl', 'noop', 'get_page')
       AND NOT ", stored_by_another!(), "),
     count(*) FILTER (WHERE j.outcome IN ('dead', 'failed', 'http_error', 'unknown')),
-    count(*) FILTER (WHERE j.outcome IN ('robots', 'refused', 'budget', 'cancelled')),
+    count(*) FILTER (WHERE j.outcome IN ('robots', 'refused', 'unwanted', 'budget', 'cancelled')),
     coalesce(sum(j.link_count) FILTER (WHERE won.remake_of IS NULL), 0),
     coalesce(sum(j.known_count - coalesce(g.n, 0)) FILTER (WHERE won.remake_of IS NULL), 0)
       + (SELECT count(*) FROM f JOIN won w ON w.id = f.parent WHERE w.dispatch = won.dispatch AND w.remake_of IS NULL),

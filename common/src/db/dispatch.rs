@@ -29,7 +29,7 @@ pub struct Progress {
     pub pages: i64,
     /// Jobs that ended dead, failed or with an HTTP error.
     pub failed: i64,
-    /// Jobs that ended without a request: robots, address rules, budget.
+    /// Jobs that ended without a request, or without a body: robots, address rules, budget, media types.
     pub skipped: i64,
     /// Links stored.
     pub links: i64,

@@ -20,7 +20,7 @@ pub struct JobReport {
     /// Which page of how many, for pages of an API.
     pub page: Option<i32>,
     pub total_pages: Option<i32>,
-    /// `pending`, or how it ended: ok, redirect, http_error, robots, refused, budget, dead, failed, duplicate, cancelled, unknown,
+    /// `pending`, or how it ended: ok, redirect, http_error, robots, refused, unwanted, budget, dead, failed, duplicate, cancelled, unknown,
     /// quarantined.
     pub state: String,
     pub reason: Option<String>,

@@ -100,6 +100,8 @@ pub enum Outcome {
     Robots,
     /// The address or the URL may not be fetched; nothing was requested.
     Refused,
+    /// Its media type is none that its crawl keeps; its body was not read.
+    Unwanted,
     /// Its dispatch had reached its budget; nothing was requested.
     Budget,
     /// Out of tries.
@@ -124,6 +126,7 @@ impl Outcome {
             Outcome::HttpError => "http_error",
             Outcome::Robots => "robots",
             Outcome::Refused => "refused",
+            Outcome::Unwanted => "unwanted",
             Outcome::Budget => "budget",
             Outcome::Dead => "dead",
             Outcome::Failed => "failed",

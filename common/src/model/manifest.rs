@@ -105,6 +105,8 @@ pub struct Options {
     pub max_repeats: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_query_params: Option<u16>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub content_types: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sitemaps: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -302,6 +304,7 @@ pub fn crawl_spec(service: &str, url: &str, options: &Options) -> Result<(CrawlS
     spec.include.clone_from(&options.include);
     spec.exclude.clone_from(&options.exclude);
     spec.traps = Traps::of(options.max_path_segments, options.max_repeats, options.max_query_params);
+    spec.content_types.clone_from(&options.content_types);
     (spec.cookies, spec.user_agent) = (options.cookies, options.user_agent.clone());
     let seed = ruled(url, None, &spec.rules()?).map_err(|error| format!("url {url:?}: {error}"))?;
     spec.seeds = vec![seed.url.to_string()];

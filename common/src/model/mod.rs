@@ -4,6 +4,7 @@ pub mod address;
 pub mod cause;
 pub mod job;
 pub mod manifest;
+pub mod media;
 pub mod pattern;
 pub mod proxy;
 pub mod record;

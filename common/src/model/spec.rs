@@ -4,6 +4,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use crate::model::media::MediaTypes;
 use crate::model::pattern::Patterns;
 use crate::model::scope::{Scope, ScopeKind};
 use crate::model::trap::Traps;
@@ -71,6 +72,9 @@ pub struct CrawlSpec {
     /// What of a URL's shape makes it a trap.
     #[serde(default, skip_serializing_if = "Traps::is_default")]
     pub traps: Traps,
+    /// Media types that are kept, all where none is named: of anything else the body is not read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub content_types: Vec<String>,
     /// Each worker sends the cookies again that it was sent.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cookies: bool,
@@ -115,6 +119,7 @@ impl CrawlSpec {
         }
         self.user_agent.as_deref().map_or(Ok(()), check_user_agent)?;
         self.traps.check()?;
+        MediaTypes::new(&self.content_types)?;
         self.rules()?;
         if self.include.is_empty() && self.exclude.is_empty() {
             return Ok(());

@@ -75,6 +75,10 @@ pub struct CrawlRequest {
     /// Parameters of a query; 32 when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_query_params: Option<u16>,
+    /// Media types that are kept, as `text/html` or `image/`, at most 100; all when not given. Of anything else the body
+    /// is not read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub content_types: Vec<String>,
     /// Send again the cookies that were set, within this crawl; each worker keeps its own. False when not given.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cookies: bool,
@@ -275,6 +279,7 @@ pub fn checked(request: CrawlRequest, contact: &str, now: Millis) -> ApiResult<C
     spec.include = request.include;
     spec.exclude = request.exclude;
     spec.traps = Traps::of(request.max_path_segments, request.max_repeats, request.max_query_params);
+    spec.content_types = request.content_types;
     (spec.cookies, spec.user_agent) = (request.cookies, request.user_agent);
     spec.check().map_err(bad_request)?;
     let start_at = start_of(request.start_at.as_deref(), request.start_in_ms, now);

@@ -15,8 +15,8 @@ pub const PAGE_MAX: i64 = 1000;
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub struct ListQuery {
-    /// `pending`, or an outcome: ok, redirect, http_error, robots, refused, budget, dead, failed, duplicate, cancelled,
-    /// unknown, quarantined; finished jobs when not given.
+    /// `pending`, or an outcome: ok, redirect, http_error, robots, refused, unwanted, budget, dead, failed, duplicate,
+    /// cancelled, unknown, quarantined; finished jobs when not given.
     pub state: Option<String>,
     pub dispatch: Option<Uuid>,
     /// The last id of the page before.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use dodo_common::db::dispatch::Dispatch;
+use dodo_common::model::media::MediaTypes;
 use dodo_common::model::pattern::Patterns;
 use dodo_common::model::spec::Nofollow;
 use dodo_common::model::url_rules::{UrlRule, UrlRules};
@@ -108,10 +109,17 @@ pub struct BoundFlags {
     /// Nor one whose query has more parameters [default: 32]
     #[arg(long, value_name = "N")]
     pub max_query_params: Option<u16>,
+    /// Media types to keep, separated by commas: text/html, or image/ for all of them [default: all]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = media_type)]
+    pub content_types: Vec<String>,
 }
 
 fn param(name: &str) -> Result<String, String> {
     UrlRules::new(&[], &[name.to_owned()]).map(|_| name.to_owned())
+}
+
+fn media_type(text: &str) -> Result<String, String> {
+    MediaTypes::new(&[text.to_owned()]).map(|_| text.to_owned())
 }
 
 fn pattern(text: &str) -> Result<String, String> {
@@ -137,6 +145,7 @@ impl CrawlFlags {
             max_path_segments: self.bounds.max_path_segments,
             max_repeats: self.bounds.max_repeats,
             max_query_params: self.bounds.max_query_params,
+            content_types: self.bounds.content_types.clone(),
             cookies: self.cookies,
             user_agent: self.user_agent.clone(),
             key: self.key.clone(),

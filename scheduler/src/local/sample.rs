@@ -45,7 +45,7 @@ impl Sample {
             "url_rules": flags.rules.url_rules, "drop_params": flags.rules.drop_param,
             "include": flags.include, "exclude": flags.exclude,
             "max_path_segments": flags.bounds.max_path_segments, "max_repeats": flags.bounds.max_repeats,
-            "max_query_params": flags.bounds.max_query_params,
+            "max_query_params": flags.bounds.max_query_params, "content_types": flags.bounds.content_types,
             "max_bytes": flags.max_bytes, "max_seconds": flags.max_seconds, "retries": flags.retries, "priority": flags.priority,
         });
         let mut content = json!([

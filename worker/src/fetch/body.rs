@@ -28,6 +28,9 @@ pub enum Cut {
     Silent(Duration),
     #[error("the connection broke: {0}")]
     Broken(String),
+    /// It was not read at all.
+    #[error("its media type is not kept")]
+    Unwanted,
 }
 
 impl Cut {
@@ -37,6 +40,7 @@ impl Cut {
             Cut::Length(_) => "length",
             Cut::Slow(_) | Cut::Late(_) | Cut::Silent(_) => "time",
             Cut::Broken(_) => "disconnect",
+            Cut::Unwanted => "unspecified",
         }
     }
 
@@ -142,6 +146,7 @@ mod tests {
             (Cut::Late(second), "time", false),
             (Cut::Silent(second), "time", true),
             (Cut::Broken(String::new()), "disconnect", true),
+            (Cut::Unwanted, "unspecified", false),
         ] {
             assert_eq!((cut.word(), cut.may_pass()), (word, may_pass));
         }

@@ -91,6 +91,7 @@ pub async fn prepare(
         addresses: there.as_deref().unwrap_or(&addresses),
         headers: &HeaderMap::new(),
         body_bytes_max: Some(ROBOTS_BYTES_MAX),
+        media: None,
         once: false,
     };
     match fetcher.get(ask).await {

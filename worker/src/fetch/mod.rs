@@ -16,14 +16,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue};
+use dodo_common::model::media::MediaTypes;
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, Response};
 use tokio::time::{Instant, timeout_at};
 use tower::util::MapResponseLayer;
 use url::Url;
 
-use crate::fetch::body::Bounds;
+use crate::fetch::body::{Bounds, Cut};
 use crate::fetch::dial::{Dial, Moves, Pinned};
 use crate::fetch::fetched::Fetched;
 use crate::fetch::proxy::{FetchError, Uplink};
@@ -51,6 +52,8 @@ pub struct Ask<'a> {
     pub headers: &'a HeaderMap,
     /// What is kept of the body; none means the setting's.
     pub body_bytes_max: Option<usize>,
+    /// Of a good answer of another type the body is not read; none means that all are wanted.
+    pub media: Option<&'a MediaTypes>,
     /// It must not be sent again, whatever becomes of it.
     pub once: bool,
 }
@@ -122,7 +125,14 @@ impl Fetcher {
             until: started + total,
             total,
         };
-        let (body, cut) = body::read(&mut response, bounds).await;
+        let kind = response.headers().get(CONTENT_TYPE).map(|kind| String::from_utf8_lossy(kind.as_bytes()));
+        let is_wanted = !response.status().is_success() || ask.media.is_none_or(|media| media.keeps(kind.as_deref()));
+        let (body, cut) = if is_wanted {
+            body::read(&mut response, bounds).await
+        } else {
+            // With the response goes its connection.
+            (Vec::new(), Some(Cut::Unwanted))
+        };
         let headers = std::mem::take(response.headers_mut());
         Ok(Fetched {
             status: response.status().as_u16(),

@@ -54,7 +54,14 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     let addresses: Vec<IpAddr> = ready.addresses.iter().filter_map(|address| address.parse().ok()).collect();
     let headers = crawl.headers_for(&job.host, &url);
     let visit = Visit { ctx, job: &job, crawl: &crawl, url: &url, robots: &robots, started_ms };
-    let ask = Ask { url: &url, addresses: &addresses, headers: &headers, body_bytes_max: None, once: false };
+    let ask = Ask {
+        url: &url,
+        addresses: &addresses,
+        headers: &headers,
+        body_bytes_max: None,
+        media: Some(&crawl.media),
+        once: false,
+    };
     let mut done = match ctx.fetcher.get(ask).await {
         Ok(fetched) => visit.judge(entry, fetched),
         Err(FetchError::Failed(why)) => retry(ctx, entry, &job, &why),
@@ -84,14 +91,21 @@ impl Visit<'_> {
         if is_refusal(&fetched) {
             return refused(ctx, entry, job, &fetched);
         }
+        let cut = fetched.cut.as_ref();
         let outcome = match fetched.status {
+            200..=299 if cut == Some(&Cut::Unwanted) => Outcome::Unwanted,
             200..=299 => Outcome::Ok,
             300..=399 if fetched.location().is_some() => Outcome::Redirect,
             300..=399 => Outcome::Ok,
             _ => Outcome::HttpError,
         };
-        let cut = fetched.cut.as_ref();
-        let why = cut.map(|cut| clean(&format!("the body is cut: {cut}")));
+        let why = cut.map(|cut| match cut {
+            Cut::Unwanted => {
+                let kind = fetched.content_type().unwrap_or_default();
+                clean(&format!("content type {kind:?} is none that its crawl keeps; the body was not read"))
+            }
+            cut => clean(&format!("the body is cut: {cut}")),
+        });
         if outcome == Outcome::Ok && cut.is_some_and(Cut::may_pass) && !is_last_try(job) {
             return retry(ctx, entry, job, &why.unwrap_or_default());
         }
@@ -120,8 +134,8 @@ impl Visit<'_> {
             Err(why) => finished.reason = Some(why),
         }
         keep_unknown(ctx, job, found, &mut finished);
-        let raw = self.record(&fetched, &mut finished);
-        Done::new(entry, Effect::Finished { job: Box::new(finished), raw: Some((PAGES, raw)), dispatch: job.dispatch })
+        let raw = (outcome != Outcome::Unwanted).then(|| (PAGES, self.record(&fetched, &mut finished)));
+        Done::new(entry, Effect::Finished { job: Box::new(finished), raw, dispatch: job.dispatch })
     }
 
     fn read_page(&self, fetched: &Fetched, finished: &mut Finished) -> Result<Vec<Target>, String> {

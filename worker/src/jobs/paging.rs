@@ -72,6 +72,7 @@ pub async fn ask(ctx: &Context, paging: &Paging, url: &Url, host: &LoadedHost) -
         addresses: &addresses,
         headers: &paging.headers,
         body_bytes_max: None,
+        media: None,
         once: paging.spec.document.at_most_once,
     };
     let fetched = ctx.fetcher.get(ask).await.map_err(|error| match error {

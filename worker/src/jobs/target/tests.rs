@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 
 use dodo_common::model::job::{JobKey, JobKind};
+use dodo_common::model::media::MediaTypes;
 use dodo_common::model::scope::{Scope, ScopeKind};
 use dodo_common::model::spec::CrawlSpec;
 use dodo_common::model::url::canonical;
@@ -16,7 +17,7 @@ fn crawl(scope: ScopeKind, seed: &str, more: serde_json::Value) -> Crawl {
     let spec: CrawlSpec = serde_json::from_value(spec).unwrap();
     let scope = Scope::new(scope, vec![url(seed)]);
     let (rules, headers, seed_hosts) = (spec.rules().unwrap(), HeaderMap::new(), HashSet::new());
-    Crawl { spec, scope, rules, headers, seed_hosts, user_agent: None, jar: None }
+    Crawl { spec, scope, rules, media: MediaTypes::default(), headers, seed_hosts, user_agent: None, jar: None }
 }
 
 fn url(text: &str) -> Url {
