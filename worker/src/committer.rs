@@ -7,6 +7,7 @@ use std::time::Duration;
 use dodo_common::db::commit::{self, Batch, Committed, Finished, Found, Retry};
 use dodo_common::db::host::{Hold, HostUpdate};
 use dodo_common::db::pool::DbError;
+use dodo_common::db::tally::Novelty;
 use dodo_common::fail;
 use dodo_common::model::job::{JobKey, Outcome};
 use dodo_common::model::stream_id::StreamId;
@@ -271,7 +272,8 @@ fn batch_of(done: Vec<Done>) -> (Batch, Ended) {
             Effect::Finished { job, dispatch, .. } => {
                 let well = matches!(job.outcome, Outcome::Ok | Outcome::Redirect | Outcome::Unwanted);
                 answered = job.fetch_ms.map(|ms| (i64::from(ms), well));
-                let verdict = Verdict::Finished { job: job.key.id, page: job.outcome == Outcome::Ok };
+                let fresh = job.given.as_ref().is_some_and(|given| given.novelty == Novelty::Fresh);
+                let verdict = Verdict::Finished { job: job.key.id, page: job.outcome == Outcome::Ok, fresh };
                 ended.dispatches.push(dispatch);
                 batch.finished.push(*job);
                 verdict

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 use uuid::Uuid;
 
+use crate::content::Contents;
 use crate::fetch::cookies::Jar;
 use crate::fetch::{AGENT, Fetcher, secret_headers};
 use crate::pressure::Pressure;
@@ -110,6 +111,7 @@ pub struct Context {
     pub store: Store,
     pub fetcher: Fetcher,
     pub seen: Seen,
+    pub contents: Contents,
     /// Cancelled when this incarnation may not write any more.
     pub refused: CancellationToken,
     /// Cancelled when it takes no new work.
@@ -145,6 +147,7 @@ impl Context {
             store,
             fetcher,
             seen: Seen::default(),
+            contents: Contents::default(),
             refused: CancellationToken::new(),
             soft,
             draining: AtomicBool::new(false),

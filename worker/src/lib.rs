@@ -4,6 +4,7 @@ pub mod alone;
 pub mod archiver;
 pub mod committer;
 pub mod consumer;
+pub mod content;
 pub mod context;
 pub mod extract;
 pub mod fetch;

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use crate::db::host::{self, Hold, HostUpdate};
 use crate::db::page::{self, Paged};
 use crate::db::pool::{Client, Db, DbError, DbResult};
+use crate::db::tally::{self, Given};
 use crate::db::worker::Incarnation;
 use crate::model::job::{JobKey, Outcome};
 use crate::model::stream_id::StreamId;
@@ -41,6 +42,8 @@ pub struct Finished {
     pub found: Vec<Found>,
     /// What it means for its page dispatch.
     pub paged: Option<Box<Paged>>,
+    /// What it means for the tally of its host, where its crawl keeps one.
+    pub given: Option<Box<Given>>,
 }
 
 impl Finished {
@@ -66,6 +69,7 @@ impl Finished {
             known_count: 0,
             found: Vec::new(),
             paged: None,
+            given: None,
         }
     }
 }
@@ -310,7 +314,6 @@ async fn transaction(client: &mut Client, worker: &Incarnation, batch: &Batch) -
     let rows = rows?;
     retried?;
     hosts?;
-    tx.commit().await.map_err(DbError::of)?;
     let mut committed = Committed { gained, ..Committed::default() };
     for row in rows {
         match row.get::<_, Option<Uuid>>(0) {
@@ -320,6 +323,12 @@ async fn transaction(client: &mut Client, worker: &Incarnation, batch: &Batch) -
             None => committed.gained.push((row.get(1), row.get(2))),
         }
     }
+    // Only of jobs that were won; nothing at all where no crawl asks for it.
+    let given = finished.iter().filter_map(|job| Some((&job.key, job.given.as_deref()?)));
+    let won = given.filter(|(key, _)| committed.won.contains(&key.id));
+    let pages: Vec<_> = won.map(|(key, given)| (key.tenant.as_str(), given)).collect();
+    tally::add(&tx, &pages).await?;
+    tx.commit().await.map_err(DbError::of)?;
     Ok(committed)
 }
 

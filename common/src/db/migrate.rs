@@ -21,6 +21,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (10, "pace", include_str!("../../../sql/migrations/0010_pace.sql")),
     (11, "wait", include_str!("../../../sql/migrations/0011_wait.sql")),
     (12, "seen", include_str!("../../../sql/migrations/0012_seen.sql")),
+    (13, "tally", include_str!("../../../sql/migrations/0013_tally.sql")),
 ];
 
 /// Applies what is missing; returns the versions that were applied.

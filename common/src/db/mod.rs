@@ -19,6 +19,7 @@ pub mod schedule;
 pub mod segment;
 pub mod source;
 pub mod suspect;
+pub mod tally;
 pub mod timer;
 pub mod vital;
 pub mod wait;

@@ -86,6 +86,12 @@ pub struct Options {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_pages: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_pages_per_host: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_allowance: Option<i64>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub near_duplicates: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<ScopeKind>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<i64>,
@@ -293,6 +299,8 @@ pub fn crawl_spec(service: &str, url: &str, options: &Options) -> Result<(CrawlS
         serde_json::from_value(serde_json::json!({ "seeds": [url] })).map_err(|error| error.to_string())?;
     spec.depth = if service == "page" { 0 } else { options.depth.unwrap_or(spec.depth) };
     spec.max_pages = options.max_pages;
+    (spec.max_pages_per_host, spec.host_allowance) = (options.max_pages_per_host, options.host_allowance);
+    spec.near_duplicates = options.near_duplicates;
     spec.scope = options.scope.unwrap_or(spec.scope);
     spec.delay_ms = options.delay_ms.unwrap_or(spec.delay_ms).min(DELAY_MS_MAX + 1);
     spec.host_concurrency = options.host_concurrency.unwrap_or(spec.host_concurrency);

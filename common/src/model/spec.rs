@@ -43,6 +43,15 @@ pub struct CrawlSpec {
     /// Pages fetched before the rest of the crawl is skipped; none means no budget.
     #[serde(default)]
     pub max_pages: Option<i64>,
+    /// Pages of one host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_pages_per_host: Option<i64>,
+    /// By so many pages those of a host that say nothing new may outnumber those that do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_allowance: Option<i64>,
+    /// Pages with nearly the same words as another of their host are told and counted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub near_duplicates: bool,
     #[serde(default = "scope_default")]
     pub scope: ScopeKind,
     #[serde(default = "delay_default")]
@@ -84,6 +93,15 @@ pub struct CrawlSpec {
 }
 
 impl CrawlSpec {
+    /// It keeps a tally of its hosts.
+    pub fn counts_hosts(&self) -> bool {
+        self.max_pages_per_host.is_some() || self.tells_near_duplicates()
+    }
+
+    pub fn tells_near_duplicates(&self) -> bool {
+        self.near_duplicates || self.host_allowance.is_some()
+    }
+
     /// The rules of its URLs, or one clear line.
     pub fn rules(&self) -> Result<UrlRules, String> {
         UrlRules::new(&self.url_rules, &self.drop_params)
@@ -107,6 +125,12 @@ impl CrawlSpec {
         }
         if self.max_pages.is_some_and(|pages| pages < 1) {
             return Err("max_pages must be at least 1".to_owned());
+        }
+        if self.max_pages_per_host.is_some_and(|pages| pages < 1) {
+            return Err("max_pages_per_host must be at least 1".to_owned());
+        }
+        if self.host_allowance.is_some_and(|pages| pages < 1) {
+            return Err("host_allowance must be at least 1".to_owned());
         }
         if !(0..=DELAY_MS_MAX).contains(&self.delay_ms) {
             return Err(format!("delay_ms must be between 0 and {DELAY_MS_MAX}, not {}", self.delay_ms));

@@ -11,11 +11,13 @@ use crate::stream::question::Question;
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Its row was deleted and logged by this worker; `page`: it counts against the pages budget.
-    /// `job` is the worker's own note and is not sent.
+    /// `fresh`: it has said something new, as far as that is told. `job` is the worker's own note and is not sent.
     Finished {
         #[serde(skip)]
         job: Uuid,
         page: bool,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        fresh: bool,
     },
     /// Its row stays and is due again in so many milliseconds.
     Retried { in_ms: i64 },

@@ -35,6 +35,16 @@ pub struct CrawlRequest {
     /// Pages fetched before the rest is skipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_pages: Option<i64>,
+    /// Pages of one host before the rest of it is skipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_pages_per_host: Option<i64>,
+    /// By so many pages those of a host that say nothing new may outnumber those that do, before the rest of it is skipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_allowance: Option<i64>,
+    /// Whether pages with nearly the same words as another of their host are told and counted; false when not given, but
+    /// true with a `host_allowance`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub near_duplicates: bool,
     /// `host`, `domain`, `prefix` or `any`; `host` when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
@@ -268,6 +278,8 @@ pub fn checked(request: CrawlRequest, contact: &str, now: Millis) -> ApiResult<C
     .map_err(|error| bad_request(error.to_string()))?;
     spec.scope = scope;
     spec.max_pages = request.max_pages;
+    (spec.max_pages_per_host, spec.host_allowance) = (request.max_pages_per_host, request.host_allowance);
+    spec.near_duplicates = request.near_duplicates;
     spec.depth = request.depth.unwrap_or(spec.depth);
     spec.delay_ms = request.delay_ms.unwrap_or(spec.delay_ms);
     spec.host_concurrency = request.host_concurrency.unwrap_or(spec.host_concurrency);

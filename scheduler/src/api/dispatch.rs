@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use dodo_common::db::control::{self, Order, Ordered};
 use dodo_common::db::dispatch::{self, Dispatch};
+use dodo_common::db::tally::{self, Tally};
 use dodo_common::model::job::TENANT_DEFAULT;
 use uuid::Uuid;
 
@@ -12,6 +13,7 @@ use crate::api::extract::Segment;
 use crate::api::{Api, ApiError, ApiResult, not_found};
 
 const LIST_MAX: i64 = 100;
+const HOSTS_MAX: i64 = 1000;
 
 /// The latest dispatches, newest first
 #[utoipa::path(get, path = "/v1/dispatches", responses((status = 200, body = Vec<Dispatch>)))]
@@ -25,6 +27,15 @@ pub async fn list(State(api): State<Api>) -> ApiResult<Json<Vec<Dispatch>>> {
 pub async fn get(State(api): State<Api>, Segment(id): Segment<Uuid>) -> ApiResult<Json<Dispatch>> {
     let found = dispatch::get(&api.ctx.db, TENANT_DEFAULT, id).await?;
     Ok(Json(found.ok_or_else(|| not_found("such dispatch"))?))
+}
+
+/// The hosts of a crawl that counts them, those with the most duplicates first
+#[utoipa::path(get, path = "/v1/dispatches/{id}/hosts", params(("id" = Uuid, Path)),
+    responses((status = 200, body = Vec<Tally>), (status = 404)))]
+pub async fn hosts(State(api): State<Api>, Segment(id): Segment<Uuid>) -> ApiResult<Json<Vec<Tally>>> {
+    let ctx = &api.ctx;
+    dispatch::get(&ctx.db, TENANT_DEFAULT, id).await?.ok_or_else(|| not_found("such dispatch"))?;
+    Ok(Json(tally::list(&ctx.db, TENANT_DEFAULT, id, HOSTS_MAX).await?))
 }
 
 /// Pause a dispatch and those it has started: nothing new is issued, what runs ends

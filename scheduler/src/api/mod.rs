@@ -53,6 +53,7 @@ pub struct Api {
         crawl::submit_noops,
         dispatch::list,
         dispatch::get,
+        dispatch::hosts,
         dispatch::pause,
         dispatch::resume,
         dispatch::cancel,
@@ -133,6 +134,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/noops", post(crawl::submit_noops))
         .route("/v1/dispatches", get(dispatch::list))
         .route("/v1/dispatches/{id}", get(dispatch::get))
+        .route("/v1/dispatches/{id}/hosts", get(dispatch::hosts))
         .route("/v1/dispatches/{id}/why-slow", get(why_slow::why_slow))
         .route("/v1/dispatches/{id}/pause", post(dispatch::pause))
         .route("/v1/dispatches/{id}/resume", post(dispatch::resume))

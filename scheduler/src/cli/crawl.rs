@@ -100,6 +100,15 @@ pub struct RuleFlags {
 /// What bounds a crawl against what a site makes without end.
 #[derive(Args, Clone, Debug, Default)]
 pub struct BoundFlags {
+    /// Pages of one host to fetch before the rest of it is skipped [default: no limit]
+    #[arg(long, value_name = "N")]
+    pub max_pages_per_host: Option<i64>,
+    /// Skip the rest of a host when its pages that say nothing new outnumber those that do by so many [default: never]
+    #[arg(long, value_name = "N")]
+    pub host_allowance: Option<i64>,
+    /// Tell and count pages with nearly the same words as another of their host; comes with --host-allowance
+    #[arg(long)]
+    pub near_duplicates: bool,
     /// A URL whose path has more segments is a trap and not fetched [default: 20]
     #[arg(long, value_name = "N")]
     pub max_path_segments: Option<u16>,
@@ -142,6 +151,9 @@ impl CrawlFlags {
             drop_params: self.rules.drop_param.clone(),
             include: self.include.clone(),
             exclude: self.exclude.clone(),
+            max_pages_per_host: self.bounds.max_pages_per_host,
+            host_allowance: self.bounds.host_allowance,
+            near_duplicates: self.bounds.near_duplicates,
             max_path_segments: self.bounds.max_path_segments,
             max_repeats: self.bounds.max_repeats,
             max_query_params: self.bounds.max_query_params,

@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use dodo_common::db::dispatch::Dispatch;
+use dodo_common::db::tally::Tally;
 use uuid::Uuid;
 
 use crate::cli::client::Client;
-use crate::cli::{Remote, say};
+use crate::cli::{Remote, bytes, say};
 
 #[derive(Args, Debug)]
 pub struct DispatchArgs {
@@ -24,6 +25,8 @@ enum Verb {
     },
     /// Show one
     Get(One),
+    /// What each host has given a crawl that counts that, those with the most duplicates first
+    Hosts(One),
     /// Issue nothing more of it for now; what runs ends. Dispatches it has started go with it, here and below
     Pause(One),
     /// Let it go on
@@ -52,6 +55,12 @@ pub async fn run(args: DispatchArgs) -> anyhow::Result<ExitCode> {
             let path = format!("/v1/dispatches/{}", one.id);
             show(&Client::new(&one.remote)?.get(&path, &[]).await?, one.remote.json)?;
         }
+        Verb::Hosts(one) => {
+            let path = format!("/v1/dispatches/{}/hosts", one.id);
+            for host in Client::new(&one.remote)?.get::<Vec<Tally>>(&path, &[]).await? {
+                say(if one.remote.json { serde_json::to_string(&host)? } else { host_line(&host) })?;
+            }
+        }
         Verb::Pause(one) => order(&one, "pause").await?,
         Verb::Resume(one) => order(&one, "resume").await?,
         Verb::Cancel(one) => order(&one, "cancel").await?,
@@ -66,6 +75,19 @@ async fn order(one: &One, order: &str) -> anyhow::Result<()> {
 
 fn show(dispatch: &Dispatch, json: bool) -> anyhow::Result<()> {
     say(if json { serde_json::to_string(dispatch)? } else { line(dispatch) })
+}
+
+/// What a host has given, on one line.
+fn host_line(t: &Tally) -> String {
+    format!(
+        "{}  {} pages, {}, {} new, {} duplicates, {} near duplicates",
+        t.host,
+        t.pages,
+        bytes(t.bytes.max(0) as u64),
+        t.fresh,
+        t.duplicates,
+        t.near_duplicates
+    )
 }
 
 /// A dispatch on one line.

@@ -44,6 +44,8 @@ impl Sample {
             "sitemaps": flags.no_sitemaps.then_some(false), "nofollow": flags.nofollow, "assets": flags.assets.then_some(true),
             "url_rules": flags.rules.url_rules, "drop_params": flags.rules.drop_param,
             "include": flags.include, "exclude": flags.exclude,
+            "max_pages_per_host": flags.bounds.max_pages_per_host, "host_allowance": flags.bounds.host_allowance,
+            "near_duplicates": flags.bounds.near_duplicates,
             "max_path_segments": flags.bounds.max_path_segments, "max_repeats": flags.bounds.max_repeats,
             "max_query_params": flags.bounds.max_query_params, "content_types": flags.bounds.content_types,
             "max_bytes": flags.max_bytes, "max_seconds": flags.max_seconds, "retries": flags.retries, "priority": flags.priority,

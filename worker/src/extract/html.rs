@@ -14,6 +14,7 @@ use lol_html::{ElementContentHandlers, HandlerResult, HtmlRewriter, Selector, Se
 use url::Url;
 use whichlang::Lang;
 
+use crate::extract::simhash::simhash;
 use crate::extract::{srcset, text};
 
 /// Distinct links kept of one page.
@@ -50,6 +51,8 @@ pub struct Page {
     pub link_count_seen: usize,
     /// There were more distinct links, or so many references that there may have been.
     pub links_truncated: bool,
+    /// Of its words, where it was asked for and there are enough of them.
+    pub fingerprint: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,11 +68,13 @@ pub struct Reading<'r> {
     /// What the page is shown with is among them: images, media, scripts and style sheets.
     pub assets: bool,
     pub rules: &'r UrlRules,
+    /// Its fingerprint is wanted.
+    pub fingerprint: bool,
 }
 
 /// Reads `body`, which came from `page`. Never fails: of a broken page it tells what it could read.
 pub fn html(body: &[u8], content_type: Option<&str>, page: &Url, reading: Reading) -> Page {
-    let Reading { assets, rules } = reading;
+    let Reading { assets, rules, fingerprint } = reading;
     let text = text::decode(body, content_type);
     let found = RefCell::new(Found { assets, ..Found::default() });
     read(&text, &found);
@@ -87,6 +92,7 @@ pub fn html(body: &[u8], content_type: Option<&str>, page: &Url, reading: Readin
         links,
         link_count_seen: found.reference_count,
         links_truncated: more || found.references.len() == REFERENCES_MAX && found.reference_count > REFERENCES_MAX,
+        fingerprint: fingerprint.then(|| simhash(&text)).flatten(),
     }
 }
 
@@ -346,7 +352,8 @@ mod tests {
 
     fn read(body: &str, assets: bool) -> Page {
         let page = Url::parse("https://a.example/dir/page").unwrap();
-        html(body.as_bytes(), Some("text/html; charset=utf-8"), &page, Reading { assets, rules: UrlRules::none() })
+        let reading = Reading { assets, rules: UrlRules::none(), fingerprint: false };
+        html(body.as_bytes(), Some("text/html; charset=utf-8"), &page, reading)
     }
 
     fn links(body: &str) -> Vec<String> {
@@ -430,7 +437,7 @@ mod tests {
     fn a_link_is_that_of_its_base_and_rules() {
         let ruled = |page: &str, href: &str, rules: &UrlRules| {
             let body = format!("<a href='{href}'>");
-            let reading = Reading { assets: false, rules };
+            let reading = Reading { assets: false, rules, fingerprint: false };
             html(body.as_bytes(), None, &Url::parse(page).unwrap(), reading).links[0].to.text.clone()
         };
         let link = |page: &str, href: &str| ruled(page, href, UrlRules::none());
@@ -516,7 +523,7 @@ mod tests {
         assert_eq!(links("<a href=/x><a href='/y"), ["https://a.example/x"]);
         let bytes: Vec<u8> = (0..=255).cycle().take(5000).collect();
         let url = Url::parse("http://a.example/").unwrap();
-        let reading = Reading { assets: true, rules: UrlRules::none() };
+        let reading = Reading { assets: true, rules: UrlRules::none(), fingerprint: true };
         html(&bytes, None, &url, reading);
         html(b"", None, &url, reading);
     }

@@ -3,5 +3,6 @@
 pub mod directive;
 pub mod html;
 pub mod listing;
+pub mod simhash;
 pub mod srcset;
 pub mod text;

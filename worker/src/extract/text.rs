@@ -35,32 +35,36 @@ pub fn decode<'b>(body: &'b [u8], content_type: Option<&str>) -> Cow<'b, str> {
 /// enough to tell its language, and much cheaper than to parse it.
 pub fn sample(html: &str, bytes_max: usize) -> String {
     let mut words = String::with_capacity(bytes_max);
-    let mut rest = html;
-    while words.len() < bytes_max {
-        let (text, tag) = rest.split_at(rest.find('<').unwrap_or(rest.len()));
-        for word in text.split_ascii_whitespace() {
-            if words.len() >= bytes_max {
-                break;
-            }
-            words.extend(word.chars().take(bytes_max - words.len()));
-            words.push(' ');
-        }
-        if tag.is_empty() {
+    for word in visible(html).flat_map(str::split_ascii_whitespace) {
+        if words.len() >= bytes_max {
             break;
         }
-        let raw = RAW.iter().find(|(open, _)| starts_with_ignore_case(tag, open));
-        let end = match raw {
-            Some((_, close)) => close,
-            None if tag.starts_with("<!--") => "-->",
-            None => ">",
-        };
-        let Some(at) = find_ignore_case(tag, end) else { break };
-        rest = &tag[at + end.len()..];
-        if raw.is_some() {
-            rest = rest.split_once('>').map_or("", |(_, rest)| rest);
-        }
+        words.extend(word.chars().take(bytes_max - words.len()));
+        words.push(' ');
     }
     words
+}
+
+/// The same as it is written, piece by piece.
+pub fn visible(html: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(html);
+    std::iter::from_fn(move || {
+        let (text, tag) = rest.map(|rest| rest.split_at(rest.find('<').unwrap_or(rest.len())))?;
+        rest = behind(tag);
+        Some(text)
+    })
+}
+
+/// What follows a tag, a comment, or an element that is not read.
+fn behind(tag: &str) -> Option<&str> {
+    let raw = RAW.iter().find(|(open, _)| starts_with_ignore_case(tag, open));
+    let end = match raw {
+        Some((_, close)) => close,
+        None if tag.starts_with("<!--") => "-->",
+        None => ">",
+    };
+    let rest = &tag[find_ignore_case(tag, end)? + end.len()..];
+    Some(if raw.is_some() { rest.split_once('>').map_or("", |(_, rest)| rest) } else { rest })
 }
 
 fn prescan(head: &[u8]) -> Option<&'static Encoding> {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use dodo_common::db::commit::{Finished, Found};
 use dodo_common::db::schedule::Loaded;
+use dodo_common::db::tally::{Given, Novelty};
 use dodo_common::model::job::{Job, Outcome};
 use dodo_common::model::robots::Robots;
 use dodo_common::model::spelling::Spelt;
@@ -16,6 +17,7 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::committer::{Done, Effect};
+use crate::content::Page;
 use crate::context::{Context, Crawl};
 use crate::extract::directive;
 use crate::extract::html::{Reading, html};
@@ -119,13 +121,16 @@ impl Visit<'_> {
         finished.fetch_ms = Some(fetched.fetch_ms);
         // Whatever a seed answers, the sitemaps of its host may lead further.
         let mut found = target::named(job, crawl, url, self.robots);
+        let mut print = None;
         let led = match outcome {
             Outcome::Redirect => {
                 let location = fetched.location().unwrap_or_default();
                 finished.location = Some(clean(&location));
                 target::redirect(job, crawl, url, &location).map(|target| vec![target])
             }
-            Outcome::Ok if is_html(fetched.content_type().as_deref()) => self.read_page(&fetched, &mut finished),
+            Outcome::Ok if is_html(fetched.content_type().as_deref()) => {
+                self.read_page(&fetched, &mut finished, &mut print)
+            }
             Outcome::Ok => self.read_listing(&fetched, &mut finished),
             _ => Ok(Vec::new()),
         };
@@ -135,13 +140,25 @@ impl Visit<'_> {
         }
         keep_unknown(ctx, job, found, &mut finished);
         let raw = (outcome != Outcome::Unwanted).then(|| (PAGES, self.record(&fetched, &mut finished)));
+        if outcome == Outcome::Ok {
+            self.tally(&mut finished, print);
+        }
         Done::new(entry, Effect::Finished { job: Box::new(finished), raw, dispatch: job.dispatch })
     }
 
-    fn read_page(&self, fetched: &Fetched, finished: &mut Finished) -> Result<Vec<Target>, String> {
+    /// The links of a page; `print` is its fingerprint, where the crawl wants to know.
+    fn read_page(
+        &self,
+        fetched: &Fetched,
+        finished: &mut Finished,
+        print: &mut Option<u64>,
+    ) -> Result<Vec<Target>, String> {
         let body = body_of(self.ctx, fetched)?;
-        let reading = Reading { assets: self.crawl.spec.assets, rules: &self.crawl.rules };
+        let spec = &self.crawl.spec;
+        let fingerprint = spec.tells_near_duplicates();
+        let reading = Reading { assets: spec.assets, rules: &self.crawl.rules, fingerprint };
         let page = html(&body, fetched.content_type().as_deref(), self.url, reading);
+        *print = page.fingerprint;
         finished.title = page.title;
         finished.language = page.language;
         keep_links(page.links.iter().map(|link| &link.to), finished);
@@ -154,6 +171,24 @@ impl Visit<'_> {
             followed.into_iter().zip(unknown).filter_map(|(link, new)| new.then_some(link)).collect();
         finished.known_count += (count - fresh.len()) as i32;
         Ok(target::links(self.job, self.crawl, fresh))
+    }
+
+    /// Counts a page for its host, and says what it repeats, if it does.
+    fn tally(&self, finished: &mut Finished, print: Option<u64>) {
+        let Visit { ctx, job, crawl, url, .. } = *self;
+        if !crawl.spec.counts_hosts() || job.remake_of.is_some() {
+            return;
+        }
+        let digest = finished.digest.as_deref().unwrap_or_default();
+        let page = Page { dispatch: job.dispatch, host: &job.host, url: url.as_str(), digest, print };
+        let (novelty, original) = ctx.contents.look(page);
+        if let Some(original) = original {
+            let word = if novelty == Novelty::Duplicate { "duplicate" } else { "near duplicate" };
+            let before = finished.reason.take().map_or(String::new(), |reason| format!("{reason}; "));
+            finished.reason = Some(clean(&format!("{before}{word} of {original}")));
+        }
+        let (dispatch, host, bytes) = (job.dispatch, job.host.clone(), finished.body_bytes);
+        finished.given = Some(Box::new(Given { dispatch, host, bytes, novelty }));
     }
 
     /// A sitemap or a feed; of anything else there is nothing to read.
