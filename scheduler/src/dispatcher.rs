@@ -8,7 +8,7 @@ use std::time::Duration;
 use dodo_common::db::dispatch::{self, Dispatch};
 use dodo_common::db::generation::{self, Generation};
 use dodo_common::db::wait;
-use dodo_common::db::{host, page, schedule, suspect};
+use dodo_common::db::{host, page, schedule, suspect, tally};
 use dodo_common::fail;
 use dodo_common::model::cause::Cause;
 use dodo_common::model::job::Outcome;
@@ -28,6 +28,7 @@ use crate::backpressure::Backpressure;
 use crate::census::Census;
 use crate::context::{Context, Term};
 use crate::frontier::budget::Rules;
+use crate::frontier::host_budget::HostRules;
 use crate::frontier::{FlowKey, Frontier, Pick, SettledJob};
 use crate::reaper;
 use crate::window::{self, WindowError};
@@ -201,6 +202,7 @@ impl<'a> Dispatcher<'a> {
                 self.end_orphaned().await?;
                 self.quarantine().await?;
                 self.frontier.forget_idle(self.ctx.clock.now_ms(), FORGET_MS);
+                tally::roll_up(&self.ctx.db, self.term.epoch).await?;
                 self.write_down().await?;
             }
             if self.hurried {
@@ -253,7 +255,7 @@ impl<'a> Dispatcher<'a> {
         let now = self.ctx.clock.now_ms();
         for settled in report.settled {
             let job = match settled.verdict {
-                Verdict::Finished { page, .. } => SettledJob { page, ..SettledJob::default() },
+                Verdict::Finished { page, fresh, .. } => SettledJob { page, fresh, ..SettledJob::default() },
                 Verdict::Retried { in_ms } => SettledJob { due_in_ms: Some(in_ms.max(1)), ..SettledJob::default() },
                 Verdict::Prepared => SettledJob { reload_host: true, due_in_ms: Some(0), ..SettledJob::default() },
                 // Ended by a commit whose answer was lost, perhaps as a page.
@@ -424,7 +426,21 @@ impl<'a> Dispatcher<'a> {
             }
         }
         self.look_up_dispatches().await?;
+        self.read_tallies().await?;
         self.look_up_hosts().await
+    }
+
+    /// What hosts have given crawls that bound them.
+    async fn read_tallies(&mut self) -> Result<(), WindowError> {
+        loop {
+            let keys = self.frontier.take_unread(VIEW_HOSTS);
+            if keys.is_empty() {
+                return Ok(());
+            }
+            for (key, given) in keys.iter().zip(tally::given(&self.ctx.db, &keys).await?) {
+                self.frontier.set_given(key, given);
+            }
+        }
     }
 
     /// When more becomes due where all that is has been read; after the issue, which does not wait for it.
@@ -461,15 +477,15 @@ impl<'a> Dispatcher<'a> {
         self.skip().await
     }
 
-    /// Ends jobs of dispatches that have reached their budget.
+    /// Ends jobs for which a budget has no room.
     async fn skip(&mut self) -> Result<(), WindowError> {
-        let mut keys = self.frontier.take_over_budget();
-        keys.sort();
-        for batch in keys.chunk_by(|a, b| a.tenant == b.tenant) {
-            let ids: Vec<_> = batch.iter().map(|key| key.id).collect();
-            let reason = "its crawl has fetched as many pages as it was allowed";
-            self.end(&batch[0].tenant, &ids, Outcome::Budget, reason).await?;
-            for key in batch {
+        let mut jobs = self.frontier.take_over_budget();
+        jobs.sort_by(|(a, over_a), (b, over_b)| (&a.tenant, over_a, a).cmp(&(&b.tenant, over_b, b)));
+        for batch in jobs.chunk_by(|(a, over_a), (b, over_b)| (&a.tenant, over_a) == (&b.tenant, over_b)) {
+            let ids: Vec<_> = batch.iter().map(|(key, _)| key.id).collect();
+            let (first, over) = &batch[0];
+            self.end(&first.tenant, &ids, Outcome::Budget, &over.to_string()).await?;
+            for (key, _) in batch {
                 self.frontier.skipped(key);
             }
         }
@@ -500,13 +516,14 @@ async fn read_rules(ctx: &Context, term: &Term, frontier: &mut Frontier) -> Resu
 }
 
 fn rules_of(open: &Dispatch) -> Rules {
-    let (delay_ms, concurrency, max_pages) = match open.kind.as_str() {
+    let plain = (DELAY_MS_DEFAULT, 1, None, None);
+    let (delay_ms, concurrency, max_pages, host) = match open.kind.as_str() {
         "crawl" => serde_json::from_value::<CrawlSpec>(open.spec.clone())
-            .map_or((DELAY_MS_DEFAULT, 1, None), |spec| (spec.delay_ms, spec.host_concurrency, spec.max_pages)),
+            .map_or(plain, |spec| (spec.delay_ms, spec.host_concurrency, spec.max_pages, host_rules(&spec))),
         "paged" => serde_json::from_value::<PagedSpec>(open.spec.clone())
-            .map_or((DELAY_MS_DEFAULT, 1, None), |spec| (spec.document.delay_ms, spec.document.concurrency, None)),
+            .map_or(plain, |spec| (spec.document.delay_ms, spec.document.concurrency, None, None)),
         // No-op jobs and occurrences send no request.
-        _ => (0, i32::MAX, None),
+        _ => (0, i32::MAX, None, None),
     };
     Rules {
         delay_ms,
@@ -516,7 +533,13 @@ fn rules_of(open: &Dispatch) -> Rules {
         in_flight: 0,
         exact: true,
         idle: open.paused_at.is_some() || open.ending.is_some(),
+        host,
     }
+}
+
+fn host_rules(spec: &CrawlSpec) -> Option<HostRules> {
+    let rules = HostRules { max_pages: spec.max_pages_per_host, allowance: spec.host_allowance };
+    (rules.max_pages.is_some() || rules.allowance.is_some()).then_some(rules)
 }
 
 /// Reads `done` on a connection of its own, in a task of its own, until `stop`.

@@ -6,6 +6,7 @@
 
 pub mod budget;
 pub mod flow;
+pub mod host_budget;
 pub mod place;
 pub mod turns;
 
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use dodo_common::clock::Millis;
 use dodo_common::db::host::HostView;
 use dodo_common::db::schedule::{DueJob, Refill};
+use dodo_common::db::tally::TallyKey;
 use dodo_common::model::cause::Cause;
 use dodo_common::model::job::JobKey;
 use dodo_common::model::stream_id::StreamId;
@@ -24,6 +26,7 @@ use uuid::Uuid;
 
 use crate::frontier::budget::{Budgets, Room, Rules};
 use crate::frontier::flow::{Flow, FlowId};
+use crate::frontier::host_budget::{HostBudgets, HostRoom, Over};
 use crate::frontier::place::{HostId, Places, Stay};
 use crate::frontier::turns::Turns;
 use crate::politeness::{NEVER, Wait};
@@ -73,6 +76,9 @@ struct Issued {
 pub struct Frontier {
     places: Places,
     budgets: Budgets,
+    host_budgets: HostBudgets,
+    /// What these hosts have given these dispatches must be read before anything more is issued.
+    unread: HashSet<(Arc<str>, Uuid, HostId)>,
     flows: SlotMap<FlowId, Flow>,
     tenants: HashSet<Arc<str>>,
     flows_max: usize,
@@ -88,7 +94,7 @@ pub struct Frontier {
     /// Jobs that are issued, or end without being issued: a refill finds them still in the schedule.
     taken: HashSet<Uuid>,
     issued: HashMap<StreamId, Issued>,
-    over_budget: Vec<JobKey>,
+    over_budget: Vec<(JobKey, Over)>,
     unknown_dispatches: HashSet<(String, Uuid)>,
     /// Suspects in flight at most, and now; each keeps a worker from everything else.
     suspects_max: usize,
@@ -109,6 +115,8 @@ impl Frontier {
         Self {
             places: Places::default(),
             budgets: Budgets::default(),
+            host_budgets: HostBudgets::default(),
+            unread: HashSet::new(),
             flows: SlotMap::with_key(),
             tenants: HashSet::new(),
             flows_max,
@@ -133,6 +141,8 @@ impl Frontier {
     pub fn complete_all(&mut self, now: Millis) {
         self.places.complete_all(now);
         self.budgets.clear();
+        self.host_budgets.clear();
+        self.unread.clear();
         self.issued.clear();
         self.taken.clear();
         self.over_budget.clear();
@@ -169,6 +179,7 @@ impl Frontier {
 
     /// Forgets the dispatches that are not `open`, but for those with jobs in flight.
     pub fn forget_dispatches(&mut self, open: &HashSet<Uuid>) {
+        self.host_budgets.forget(open);
         let woken = self.budgets.forget(open);
         self.enqueue_all(woken);
     }
@@ -187,6 +198,26 @@ impl Frontier {
     /// Dispatches of buffered jobs whose rules are not known, each with its tenant; asking forgets them.
     pub fn take_unknown_dispatches(&mut self) -> Vec<(String, Uuid)> {
         self.unknown_dispatches.drain().collect()
+    }
+
+    /// (tenant, dispatch, host) whose tally must be read before anything more is issued, at most `count`; asking forgets
+    /// them.
+    pub fn take_unread(&mut self, count: usize) -> Vec<TallyKey> {
+        let keys: Vec<_> = self.unread.iter().take(count).cloned().collect();
+        for key in &keys {
+            self.unread.remove(key);
+        }
+        let name = |host| self.places.get(host).map(|host| host.name.to_string());
+        keys.into_iter()
+            .filter_map(|(tenant, dispatch, host)| Some((tenant.to_string(), dispatch, name(host)?)))
+            .collect()
+    }
+
+    /// Takes what a host has given a dispatch: pages, and how many of them said something new.
+    pub fn set_given(&mut self, (_, dispatch, host): &TallyKey, (pages, fresh): (i64, i64)) {
+        if let Some(host) = self.places.id(host) {
+            self.host_budgets.set((*dispatch, host), pages, fresh);
+        }
     }
 
     /// A host gained work, or may have.
@@ -382,8 +413,8 @@ impl Frontier {
             flow.taken += 1;
         }
         let stay = if host.is_empty() { Stay::default() } else { self.places.adopt(now, &host) };
-        self.budgets.enter(dispatch);
         let host = self.places.id_or_new(&host);
+        self.enter_budgets(dispatch, host);
         // Its address is known when the row of its host has been read.
         self.issued.insert(entry, Issued { key, host, stay, dispatch, alone, issued_ms: now });
     }
@@ -409,6 +440,7 @@ impl Frontier {
         if let Some((latency_ms, well)) = settled.answered {
             self.places.answered(&issued.stay, latency_ms, well);
         }
+        self.host_budgets.leave((issued.dispatch, issued.host), settled.page, settled.fresh);
         woken.extend(self.budgets.leave(issued.dispatch, settled.page, settled.idle));
         if let Some(in_ms) = settled.due_in_ms {
             // Its flow may have left meanwhile.
@@ -431,8 +463,8 @@ impl Frontier {
         self.issued.iter().filter(|(_, issued)| issued.issued_ms < before).map(|(entry, _)| *entry).collect()
     }
 
-    /// Jobs whose dispatch has reached its budget; they end without being issued.
-    pub fn take_over_budget(&mut self) -> Vec<JobKey> {
+    /// Jobs for which a budget has no room; they end without being issued.
+    pub fn take_over_budget(&mut self) -> Vec<(JobKey, Over)> {
         std::mem::take(&mut self.over_budget)
     }
 
@@ -444,6 +476,7 @@ impl Frontier {
     /// Forgets hosts with nothing in flight, nothing that waits and no clock that still counts.
     pub fn forget_idle(&mut self, now: Millis, idle_ms: Millis) {
         self.places.forget_idle(now, idle_ms);
+        self.host_budgets.forget_hosts(|host| self.places.get(host).is_some());
     }
 
     /// What the jobs of each (tenant, dispatch) wait for: one for each request under way, and one for each flow whose next
@@ -507,21 +540,29 @@ impl Frontier {
                 queue.pop_front();
                 continue;
             }
-            let limit = rules.limit();
+            let (limit, host_rules) = (rules.limit(), rules.host);
             let DueJob { id: job, attempt, dispatch, alone } = *job;
             let key = || JobKey { tenant: tenant.to_string(), id: job, attempt };
-            match rules.room() {
-                Room::Some => {}
-                Room::Later => {
+            let host_room = || host_rules.map(|rules| self.host_budgets.room(&rules, (dispatch, host)));
+            let over = match (rules.room(), host_room()) {
+                (Room::Some, None | Some(HostRoom::Some)) => None,
+                (Room::Some, Some(HostRoom::Later)) => return Err(Wait::event(Cause::Budget)),
+                (Room::Some, Some(HostRoom::Unread)) => {
+                    self.unread.insert((tenant, dispatch, host));
+                    return Err(Wait::until(now + RULES_MS, Cause::Turn));
+                }
+                (Room::Some, Some(HostRoom::None(over))) => Some(over),
+                (Room::Later, _) => {
                     self.budgets.wait(dispatch, id);
                     return Err(Wait::event(Cause::Budget));
                 }
-                Room::None => {
-                    queue.pop_front();
-                    self.taken.insert(job);
-                    self.over_budget.push(key());
-                    continue;
-                }
+                (Room::None, _) => Some(Over::Crawl),
+            };
+            if let Some(over) = over {
+                queue.pop_front();
+                self.taken.insert(job);
+                self.over_budget.push((key(), over));
+                continue;
             }
             let name = self.places.get(host).map(|host| Arc::clone(&host.name)).unwrap_or_default();
             let stay = if name.is_empty() { Stay::default() } else { self.places.occupy(now, host, &limit, id)? };
@@ -534,8 +575,15 @@ impl Frontier {
             if low && !self.crowded {
                 self.hungry.insert(id);
             }
-            self.budgets.enter(dispatch);
+            self.enter_budgets(dispatch, host);
             return Ok(Some(Pick { key: key(), host: name.to_string(), dispatch, alone, stay }));
+        }
+    }
+
+    fn enter_budgets(&mut self, dispatch: Uuid, host: HostId) {
+        self.budgets.enter(dispatch);
+        if self.budgets.get(dispatch).is_some_and(|rules| rules.host.is_some()) {
+            self.host_budgets.enter((dispatch, host));
         }
     }
 
@@ -624,6 +672,8 @@ impl Frontier {
 pub struct SettledJob {
     /// It counts against the pages budget, or may: the next reading of the progress puts it right.
     pub page: bool,
+    /// It has said something new.
+    pub fresh: bool,
     /// A request was sent, or may have been.
     pub requested: bool,
     /// Its host's row has changed.

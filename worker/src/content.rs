@@ -15,7 +15,7 @@ const NEAR_BITS_MAX: u32 = 3;
 /// New pages of one half, and bytes of their URLs; the older half is dropped when the younger is full. About 50 MB for both.
 const HALF_PAGES_MAX: usize = 100_000;
 const HALF_BYTES_MAX: usize = 12 << 20;
-/// Fingerprints of one host that a page is compared with in each half, the latest ones: some microseconds.
+/// Fingerprints of one host that a page is compared with in each half, the latest ones: some twenty microseconds.
 const COMPARED_MAX: usize = 4096;
 
 /// A page that was fetched.

@@ -51,7 +51,7 @@ enum Command {
     /// Tell whether a part of the cluster is well, by the exit code: for health checks
     Health(health::Health),
     /// Submit a crawl to a running cluster
-    Crawl(crawl::Crawl),
+    Crawl(Box<crawl::Crawl>),
     /// Submit a manifest: a list of jobs as a file
     Submit(submit::Submit),
     /// Store, list and run sources: APIs that are read page by page
@@ -111,7 +111,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::S3(s3) => s3::run(s3).await,
         Command::Sample(sample) => sample::run(sample).await,
         Command::Health(health) => health::run(health).await,
-        Command::Crawl(crawl) => crawl::run(crawl).await,
+        Command::Crawl(crawl) => crawl::run(*crawl).await,
         Command::Submit(submit) => submit::run(submit).await,
         Command::Sources(sources) => sources::run(sources).await,
         Command::Timers(timers) => timers::run(timers).await,

@@ -6,6 +6,7 @@ use dodo_common::clock::Millis;
 use uuid::Uuid;
 
 use crate::frontier::flow::FlowId;
+use crate::frontier::host_budget::HostRules;
 use crate::politeness::Limit;
 
 /// What the dispatch of a job asks for.
@@ -22,12 +23,23 @@ pub struct Rules {
     pub exact: bool,
     /// It is paused, or what is left of it ends without being issued.
     pub idle: bool,
+    /// What it asks of each host; none means nothing.
+    pub host: Option<HostRules>,
 }
 
 impl Rules {
     /// Nothing of it is issued.
     pub fn idle() -> Self {
-        Self { delay_ms: 0, host_concurrency: 1, max_pages: None, pages: 0, in_flight: 0, exact: true, idle: true }
+        Self {
+            delay_ms: 0,
+            host_concurrency: 1,
+            max_pages: None,
+            pages: 0,
+            in_flight: 0,
+            exact: true,
+            idle: true,
+            host: None,
+        }
     }
 
     pub fn limit(&self) -> Limit {

@@ -6,6 +6,7 @@ use dodo_common::db::host::HostState;
 
 use super::*;
 use crate::frontier::flow::{BUFFER_MAX, BUFFER_MIN, STALE_MS};
+use crate::frontier::host_budget::HostRules;
 
 const TENANT: &str = "default";
 
@@ -22,7 +23,16 @@ impl Bench {
         let dispatch = Uuid::now_v7();
         frontier.set_rules(
             dispatch,
-            Rules { delay_ms, host_concurrency, max_pages: None, pages: 0, in_flight: 0, exact: true, idle: false },
+            Rules {
+                delay_ms,
+                host_concurrency,
+                max_pages: None,
+                pages: 0,
+                in_flight: 0,
+                exact: true,
+                idle: false,
+                host: None,
+            },
         );
         Self { frontier, dispatch, serial: 0, open: Vec::new() }
     }
@@ -132,6 +142,7 @@ fn a_budget_is_never_exceeded_and_the_rest_is_skipped() {
         in_flight: 0,
         exact: true,
         idle: false,
+        host: None,
     };
     bench.frontier.set_rules(bench.dispatch, rules);
     bench.add("http://a", "10.0.0.1", 10);
@@ -151,6 +162,7 @@ fn a_budget_is_never_exceeded_and_the_rest_is_skipped() {
         in_flight: 0,
         exact: true,
         idle: false,
+        host: None,
     };
     bench.frontier.set_rules(bench.dispatch, rules);
     assert!(bench.pick(200).is_empty());
@@ -180,6 +192,7 @@ fn a_flow_at_its_budget_goes_on_when_a_job_was_no_page() {
         in_flight: 0,
         exact: true,
         idle: false,
+        host: None,
     };
     bench.frontier.set_rules(bench.dispatch, rules);
     bench.add("http://a", "10.0.0.1", 5);
@@ -258,8 +271,16 @@ fn suspects_wait_for_one_another_and_nobody_waits_for_them() {
 fn a_paused_dispatch_is_dropped_from_the_buffer_and_found_again() {
     let mut bench = Bench::new(0, 8);
     bench.add("http://a", "10.0.0.1", 3);
-    let rules =
-        |idle| Rules { delay_ms: 0, host_concurrency: 8, max_pages: None, pages: 0, in_flight: 0, exact: true, idle };
+    let rules = |idle| Rules {
+        delay_ms: 0,
+        host_concurrency: 8,
+        max_pages: None,
+        pages: 0,
+        in_flight: 0,
+        exact: true,
+        idle,
+        host: None,
+    };
     bench.frontier.set_rules(bench.dispatch, rules(true));
     assert_eq!(bench.frontier.idle(), [bench.dispatch]);
     assert!(bench.pick(0).is_empty());
@@ -440,4 +461,32 @@ fn a_slow_host_is_asked_less_often_and_the_next_leader_knows() {
     bench.settle(now + 10);
     assert!(bench.pick(now + 4009).is_empty());
     assert_eq!(bench.pick(now + 4010).len(), 1);
+}
+
+#[test]
+fn the_budget_of_a_host_is_its_own_and_what_is_over_ends() {
+    let mut bench = Bench::new(0, 8);
+    let host = Some(HostRules { max_pages: Some(2), allowance: None });
+    bench.frontier.set_rules(bench.dispatch, Rules { idle: false, host_concurrency: 8, host, ..Rules::idle() });
+    bench.add("http://a", "10.0.0.1", 5);
+    bench.add("http://b", "10.0.0.2", 5);
+    assert!(bench.pick(0).is_empty(), "what they have given is not known");
+    let read = |bench: &mut Bench, pages| {
+        for key in bench.frontier.take_unread(10) {
+            bench.frontier.set_given(&key, (pages, 0));
+        }
+    };
+    read(&mut bench, 0);
+    assert_eq!(bench.pick(RULES_MS).len(), 4, "two of each");
+    assert!(bench.pick(50).is_empty());
+    for _ in 0..4 {
+        bench.settle(60);
+    }
+    assert!(bench.pick(100).is_empty());
+    assert!(bench.frontier.take_over_budget().is_empty(), "only the tally in Postgres says that it is used up");
+    read(&mut bench, 2);
+    assert!(bench.pick(100 + RULES_MS).is_empty());
+    let over = bench.frontier.take_over_budget();
+    assert_eq!(over.len(), 6);
+    assert!(over.iter().all(|(_, over)| *over == Over::Pages { max: 2 }), "{over:?}");
 }

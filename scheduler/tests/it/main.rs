@@ -35,6 +35,7 @@ mod suspect;
 mod terms;
 mod timers;
 mod torture;
+mod trap;
 mod unknown;
 mod up;
 mod web;
