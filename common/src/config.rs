@@ -5,6 +5,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::model::proxy_pool::ProxyPool;
+
+/// A file that names a pool of proxies, bytes.
+const POOL_BYTES_MAX: u64 = 1 << 20;
+
 /// Where Redis, Postgres and the object store are.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Servers {
@@ -52,4 +57,50 @@ pub struct Logging {
     /// What to log: error, warn, info, debug, or a filter such as dodo=debug,info
     #[arg(long, env = "DODO_LOG", default_value = "info")]
     pub log: String,
+}
+
+/// The pool of proxies, for schedulers, which choose, and workers, which fetch: the same for all of them.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Proxies {
+    /// Proxies that requests leave by: region=URL separated by commas, or a file of them, one a line
+    // Plain text here: clap would repeat a wrong value, and with it a password.
+    #[arg(long, env = "DODO_PROXIES", hide_env_values = true, default_value = "")]
+    pub proxies: String,
+}
+
+impl Proxies {
+    /// The pool; an empty one where none is set.
+    ///
+    /// # Errors
+    /// One line that does not hold what was given: even what names a file may be a mistyped password.
+    pub fn pool(&self) -> Result<ProxyPool, String> {
+        let text = self.proxies.trim();
+        let listed = if text.is_empty() || text.contains("://") { text.to_owned() } else { read(text)? };
+        let pool: ProxyPool = listed.parse().map_err(|error| format!("DODO_PROXIES: {error}"))?;
+        if pool.is_empty() && !text.is_empty() {
+            return Err("DODO_PROXIES: the file names no proxy".to_owned());
+        }
+        Ok(pool)
+    }
+
+    /// The pool, where `proxy` is the setting of the one proxy of a worker.
+    ///
+    /// # Errors
+    /// One line that does not hold what was given.
+    pub fn pool_beside(&self, proxy: &str) -> Result<ProxyPool, String> {
+        let pool = self.pool()?;
+        if !pool.is_empty() && !proxy.trim().is_empty() {
+            return Err("give DODO_PROXIES or DODO_PROXY, not both".to_owned());
+        }
+        Ok(pool)
+    }
+}
+
+fn read(path: &str) -> Result<String, String> {
+    let wrong = |why: String| format!("DODO_PROXIES: it has no region=URL, and cannot be read as a file: {why}");
+    let bytes = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
+    if bytes > POOL_BYTES_MAX {
+        return Err(wrong(format!("it has more than {POOL_BYTES_MAX} bytes")));
+    }
+    std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))
 }

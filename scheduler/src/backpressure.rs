@@ -73,11 +73,16 @@ fn sentence(held: Held, bounds: &Bounds) -> String {
 
 #[cfg(test)]
 mod tests {
+    use dodo_common::config::Proxies;
+
     use super::*;
+    use crate::context::ProxyBounds;
 
     #[test]
     fn it_shuts_above_a_bound_and_opens_below_three_quarters_of_both() {
-        let bounds = Bounds { stream_bytes_max: 1000, stream_entries_max: 100, stall_ms_max: 1000 };
+        let proxies =
+            ProxyBounds { pool: Proxies::default(), proxy_concurrency: 1, proxy_delay_ms: 0, proxy_quarantine_ms: 1 };
+        let bounds = Bounds { stream_bytes_max: 1000, stream_entries_max: 100, stall_ms_max: 1000, proxies };
         let mut valve = Valve::default();
         let mut turn = |entries, bytes| {
             let turned = valve.turn(Held { entries, bytes }, &bounds);

@@ -5,12 +5,16 @@ use std::sync::{Arc, Mutex};
 
 use clap::Args;
 use dodo_common::clock::Clock;
+use dodo_common::config::Proxies;
 use dodo_common::db::pool::Db;
+use dodo_common::model::proxy_pool::ProxyPool;
 use dodo_common::storage::object::Store;
 use dodo_common::stream::connection::{Redis, StreamResult};
 use dodo_common::stream::queue;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+use crate::frontier::exits;
 
 /// What a leader is told of its duties.
 #[derive(Args, Clone, Debug)]
@@ -38,6 +42,35 @@ pub struct Bounds {
     /// A worker that holds jobs and settles none for this long is lost, milliseconds; above every timeout of a job
     #[arg(long, env = "DODO_STALL_MS", default_value_t = 120_000, value_parser = clap::value_parser!(u64).range(1000..))]
     pub stall_ms_max: u64,
+    #[command(flatten)]
+    pub proxies: ProxyBounds,
+}
+
+/// The pool of proxies, and what is asked of each.
+#[derive(Args, Clone, Debug)]
+pub struct ProxyBounds {
+    #[command(flatten)]
+    pub pool: Proxies,
+    /// Requests under way by one proxy of the pool at most
+    #[arg(long, env = "DODO_PROXY_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub proxy_concurrency: u32,
+    /// Between the end of a request by a proxy of the pool and the next one, milliseconds
+    #[arg(long, env = "DODO_PROXY_DELAY_MS", default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..=3_600_000))]
+    pub proxy_delay_ms: i64,
+    /// How long a proxy of the pool is left alone when its answers show that it is blocked, or it does not answer, milliseconds;
+    /// each further time in a row twice as long, up to sixteen times
+    #[arg(long, env = "DODO_PROXY_QUARANTINE_MS", default_value_t = 30_000, value_parser = clap::value_parser!(i64).range(1..=3_600_000))]
+    pub proxy_quarantine_ms: i64,
+}
+
+impl ProxyBounds {
+    pub fn bounds(&self) -> exits::Bounds {
+        exits::Bounds {
+            concurrency: self.proxy_concurrency,
+            delay_ms: self.proxy_delay_ms,
+            quarantine_ms: self.proxy_quarantine_ms,
+        }
+    }
 }
 
 /// One scheduler process.
@@ -50,6 +83,8 @@ pub struct Context {
     pub store: Store,
     pub duties: Duties,
     pub bounds: Bounds,
+    /// The proxies that requests leave by; empty: they leave as the workers are told.
+    pub pool: ProxyPool,
     pub clock: Clock,
     pub soft: CancellationToken,
     /// This process leads.
@@ -68,6 +103,7 @@ impl Context {
         store: Store,
         duties: Duties,
         bounds: Bounds,
+        pool: ProxyPool,
         soft: CancellationToken,
     ) -> StreamResult<Arc<Self>> {
         let id = Uuid::now_v7();
@@ -79,6 +115,7 @@ impl Context {
             store,
             duties,
             bounds,
+            pool,
             clock: Clock::System,
             soft,
             leads: AtomicBool::new(false),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use dodo_common::db::dispatch::{self, Dispatch};
 use dodo_common::db::generation::{self, Generation};
 use dodo_common::db::wait;
-use dodo_common::db::{host, page, schedule, suspect, tally};
+use dodo_common::db::{host, page, proxy, schedule, suspect, tally};
 use dodo_common::fail;
 use dodo_common::model::cause::Cause;
 use dodo_common::model::job::Outcome;
@@ -28,6 +28,7 @@ use crate::backpressure::Backpressure;
 use crate::census::Census;
 use crate::context::{Context, Term};
 use crate::frontier::budget::Rules;
+use crate::frontier::exits::Exits;
 use crate::frontier::host_budget::HostRules;
 use crate::frontier::{FlowKey, Frontier, Pick, SettledJob};
 use crate::reaper;
@@ -149,6 +150,7 @@ impl<'a> Dispatcher<'a> {
             }
         }
         let mut frontier = Frontier::default();
+        frontier.set_exits(exits(ctx, term).await?);
         read_rules(ctx, term, &mut frontier).await?;
         let last_report = window::adopt(ctx, &mut frontier).await?;
         let stop = tokio_util::sync::CancellationToken::new();
@@ -265,8 +267,8 @@ impl<'a> Dispatcher<'a> {
             };
             // A host that asked to wait may have refused too often: its row says so.
             let reload_host = job.reload_host || settled.hold_ms.is_some();
-            let Settled { requested, hold_ms, answered, .. } = settled;
-            let job = SettledJob { requested, hold_ms, answered, reload_host, ..job };
+            let Settled { requested, hold_ms, answered, proxy, .. } = settled;
+            let job = SettledJob { requested, hold_ms, answered, proxy, reload_host, ..job };
             self.frontier.settled(now, settled.entry, &job);
         }
         for (tenant, host) in report.gained {
@@ -315,11 +317,15 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
-    /// What is to outlive this leader: how fast hosts answer, and what dispatches wait for.
+    /// What is to outlive this leader: how fast hosts answer, how proxies fare, and what dispatches wait for.
     async fn write_down(&mut self) -> Result<(), WindowError> {
         let paces = self.frontier.take_paces(PACES_MAX);
         if !paces.is_empty() {
             host::save_paces(&self.ctx.db, self.term.epoch, &paces).await?;
+        }
+        let proxies = self.frontier.take_exits(self.ctx.clock.now_ms());
+        if !proxies.is_empty() {
+            proxy::save(&self.ctx.db, self.term.epoch, &proxies).await?;
         }
         let waited = self.census.take();
         if !waited.is_empty() {
@@ -462,8 +468,8 @@ impl<'a> Dispatcher<'a> {
         let picks = self.frontier.pick(self.ctx.clock.now_ms(), room);
         let authority = Authority { epoch: self.term.epoch, generation: self.generation.number };
         for batch in picks.chunks(queue::BATCH_MAX) {
-            let orders: Vec<Order> =
-                batch.iter().map(|pick| Order { key: pick.key.clone(), alone: pick.alone }).collect();
+            let order = |pick: &Pick| Order { key: pick.key.clone(), alone: pick.alone, proxy: pick.proxy.clone() };
+            let orders: Vec<Order> = batch.iter().map(order).collect();
             fail::point_async("jobs-picked").await;
             let entries = queue::push(&self.ctx.redis, authority, &orders).await?;
             fail::point_async("jobs-pushed").await;
@@ -515,17 +521,31 @@ async fn read_rules(ctx: &Context, term: &Term, frontier: &mut Frontier) -> Resu
     Ok(())
 }
 
+/// The pool, each proxy as the last leader left it.
+async fn exits(ctx: &Context, term: &Term) -> Result<Exits, WindowError> {
+    let addresses: Vec<String> = ctx.pool.all().iter().map(|pooled| pooled.proxy.to_string()).collect();
+    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    proxy::forget_others(&ctx.db, term.epoch, &addresses).await?;
+    let known = proxy::all(&ctx.db).await?;
+    Ok(Exits::new(ctx.clock.now_ms(), &ctx.pool, ctx.bounds.proxies.bounds(), &known))
+}
+
 fn rules_of(open: &Dispatch) -> Rules {
+    let mut region = None;
     let plain = (DELAY_MS_DEFAULT, 1, None, None);
     let (delay_ms, concurrency, max_pages, host) = match open.kind.as_str() {
-        "crawl" => serde_json::from_value::<CrawlSpec>(open.spec.clone())
-            .map_or(plain, |spec| (spec.delay_ms, spec.host_concurrency, spec.max_pages, host_rules(&spec))),
+        "crawl" => serde_json::from_value::<CrawlSpec>(open.spec.clone()).map_or(plain, |spec| {
+            let host = host_rules(&spec);
+            region = spec.region;
+            (spec.delay_ms, spec.host_concurrency, spec.max_pages, host)
+        }),
         "paged" => serde_json::from_value::<PagedSpec>(open.spec.clone())
             .map_or(plain, |spec| (spec.document.delay_ms, spec.document.concurrency, None, None)),
         // No-op jobs and occurrences send no request.
         _ => (0, i32::MAX, None, None),
     };
     Rules {
+        region,
         delay_ms,
         host_concurrency: concurrency.max(1) as u32,
         max_pages,

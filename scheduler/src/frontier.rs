@@ -5,7 +5,9 @@
 //! clocks allow it. Tenants take turns, and within a tenant its hosts do.
 
 pub mod budget;
+pub mod exits;
 pub mod flow;
+pub mod health;
 pub mod host_budget;
 pub mod place;
 pub mod turns;
@@ -15,16 +17,19 @@ use std::sync::Arc;
 
 use dodo_common::clock::Millis;
 use dodo_common::db::host::HostView;
+use dodo_common::db::proxy::ProxyRow;
 use dodo_common::db::schedule::{DueJob, Refill};
 use dodo_common::db::tally::TallyKey;
 use dodo_common::model::cause::Cause;
 use dodo_common::model::job::JobKey;
+use dodo_common::model::proxy::ProxyWord;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::question::Standing;
 use slotmap::SlotMap;
 use uuid::Uuid;
 
 use crate::frontier::budget::{Budgets, Room, Rules};
+use crate::frontier::exits::Exits;
 use crate::frontier::flow::{Flow, FlowId};
 use crate::frontier::host_budget::{HostBudgets, HostRoom, Over};
 use crate::frontier::place::{HostId, Places, Stay};
@@ -49,6 +54,8 @@ pub struct Pick {
     pub dispatch: Uuid,
     /// Its worker is to run nothing beside it.
     pub alone: bool,
+    /// The address of the proxy that its request leaves by.
+    pub proxy: Option<Arc<str>>,
     stay: Stay,
 }
 
@@ -59,6 +66,7 @@ pub struct Adopted {
     pub host: String,
     pub dispatch: Uuid,
     pub alone: bool,
+    pub proxy: Option<String>,
 }
 
 /// An issued job: what it occupies until it is settled.
@@ -67,6 +75,7 @@ struct Issued {
     key: JobKey,
     host: HostId,
     stay: Stay,
+    proxy: Option<Arc<str>>,
     dispatch: Uuid,
     alone: bool,
     issued_ms: Millis,
@@ -75,6 +84,7 @@ struct Issued {
 #[derive(Debug)]
 pub struct Frontier {
     places: Places,
+    exits: Exits,
     budgets: Budgets,
     host_budgets: HostBudgets,
     /// What these hosts have given these dispatches must be read before anything more is issued.
@@ -114,6 +124,7 @@ impl Frontier {
     pub fn bounded(flows_max: usize) -> Self {
         Self {
             places: Places::default(),
+            exits: Exits::default(),
             budgets: Budgets::default(),
             host_budgets: HostBudgets::default(),
             unread: HashSet::new(),
@@ -140,6 +151,7 @@ impl Frontier {
     /// After a takeover or a new generation every host counts as completed now.
     pub fn complete_all(&mut self, now: Millis) {
         self.places.complete_all(now);
+        self.exits.complete_all(now);
         self.budgets.clear();
         self.host_budgets.clear();
         self.unread.clear();
@@ -165,6 +177,16 @@ impl Frontier {
         if more {
             self.wake_suspects();
         }
+    }
+
+    /// Sets the proxies that requests leave by; to be called before anything is issued.
+    pub fn set_exits(&mut self, exits: Exits) {
+        self.exits = exits;
+    }
+
+    /// How proxies fare, to be written down: those that fare otherwise than when this was asked last.
+    pub fn take_exits(&mut self, now: Millis) -> Vec<ProxyRow> {
+        self.exits.take_changed(now)
     }
 
     pub fn in_flight(&self) -> usize {
@@ -357,6 +379,8 @@ impl Frontier {
                 self.enqueue(id);
             }
         }
+        let woken = self.exits.wake();
+        self.enqueue_all(woken);
         let mut picks = Vec::new();
         while picks.len() < count {
             let Some(id) = self.turns.take() else { break };
@@ -398,14 +422,14 @@ impl Frontier {
 
     /// Records the stream entry of a picked job.
     pub fn issued(&mut self, now: Millis, entry: StreamId, pick: Pick) {
-        let Pick { key, host, dispatch, alone, stay } = pick;
+        let Pick { key, host, dispatch, alone, proxy, stay } = pick;
         let host = self.places.id_or_new(&host);
-        self.issued.insert(entry, Issued { key, host, stay, dispatch, alone, issued_ms: now });
+        self.issued.insert(entry, Issued { key, host, stay, proxy, dispatch, alone, issued_ms: now });
     }
 
     /// Takes over an entry that an earlier leader has issued.
     pub fn adopt(&mut self, now: Millis, entry: StreamId, adopted: Adopted) {
-        let Adopted { key, host, dispatch, alone } = adopted;
+        let Adopted { key, host, dispatch, alone, proxy } = adopted;
         self.suspects += usize::from(alone);
         if self.taken.insert(key.id)
             && let Some(flow) = self.flow(&key.tenant, &host).and_then(|id| self.flows.get_mut(id))
@@ -415,8 +439,12 @@ impl Frontier {
         let stay = if host.is_empty() { Stay::default() } else { self.places.adopt(now, &host) };
         let host = self.places.id_or_new(&host);
         self.enter_budgets(dispatch, host);
+        let proxy: Option<Arc<str>> = proxy.map(Arc::from);
+        if let Some(address) = &proxy {
+            self.exits.adopt(address);
+        }
         // Its address is known when the row of its host has been read.
-        self.issued.insert(entry, Issued { key, host, stay, dispatch, alone, issued_ms: now });
+        self.issued.insert(entry, Issued { key, host, stay, proxy, dispatch, alone, issued_ms: now });
     }
 
     /// An entry was settled or taken back. Idempotent: a second report of it does nothing.
@@ -432,6 +460,10 @@ impl Frontier {
             self.wake_suspects();
         }
         let mut woken = self.places.leave(now, &issued.stay, settled.requested);
+        if let Some(address) = &issued.proxy {
+            let host = self.places.get(issued.host).map(|host| Arc::clone(&host.name)).unwrap_or_default();
+            woken.extend(self.exits.leave(now, address, &host, settled.requested, settled.proxy));
+        }
         if settled.reload_host {
             self.places.look_up_own(&issued.stay);
         } else if let Some(hold_ms) = settled.hold_ms {
@@ -502,7 +534,7 @@ impl Frontier {
         let clock = known.and_then(|host| self.places.clock(host));
         let wait = match (known, self.budgets.get(dispatch)) {
             (Some(host), Some(rules)) if rules.room() == Room::Some => {
-                self.places.allows(now, host, &rules.limit()).err()
+                self.places.would_allow(now, host, &rules.limit()).err().or_else(|| self.waits_for_proxy(host))
             }
             (_, Some(rules)) if rules.room() != Room::Some => Some(Wait::event(Cause::Budget)),
             _ => None,
@@ -513,6 +545,13 @@ impl Frontier {
             in_flight: clock.map_or(0, |clock| clock.in_flight),
             last_completion_ms: clock.map(|clock| clock.last_completion_ms).filter(|at| *at > NEVER),
         }
+    }
+
+    /// A place at a proxy is asked for last.
+    fn waits_for_proxy(&self, host: HostId) -> Option<Wait> {
+        let mut flows = self.places.get(host)?.flows.iter().filter_map(|id| self.flows.get(*id));
+        let waits = flows.find(|flow| !flow.in_ring && matches!(flow.waits, Cause::Proxy | Cause::Quarantine))?;
+        Some(Wait::event(waits.waits))
     }
 
     fn pick_one(&mut self, now: Millis, id: FlowId) -> Result<Option<Pick>, Wait> {
@@ -565,7 +604,16 @@ impl Frontier {
                 continue;
             }
             let name = self.places.get(host).map(|host| Arc::clone(&host.name)).unwrap_or_default();
-            let stay = if name.is_empty() { Stay::default() } else { self.places.occupy(now, host, &limit, id)? };
+            let (mut stay, mut proxy) = (Stay::default(), None);
+            if !name.is_empty() {
+                stay = self.places.allow(now, host, &limit, id)?;
+                // Last: whoever is woken for a place at a proxy has nothing else to wait for.
+                proxy = self.exits.choose(now, &name, rules.region.as_deref(), id)?;
+                self.places.enter(&stay);
+            }
+            if let Some(address) = &proxy {
+                self.exits.enter(address);
+            }
             let flow = self.flows.get_mut(id).expect("it was just seen");
             flow.queue(suspects_too).pop_front();
             flow.taken += 1;
@@ -576,7 +624,7 @@ impl Frontier {
                 self.hungry.insert(id);
             }
             self.enter_budgets(dispatch, host);
-            return Ok(Some(Pick { key: key(), host: name.to_string(), dispatch, alone, stay }));
+            return Ok(Some(Pick { key: key(), host: name.to_string(), dispatch, alone, proxy, stay }));
         }
     }
 
@@ -681,6 +729,8 @@ pub struct SettledJob {
     pub hold_ms: Option<Millis>,
     /// How long its host took to answer, milliseconds, and whether that was a good answer.
     pub answered: Option<(Millis, bool)>,
+    /// What its request said of its proxy.
+    pub proxy: Option<ProxyWord>,
     /// Its row is still there, due in so many milliseconds.
     pub due_in_ms: Option<Millis>,
     /// Its dispatch is paused.

@@ -217,8 +217,12 @@ async fn checked(ctx: &Context, body: &[u8]) -> DbResult<Result<Vec<Checked>, Ve
         .enumerate()
         .filter_map(|(index, entry)| {
             let url = Url::parse(&entry.url).ok()?;
-            let reason = may_ask(&url, &ctx.duties.contact).err()?;
-            Some(Reason { entry: Some(index), reason: reason.to_owned() })
+            let region = entry.options.region.as_deref();
+            let reason = match may_ask(&url, &ctx.duties.contact) {
+                Err(reason) => reason.to_owned(),
+                Ok(()) => region.and_then(|region| ctx.pool.check_region(region).err())?,
+            };
+            Some(Reason { entry: Some(index), reason })
         })
         .take(dodo_common::model::manifest::REASONS_MAX)
         .collect();

@@ -138,8 +138,8 @@ pub async fn adopt(ctx: &Context, frontier: &mut Frontier) -> Result<StreamId, W
         for (entry, _) in batch {
             // Without its row it only waits to be acknowledged: it occupies no host.
             if let Some((host, dispatch)) = rows.get(&entry.key) {
-                let (key, host) = (entry.key.clone(), host.clone());
-                frontier.adopt(now, entry.entry, Adopted { key, host, dispatch: *dispatch, alone: entry.alone });
+                let (key, host, proxy) = (entry.key.clone(), host.clone(), entry.proxy.clone());
+                frontier.adopt(now, entry.entry, Adopted { key, host, dispatch: *dispatch, alone: entry.alone, proxy });
             }
         }
     }

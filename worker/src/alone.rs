@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Waits until everything that runs is settled, then runs this one job. A worker that drains hands it back.
 pub async fn run(ctx: &Arc<Context>, suspect: JobEntry, permits: &Arc<Semaphore>, results: &Results) {
-    let JobEntry { entry, key, .. } = suspect;
+    let JobEntry { entry, key, proxy, .. } = suspect;
     // A permit is free when its job is settled: with all of them, nothing runs, and nothing begins.
     let all = u32::from(ctx.settings.permits);
     let (effect, permit) = tokio::select! {
@@ -40,9 +40,9 @@ pub async fn run(ctx: &Arc<Context>, suspect: JobEntry, permits: &Arc<Semaphore>
         Err(effect) => Done::new(entry, effect),
         Ok(row) => {
             tracing::warn!(job = %key.id, "a suspect runs alone");
-            let span = span_of(ctx, &row.job);
+            let span = span_of(ctx, &row.job, proxy.as_deref());
             let done = tokio::select! {
-                done = jobs::run(ctx, entry, *row).instrument(span) => done,
+                done = jobs::run(ctx, entry, *row, proxy.as_deref()).instrument(span) => done,
                 () = ctx.refused.cancelled() => return,
             };
             // An end takes the row along; where it stays, it must not say that the job still runs here.

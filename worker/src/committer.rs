@@ -10,6 +10,7 @@ use dodo_common::db::pool::DbError;
 use dodo_common::db::tally::Novelty;
 use dodo_common::fail;
 use dodo_common::model::job::{JobKey, Outcome};
+use dodo_common::model::proxy::ProxyWord;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::url::UrlHash;
 use dodo_common::stream::queue;
@@ -75,11 +76,13 @@ pub struct Done {
     /// What its answer says of its host.
     pub hold: Option<Hold>,
     pub requested: bool,
+    /// What its request says of the proxy that the leader chose.
+    pub proxy: Option<ProxyWord>,
 }
 
 impl Done {
     pub fn new(entry: StreamId, effect: Effect) -> Self {
-        Self { entry, effect, host: None, hold: None, requested: false }
+        Self { entry, effect, host: None, hold: None, requested: false, proxy: None }
     }
 
     /// What it takes to hold it until it is committed, but for a small fixed part.
@@ -289,7 +292,8 @@ fn batch_of(done: Vec<Done>) -> (Batch, Ended) {
             Effect::Returned => Verdict::Returned,
         };
         let hold_ms = d.hold.as_ref().and_then(Hold::ms);
-        ended.entries.push(Settled { entry: d.entry, verdict, requested: d.requested, hold_ms, answered });
+        let Done { entry, requested, proxy, .. } = d;
+        ended.entries.push(Settled { entry, verdict, requested, hold_ms, answered, proxy });
         batch.hosts.extend(d.host);
         batch.holds.extend(d.hold);
     }

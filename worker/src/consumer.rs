@@ -104,7 +104,7 @@ async fn take(
     let Some((mut rows, unknown)) = load(ctx, &keys).await else { return };
     fail::point_async("jobs-loaded").await;
     let mut spare = Some(first);
-    for JobEntry { entry, key, .. } in entries {
+    for JobEntry { entry, key, proxy, .. } in entries {
         let permit = match spare.take() {
             Some(permit) => permit,
             None => Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed"),
@@ -121,9 +121,9 @@ async fn take(
                 None => Done::new(entry, Effect::Gone),
                 Some(_) if ctx.soft.is_cancelled() => Done::new(entry, Effect::Returned),
                 Some(row) => {
-                    let span = span_of(&ctx, &row.job);
+                    let span = span_of(&ctx, &row.job, proxy.as_deref());
                     tokio::select! {
-                        done = jobs::run(&ctx, entry, row).instrument(span) => done,
+                        done = jobs::run(&ctx, entry, row, proxy.as_deref()).instrument(span) => done,
                         () = ctx.refused.cancelled() => return,
                     }
                 }
@@ -134,10 +134,11 @@ async fn take(
 }
 
 /// What every line that a job logs carries.
-pub fn span_of(ctx: &Context, job: &Job) -> tracing::Span {
+pub fn span_of(ctx: &Context, job: &Job, proxy: Option<&str>) -> tracing::Span {
+    let region = proxy.and_then(|proxy| ctx.fetcher.region_of(proxy));
     tracing::info_span!(
         "job", job = %job.key.id, dispatch = %job.dispatch, tenant = %job.key.tenant, host = %job.host,
-        worker = %ctx.incarnation.id
+        worker = %ctx.incarnation.id, region, proxy
     )
 }
 

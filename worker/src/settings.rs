@@ -2,9 +2,10 @@
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, Parser, ValueEnum};
-use dodo_common::config::{Logging, Servers};
+use dodo_common::config::{Logging, Proxies, Servers};
 use dodo_common::model::address::Openings;
 use dodo_common::model::proxy::Proxy;
+use dodo_common::model::proxy_pool::ProxyPool;
 
 /// What a worker does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -51,6 +52,8 @@ pub struct Settings {
     // Plain text here: clap would repeat a wrong value, and with it a password.
     #[arg(long, env = "DODO_PROXY", hide_env_values = true, default_value = "")]
     pub proxy: String,
+    #[command(flatten)]
+    pub proxies: Proxies,
     /// Who to write to about this crawler (an address or a URL); needed to fetch anything but loopback
     #[arg(long, env = "DODO_CONTACT", default_value = "")]
     pub contact: String,
@@ -136,6 +139,14 @@ impl Settings {
             return Ok(None);
         }
         self.proxy.parse().map(Some).context("DODO_PROXY")
+    }
+
+    /// The pool in its place; an empty one for none.
+    ///
+    /// # Errors
+    /// One line that does not hold what was given.
+    pub fn pool(&self) -> anyhow::Result<ProxyPool> {
+        self.proxies.pool_beside(&self.proxy).map_err(anyhow::Error::msg)
     }
 }
 

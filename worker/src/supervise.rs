@@ -157,11 +157,18 @@ async fn register(
 }
 
 fn about(settings: &Settings) -> anyhow::Result<Registration> {
+    let pool = settings.pool()?;
+    let regions: Vec<&str> = pool.regions().into_iter().collect();
+    let region = settings.region.clone().filter(|region| !region.trim().is_empty());
     Ok(Registration {
         host: place::host_name(),
         address: place::own_address().to_string(),
-        region: settings.region.clone().filter(|region| !region.trim().is_empty()),
-        proxy: settings.proxy()?.map(|proxy| proxy.to_string()),
+        region: region.or_else(|| (!regions.is_empty()).then(|| regions.join("+"))),
+        proxy: match pool.all() {
+            [] => settings.proxy()?.map(|proxy| proxy.to_string()),
+            [only] => Some(only.proxy.to_string()),
+            _ => Some("pool".to_owned()),
+        },
         roles: settings.roles.iter().map(|role| role.as_str().to_owned()).collect(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id() as i32,
@@ -169,7 +176,8 @@ fn about(settings: &Settings) -> anyhow::Result<Registration> {
     })
 }
 
-/// `worker-REGION-via-HOST:PORT-ADDRESS-SLOT`, without what is not set. A region is the operator's text, and no path.
+/// `worker-REGION-via-HOST:PORT-ADDRESS-SLOT`, without what is not set; `via-pool` where there are several proxies, which
+/// the lines of the jobs name. A region is the operator's text, and no path.
 fn log_name(about: &Registration, slot: i32) -> String {
     let plain = |c: char| if c.is_alphanumeric() || matches!(c, '.' | '_') { c } else { '-' };
     let region = about.region.as_ref().map(|region| format!("{}-", region.chars().map(plain).collect::<String>()));

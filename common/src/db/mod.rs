@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod migrate;
 pub mod page;
 pub mod pool;
+pub mod proxy;
 pub mod raw;
 pub mod record;
 pub mod schedule;

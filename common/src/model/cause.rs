@@ -29,6 +29,10 @@ pub enum Cause {
     Robots,
     /// Its dispatch has its whole budget in flight.
     Budget,
+    /// Its proxy, which has as many requests under way as it may, or rests between two.
+    Proxy,
+    /// A proxy: every one of its region is in quarantine.
+    Quarantine,
     /// A worker: the window is full.
     Workers,
     /// The archive, which is behind.
@@ -36,7 +40,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    const ALL: [Cause; 12] = [
+    const ALL: [Cause; 14] = [
         Cause::Turn,
         Cause::Delay,
         Cause::CrawlDelay,
@@ -47,6 +51,8 @@ impl Cause {
         Cause::Request,
         Cause::Robots,
         Cause::Budget,
+        Cause::Proxy,
+        Cause::Quarantine,
         Cause::Workers,
         Cause::Backpressure,
     ];
@@ -63,6 +69,8 @@ impl Cause {
             Cause::Request => "request",
             Cause::Robots => "robots",
             Cause::Budget => "budget",
+            Cause::Proxy => "proxy",
+            Cause::Quarantine => "quarantine",
             Cause::Workers => "workers",
             Cause::Backpressure => "backpressure",
         }
@@ -84,6 +92,8 @@ impl Cause {
             Cause::Busy | Cause::Request => "requests under way (--host-concurrency, the site's latency)",
             Cause::Robots => "addresses and robots.txt of new hosts",
             Cause::Budget => "its page budget is in flight",
+            Cause::Proxy => "politeness: the bounds of the proxies (DODO_PROXY_CONCURRENCY, DODO_PROXY_DELAY_MS)",
+            Cause::Quarantine => "no proxy of their region is healthy (dodo status)",
             Cause::Workers => "all workers are busy (more workers, DODO_WORKER_PERMITS)",
             Cause::Backpressure => "backpressure: the archive is behind",
         }

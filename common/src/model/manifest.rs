@@ -124,6 +124,8 @@ pub struct Options {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_agent: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub subject: BTreeMap<String, String>,
@@ -314,6 +316,7 @@ pub fn crawl_spec(service: &str, url: &str, options: &Options) -> Result<(CrawlS
     spec.traps = Traps::of(options.max_path_segments, options.max_repeats, options.max_query_params);
     spec.content_types.clone_from(&options.content_types);
     (spec.cookies, spec.user_agent) = (options.cookies, options.user_agent.clone());
+    spec.region.clone_from(&options.region);
     let seed = ruled(url, None, &spec.rules()?).map_err(|error| format!("url {url:?}: {error}"))?;
     spec.seeds = vec![seed.url.to_string()];
     Ok((spec, seed))
@@ -366,8 +369,12 @@ mod tests {
             let read = read(json!([{ "service": service, "url": "http://a.test/", "options": options }])).unwrap();
             crawl_spec(service, &read[0].url, &read[0].options).unwrap().0
         };
-        let given = spec("crawl", json!({ "depth": 3, "sitemaps": false, "nofollow": "ignore", "assets": true }));
+        let given = spec(
+            "crawl",
+            json!({ "depth": 3, "sitemaps": false, "nofollow": "ignore", "assets": true, "region": "eu" }),
+        );
         assert_eq!((given.depth, given.sitemaps, given.nofollow, given.assets), (3, false, Nofollow::Ignore, true));
+        assert_eq!(given.region.as_deref(), Some("eu"));
         let plain = spec("page", json!({}));
         assert_eq!((plain.depth, plain.sitemaps, plain.nofollow, plain.assets), (0, true, Nofollow::Honour, false));
     }
@@ -385,6 +392,7 @@ mod tests {
             (json!({ "service": "crawl", "url": "http://a.test/", "headers": { "a": "b\nc" } }), "header"),
             (json!({ "service": "crawl", "url": "http://a.test/", "options": { "dept": 1 } }), "dept"),
             (json!({ "service": "shop", "url": "http://a.test/", "options": { "depth": 1 } }), "subject"),
+            (json!({ "service": "crawl", "url": "http://a.test/", "options": { "region": "e u" } }), "region"),
             (json!("text"), "struct"),
             (json!({ "service": "crawl", "url": "http://a.test/", "\u{0}": 1 }), "NUL"),
             (json!({ "service": "shop", "url": "http://a.test/\u{0}" }), "NUL"),

@@ -7,6 +7,7 @@ pub mod manifest;
 pub mod media;
 pub mod pattern;
 pub mod proxy;
+pub mod proxy_pool;
 pub mod record;
 pub mod recurrence;
 pub mod retry;

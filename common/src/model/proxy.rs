@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use url::Url;
 
 /// How the proxy is spoken to.
@@ -23,6 +24,20 @@ pub struct Proxy {
     pub port: u16,
     /// User and password, percent-encoded.
     credentials: Option<(String, String)>,
+}
+
+/// What a request says of the proxy that it left by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyWord {
+    /// It brought an answer.
+    Good,
+    /// The answer looks as if the site had blocked it.
+    Blocked,
+    /// There was no answer, through no visible fault of its own.
+    Failed,
+    /// It does not answer itself, or refuses our credentials: nothing was sent to the site.
+    Down,
 }
 
 /// Says what is wrong and never what was given: that may hold a password.

@@ -6,6 +6,7 @@ use url::Url;
 
 use crate::model::media::MediaTypes;
 use crate::model::pattern::Patterns;
+use crate::model::proxy_pool::{REGION_BYTES_MAX, is_region};
 use crate::model::scope::{Scope, ScopeKind};
 use crate::model::trap::Traps;
 use crate::model::url_rules::{UrlRule, UrlRules};
@@ -90,6 +91,9 @@ pub struct CrawlSpec {
     /// What it calls itself instead of Dodo. It begins with the product token that robots.txt groups are matched against.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_agent: Option<String>,
+    /// Its requests leave by a proxy of this region; of any when none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
 }
 
 impl CrawlSpec {
@@ -144,6 +148,11 @@ impl CrawlSpec {
         self.user_agent.as_deref().map_or(Ok(()), check_user_agent)?;
         self.traps.check()?;
         MediaTypes::new(&self.content_types)?;
+        if self.region.as_deref().is_some_and(|region| !is_region(region)) {
+            return Err(format!(
+                "region must be 1 to {REGION_BYTES_MAX} letters, digits, '.', '_' and '-', as DODO_PROXIES names it"
+            ));
+        }
         self.rules()?;
         if self.include.is_empty() && self.exclude.is_empty() {
             return Ok(());

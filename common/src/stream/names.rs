@@ -2,7 +2,7 @@
 //!
 //! | key | what | written by | read by |
 //! | --- | --- | --- | --- |
-//! | `dodo:jobs:fetch` | ids of jobs to run, and which run alone; group `workers` | leader | workers |
+//! | `dodo:jobs:fetch` | ids of jobs to run, which run alone, and by which proxy; group `workers` | leader | workers |
 //! | `dodo:done` | reports of ended jobs, hints of gained work, questions | workers, API | leader |
 //! | `dodo:pages` | fetched pages as gzip members of WARC records | workers | archiver |
 //! | `dodo:items` | raw payloads as JSON; group `process` | workers | processors, archiver |

@@ -1,6 +1,6 @@
 //! The jobs stream: push by the leader, next and settle by workers, return by the reaper.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use redis::{Script, Value};
 use uuid::Uuid;
@@ -27,14 +27,17 @@ pub struct Order {
     pub key: JobKey,
     /// Its worker is to run nothing beside it.
     pub alone: bool,
+    /// The address of the proxy that its request leaves by.
+    pub proxy: Option<Arc<str>>,
 }
 
-/// An entry of the jobs stream: ids, and whether it runs alone.
+/// An entry of the jobs stream: ids, whether it runs alone, and by which proxy it leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobEntry {
     pub entry: StreamId,
     pub key: JobKey,
     pub alone: bool,
+    pub proxy: Option<String>,
 }
 
 static PUSH: LazyLock<Script> = LazyLock::new(|| {
@@ -44,9 +47,13 @@ static PUSH: LazyLock<Script> = LazyLock::new(|| {
             "if redis.call('GET', KEYS[2]) ~= ARGV[2] then return redis.error_reply('DODOGEN another generation') end
          if redis.call('EXISTS', KEYS[3]) == 0 then return redis.error_reply('DODOGEN no jobs stream') end
          local ids = {}
-         for i = 3, #ARGV, 4 do
+         for i = 3, #ARGV, 5 do
            local id
-           if ARGV[i + 3] == '1' then
+           if ARGV[i + 4] ~= '' then
+             local fields = {'t', ARGV[i], 'j', ARGV[i + 1], 'a', ARGV[i + 2], 'x', ARGV[i + 4]}
+             if ARGV[i + 3] == '1' then fields[9], fields[10] = 'o', '1' end
+             id = redis.call('XADD', KEYS[3], 'NOMKSTREAM', '*', unpack(fields))
+           elseif ARGV[i + 3] == '1' then
              id = redis.call('XADD', KEYS[3], 'NOMKSTREAM', '*', 't', ARGV[i], 'j', ARGV[i + 1], 'a', ARGV[i + 2], 'o', '1')
            else
              id = redis.call('XADD', KEYS[3], 'NOMKSTREAM', '*', 't', ARGV[i], 'j', ARGV[i + 1], 'a', ARGV[i + 2])
@@ -75,8 +82,9 @@ static TAKE_BACK: LazyLock<Script> = LazyLock::new(|| {
 pub async fn push(redis: &Redis, authority: Authority, orders: &[Order]) -> StreamResult<Vec<StreamId>> {
     let mut call = PUSH.prepare_invoke();
     call.key(EPOCH).key(GENERATION).key(JOBS).arg(authority.epoch).arg(authority.generation);
-    for Order { key, alone } in orders {
+    for Order { key, alone, proxy } in orders {
         call.arg(&key.tenant).arg(key.id.to_string()).arg(key.attempt).arg(u8::from(*alone));
+        call.arg(proxy.as_deref().unwrap_or_default());
     }
     let ids: Vec<String> = redis.run(async |c| call.invoke_async(c).await).await?;
     ids.iter().map(|id| parse_id(id)).collect()
@@ -242,7 +250,8 @@ fn job_entries(value: Value) -> StreamResult<Vec<JobEntry>> {
             let ((tenant, id), attempt) =
                 key.ok_or_else(|| StreamError::Unfit(format!("entry {entry} of {JOBS} is not a job")))?;
             let alone = field(&fields, b"o").is_some();
-            Ok(JobEntry { entry, key: JobKey { tenant: tenant.to_owned(), id, attempt }, alone })
+            let proxy = text(b"x").map(str::to_owned);
+            Ok(JobEntry { entry, key: JobKey { tenant: tenant.to_owned(), id, attempt }, alone, proxy })
         })
         .collect()
 }

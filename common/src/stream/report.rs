@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::model::proxy::ProxyWord;
 use crate::model::stream_id::StreamId;
 use crate::stream::question::Question;
 
@@ -44,6 +45,9 @@ pub struct Settled {
     /// How long the host took to answer, milliseconds, and whether that was a good answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answered: Option<(i64, bool)>,
+    /// What its request says of the proxy that the leader chose for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxyWord>,
 }
 
 /// One entry of `done`.

@@ -96,6 +96,9 @@ pub struct CrawlRequest {
     /// not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_agent: Option<String>,
+    /// Its requests leave by a proxy of this region, as `DODO_PROXIES` names it; by any of them when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
     /// A second request with the same key returns the first one's dispatch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
@@ -193,6 +196,9 @@ pub async fn submit(
     };
     let value = serde_json::to_value(&request).map_err(|error| bad_request(error.to_string()))?;
     let crawl = checked(request.clone(), &ctx.duties.contact, ctx.clock.now_ms())?;
+    if let Some(region) = &crawl.spec.region {
+        ctx.pool.check_region(region).map_err(bad_request)?;
+    }
     if let Some(answer) = timer::store(ctx, "crawl", value, recurring).await? {
         return Ok(answer);
     }
@@ -293,6 +299,7 @@ pub fn checked(request: CrawlRequest, contact: &str, now: Millis) -> ApiResult<C
     spec.traps = Traps::of(request.max_path_segments, request.max_repeats, request.max_query_params);
     spec.content_types = request.content_types;
     (spec.cookies, spec.user_agent) = (request.cookies, request.user_agent);
+    spec.region = request.region;
     spec.check().map_err(bad_request)?;
     let start_at = start_of(request.start_at.as_deref(), request.start_in_ms, now);
     let terms = Terms {

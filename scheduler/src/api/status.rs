@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::State;
+use dodo_common::db::proxy::ProxyRow;
 use dodo_common::db::worker::WorkerRow;
-use dodo_common::db::{generation, leader, schedule, segment, suspect, worker};
+use dodo_common::db::{generation, leader, proxy, schedule, segment, suspect, worker};
 use dodo_common::stream::heartbeat::{self, Beat};
 use dodo_common::stream::status::{self as streams_status, StreamStatus};
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,22 @@ pub struct WorkerView {
     pub reason: Option<String>,
 }
 
+/// A proxy of the pool, as its leader wrote it down within the last second.
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ProxyView {
+    pub region: String,
+    /// host:port, without credentials.
+    pub address: String,
+    /// healthy, quarantined, or trial: its quarantine is over, and one request at a time decides.
+    pub state: String,
+    pub successes: i64,
+    /// Answers that look as if a site had blocked it: 401, 403, 429, challenges.
+    pub blocks: i64,
+    /// Requests without an answer.
+    pub failures: i64,
+    pub quarantined_until: Option<chrono::DateTime<chrono::Utc>>,
+}
+
 #[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Status {
     /// The scheduler that leads, and its epoch.
@@ -54,13 +71,16 @@ pub struct Status {
     pub dispatching: bool,
     /// Why it issues nothing all the same: the archive is behind, and Redis would overflow.
     pub backpressure: Option<String>,
-    /// Why workers are slow: what each says of itself.
+    /// Why work is slow: what each worker says of itself, and regions without a healthy proxy.
     #[serde(default)]
     pub slow: Vec<String>,
     pub jobs_pending: i64,
     /// How long the oldest due job of those looked at has waited, milliseconds.
     pub oldest_due_ms: i64,
     pub workers: HashMap<String, usize>,
+    /// The pool, by region and address.
+    #[serde(default)]
+    pub proxies: Vec<ProxyView>,
     pub archive_objects: i64,
     pub archive_bytes: i64,
     pub redis_bytes: u64,
@@ -81,6 +101,12 @@ pub async fn status(State(api): State<Api>) -> ApiResult<Json<Status>> {
         }
         *workers.entry(view.state).or_default() += 1;
     }
+    let proxies: Vec<ProxyView> = proxy::all(&ctx.db).await?.into_iter().map(|row| proxy_view(ctx, row)).collect();
+    for region in proxies.chunk_by(|a, b| a.region == b.region) {
+        if region.iter().all(|proxy| proxy.state != "healthy") {
+            slow.push(format!("no proxy of region {} is healthy: what leaves by it waits", region[0].region));
+        }
+    }
     let backpressure = ctx.backpressure.lock().expect("no panic under this lock").clone();
     Ok(Json(Status {
         leader: leader.map(|(id, _)| id),
@@ -92,6 +118,7 @@ pub async fn status(State(api): State<Api>) -> ApiResult<Json<Status>> {
         jobs_pending,
         oldest_due_ms,
         workers,
+        proxies,
         archive_objects,
         archive_bytes,
         redis_bytes: streams_status::memory_bytes(&ctx.redis).await.unwrap_or_default(),
@@ -113,6 +140,24 @@ async fn views(ctx: &Context) -> ApiResult<Vec<WorkerView>> {
         .map(|(id, age, beat)| (id, (age, beat)))
         .collect();
     Ok(worker::recent(&ctx.db).await?.into_iter().map(|row| view(row, &beats)).collect())
+}
+
+fn proxy_view(ctx: &Context, row: ProxyRow) -> ProxyView {
+    let until = |ms| chrono::DateTime::from_timestamp_millis(ctx.clock.now_ms() + ms);
+    let state = match row.quarantined_ms {
+        None => "healthy",
+        Some(1..) => "quarantined",
+        Some(_) => "trial",
+    };
+    ProxyView {
+        region: row.region,
+        address: row.address,
+        state: state.to_owned(),
+        successes: row.successes,
+        blocks: row.blocks,
+        failures: row.failures,
+        quarantined_until: row.quarantined_ms.and_then(until),
+    }
 }
 
 fn view(row: WorkerRow, beats: &HashMap<Uuid, (i64, Beat)>) -> WorkerView {
@@ -195,6 +240,13 @@ pub async fn metrics(State(api): State<Api>) -> String {
             metrics::gauge!("dodo_worker_held_bytes", &labels).set(view.held_bytes as f64);
             metrics::gauge!("dodo_worker_settled", &labels).set(view.settled as f64);
         }
+    }
+    for proxy in proxy::all(&api.ctx.db).await.unwrap_or_default() {
+        let labels = [("region", proxy.region), ("proxy", proxy.address)];
+        metrics::gauge!("dodo_proxy_healthy", &labels).set(f64::from(u8::from(proxy.quarantined_ms.is_none())));
+        metrics::counter!("dodo_proxy_successes_total", &labels).absolute(proxy.successes.max(0) as u64);
+        metrics::counter!("dodo_proxy_blocks_total", &labels).absolute(proxy.blocks.max(0) as u64);
+        metrics::counter!("dodo_proxy_failures_total", &labels).absolute(proxy.failures.max(0) as u64);
     }
     (api.metrics)()
 }

@@ -63,6 +63,9 @@ pub struct CrawlFlags {
     /// What it calls itself, as examplebot/1.0; robots.txt is read for that product, the contact is appended [default: dodo]
     #[arg(long)]
     pub user_agent: Option<String>,
+    /// Region of the proxies that its requests leave by, as DODO_PROXIES names it [default: any]
+    #[arg(long)]
+    pub region: Option<String>,
     /// A name for this crawl: asking again with the same one starts nothing new
     #[arg(long)]
     pub key: Option<String>,
@@ -160,6 +163,7 @@ impl CrawlFlags {
             content_types: self.bounds.content_types.clone(),
             cookies: self.cookies,
             user_agent: self.user_agent.clone(),
+            region: self.region.clone(),
             key: self.key.clone(),
             max_bytes: self.max_bytes,
             max_seconds: self.max_seconds,

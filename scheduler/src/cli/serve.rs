@@ -92,10 +92,11 @@ pub async fn open(
     bounds: Bounds,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<Arc<Context>> {
+    let pool = bounds.proxies.pool.pool().map_err(anyhow::Error::msg)?;
     let db = Db::pipeline(&servers.database_url, "dodo-scheduler", DB_CONNECTIONS)?;
     migrations::check(&db).await?;
     let store = archive::store(&servers.s3)?;
-    let ctx = Context::new(db, &servers.redis_url, store, duties, bounds, lifecycle.soft.clone())?;
+    let ctx = Context::new(db, &servers.redis_url, store, duties, bounds, pool, lifecycle.soft.clone())?;
     control::check_fit(&ctx.redis).await?;
     ctx.store.check().await?;
     Ok(ctx)

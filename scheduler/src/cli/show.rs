@@ -8,7 +8,7 @@ use dodo_common::db::explain::JobReport;
 use dodo_common::stream::status::StreamStatus;
 use uuid::Uuid;
 
-use crate::api::status::{Status as Glance, WorkerView};
+use crate::api::status::{ProxyView, Status as Glance, WorkerView};
 use crate::api::why_slow::WhySlow as Answer;
 use crate::cli::client::Client;
 use crate::cli::{Remote, bytes, say};
@@ -95,6 +95,9 @@ fn glance_text(glance: &Glance, streams: &[StreamStatus]) -> String {
         bytes(glance.archive_bytes.max(0) as u64),
         bytes(glance.redis_bytes),
     );
+    for proxy in &glance.proxies {
+        text.push_str(&format!("\nproxy       {}", proxy_text(proxy)));
+    }
     if let Some(why) = &glance.backpressure {
         text.push_str(&format!("\nbackpressure: {why}"));
     }
@@ -109,6 +112,13 @@ fn glance_text(glance: &Glance, streams: &[StreamStatus]) -> String {
         ));
     }
     text
+}
+
+fn proxy_text(proxy: &ProxyView) -> String {
+    let ProxyView { region, address, state, successes, blocks, failures, quarantined_until } = proxy;
+    let until = quarantined_until.filter(|_| state == "quarantined");
+    let until = until.map_or(String::new(), |until| format!(" until {}", until.format("%H:%M:%S UTC")));
+    format!("{region} {address}: {state}{until}, {successes} answers, {blocks} blocks, {failures} failures")
 }
 
 pub async fn workers(args: Plain) -> anyhow::Result<ExitCode> {

@@ -14,6 +14,8 @@ use crate::politeness::Limit;
 pub struct Rules {
     pub delay_ms: Millis,
     pub host_concurrency: u32,
+    /// Its requests leave by a proxy of this region.
+    pub region: Option<String>,
     /// Pages it may still fetch; none means no budget.
     pub max_pages: Option<i64>,
     /// Pages fetched, as far as reports and the last reading of the progress tell; never too low.
@@ -33,6 +35,7 @@ impl Rules {
         Self {
             delay_ms: 0,
             host_concurrency: 1,
+            region: None,
             max_pages: None,
             pages: 0,
             in_flight: 0,

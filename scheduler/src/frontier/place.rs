@@ -194,12 +194,11 @@ impl Places {
         *known = whole.clone();
     }
 
-    /// Takes a place at the host and at its address, or says what to wait for. `flow` is woken by what it waits for, where
-    /// that is no moment.
-    pub fn occupy(&mut self, now: Millis, id: HostId, limit: &Limit, flow: FlowId) -> Result<Stay, Wait> {
-        let allowed = self.allows(now, id, limit);
+    /// What a request to the host would occupy, or what to wait for. `flow` is woken by what it waits for, where that is no
+    /// moment.
+    pub fn allow(&mut self, now: Millis, id: HostId, limit: &Limit, flow: FlowId) -> Result<Stay, Wait> {
+        let allowed = self.would_allow(now, id, limit);
         match &allowed {
-            Ok(stay) => self.enter(stay),
             Err(Wait { cause: Cause::Address, until: None }) => {
                 let view = self.hosts.get(id).and_then(|host| host.view.as_ref());
                 for address in view.map(|view| stay(id, view).addresses).unwrap_or_default() {
@@ -207,13 +206,13 @@ impl Places {
                 }
             }
             Err(Wait { cause: Cause::Robots, .. }) if self.is_unread(id) => self.look_up(id),
-            Err(_) => {}
+            Ok(_) | Err(_) => {}
         }
         allowed
     }
 
-    /// Where a request to this host would go now, or what it waits for.
-    pub fn allows(&self, now: Millis, id: HostId, limit: &Limit) -> Result<Stay, Wait> {
+    /// The same, and nobody waits.
+    pub fn would_allow(&self, now: Millis, id: HostId, limit: &Limit) -> Result<Stay, Wait> {
         let Some((host, view)) = self.hosts.get(id).and_then(|host| Some((host, host.view.as_ref()?))) else {
             return Err(Wait::event(Cause::Robots));
         };
@@ -268,7 +267,8 @@ impl Places {
         Ok(())
     }
 
-    fn enter(&mut self, stay: &Stay) {
+    /// A request takes its places.
+    pub fn enter(&mut self, stay: &Stay) {
         for id in &stay.hosts {
             if let Some(host) = self.hosts.get_mut(*id) {
                 host.clock.in_flight += 1;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use dodo_common::db::host::HostState;
 
 use super::*;
+use crate::frontier::exits::Bounds;
 use crate::frontier::flow::{BUFFER_MAX, BUFFER_MIN, STALE_MS};
 use crate::frontier::host_budget::HostRules;
 
@@ -21,19 +22,7 @@ impl Bench {
     fn new(delay_ms: Millis, host_concurrency: u32) -> Self {
         let mut frontier = Frontier::default();
         let dispatch = Uuid::now_v7();
-        frontier.set_rules(
-            dispatch,
-            Rules {
-                delay_ms,
-                host_concurrency,
-                max_pages: None,
-                pages: 0,
-                in_flight: 0,
-                exact: true,
-                idle: false,
-                host: None,
-            },
-        );
+        frontier.set_rules(dispatch, Rules { delay_ms, host_concurrency, idle: false, ..Rules::idle() });
         Self { frontier, dispatch, serial: 0, open: Vec::new() }
     }
 
@@ -137,6 +126,7 @@ fn a_budget_is_never_exceeded_and_the_rest_is_skipped() {
     let rules = Rules {
         delay_ms: 0,
         host_concurrency: 8,
+        region: None,
         max_pages: Some(3),
         pages: 0,
         in_flight: 0,
@@ -157,6 +147,7 @@ fn a_budget_is_never_exceeded_and_the_rest_is_skipped() {
     let rules = Rules {
         delay_ms: 0,
         host_concurrency: 8,
+        region: None,
         max_pages: Some(3),
         pages: 3,
         in_flight: 0,
@@ -187,6 +178,7 @@ fn a_flow_at_its_budget_goes_on_when_a_job_was_no_page() {
     let rules = Rules {
         delay_ms: 0,
         host_concurrency: 8,
+        region: None,
         max_pages: Some(2),
         pages: 0,
         in_flight: 0,
@@ -253,6 +245,7 @@ fn suspects_wait_for_one_another_and_nobody_waits_for_them() {
     assert_eq!(pick(frontier), [true, true]);
     // A new leader finds two of them in the stream.
     let adopted = |alone| Adopted {
+        proxy: None,
         key: JobKey { tenant: TENANT.to_owned(), id: Uuid::now_v7(), attempt: 0 },
         host: String::new(),
         dispatch: Uuid::nil(),
@@ -271,16 +264,7 @@ fn suspects_wait_for_one_another_and_nobody_waits_for_them() {
 fn a_paused_dispatch_is_dropped_from_the_buffer_and_found_again() {
     let mut bench = Bench::new(0, 8);
     bench.add("http://a", "10.0.0.1", 3);
-    let rules = |idle| Rules {
-        delay_ms: 0,
-        host_concurrency: 8,
-        max_pages: None,
-        pages: 0,
-        in_flight: 0,
-        exact: true,
-        idle,
-        host: None,
-    };
+    let rules = |idle| Rules { host_concurrency: 8, idle, ..Rules::idle() };
     bench.frontier.set_rules(bench.dispatch, rules(true));
     assert_eq!(bench.frontier.idle(), [bench.dispatch]);
     assert!(bench.pick(0).is_empty());
@@ -489,4 +473,47 @@ fn the_budget_of_a_host_is_its_own_and_what_is_over_ends() {
     let over = bench.frontier.take_over_budget();
     assert_eq!(over.len(), 6);
     assert!(over.iter().all(|(_, over)| *over == Over::Pages { max: 2 }), "{over:?}");
+}
+
+#[test]
+fn a_job_leaves_by_a_proxy_or_waits_and_takes_no_place_meanwhile() {
+    let mut bench = Bench::new(0, 1);
+    let bounds = Bounds { concurrency: 1, delay_ms: 0, quarantine_ms: 1000 };
+    bench.frontier.set_exits(Exits::new(0, &"eu=http://a:1".parse().unwrap(), bounds, &[]));
+    bench.add("http://a", "10.0.0.1", 5);
+    bench.add("http://b", "10.0.0.2", 5);
+    let first = bench.frontier.pick(0, 100);
+    assert_eq!(first.iter().map(|pick| pick.proxy.as_deref()).collect::<Vec<_>>(), [Some("a:1")]);
+    let census = bench.frontier.census();
+    assert_eq!(census[&(TENANT, bench.dispatch, Cause::Proxy)], 1, "the other host waits for the proxy");
+    let down = SettledJob { proxy: Some(ProxyWord::Down), due_in_ms: Some(0), ..SettledJob::default() };
+    let (mut serial, mut next) = (0, first);
+    for _ in 0..3 {
+        for pick in next {
+            serial += 1;
+            let entry = StreamId { ms: serial, seq: 0 };
+            bench.frontier.issued(0, entry, pick);
+            bench.frontier.settled(0, entry, &down);
+        }
+        next = bench.frontier.pick(0, 1);
+    }
+    assert!(next.is_empty() && bench.frontier.pick(999, 100).is_empty());
+    assert_eq!(bench.frontier.census()[&(TENANT, bench.dispatch, Cause::Quarantine)], 2);
+    assert_eq!(bench.frontier.take_exits(0)[0].quarantined_ms, Some(1000));
+    assert_eq!(bench.frontier.pick(1000, 100).len(), 1, "the trial");
+
+    // A new leader finds it in the stream; the places of the proxy are counted as before.
+    bench.frontier.complete_all(1000);
+    let adopted = Adopted {
+        key: JobKey { tenant: TENANT.to_owned(), id: Uuid::now_v7(), attempt: 0 },
+        host: "http://a".to_owned(),
+        dispatch: bench.dispatch,
+        alone: false,
+        proxy: Some("a:1".to_owned()),
+    };
+    bench.frontier.adopt(1000, StreamId { ms: 90, seq: 0 }, adopted);
+    bench.add("http://c", "10.0.0.3", 1);
+    assert!(bench.pick(1000).is_empty(), "one is under way by the proxy");
+    bench.frontier.settled(1001, StreamId { ms: 90, seq: 0 }, &SettledJob::default());
+    assert_eq!(bench.pick(1001), ["http://c"]);
 }

@@ -100,6 +100,7 @@ pub async fn run(up: Up) -> anyhow::Result<ExitCode> {
     if !up.proxy.trim().is_empty() {
         up.proxy.parse::<Proxy>().context("DODO_PROXY")?;
     }
+    up.bounds.proxies.pool.pool_beside(&up.proxy).map_err(anyhow::Error::msg)?;
     let lifecycle = Lifecycle::install().context("cannot listen for signals")?;
     if !up.no_sentinel {
         workers::check_sentinel()?;
@@ -137,6 +138,9 @@ async fn run_on(
     // Checked before anything starts: a wrong URL must not leave a cluster behind.
     let now = ctx.clock.now_ms();
     let checked = request.map(|request| api::crawl::checked(request, &up.contact, now)).transpose().map_err(plain)?;
+    if let Some(region) = checked.as_ref().and_then(|crawl| crawl.spec.region.as_deref()) {
+        ctx.pool.check_region(region).map_err(anyhow::Error::msg)?;
+    }
     if up.sample {
         ground.sample = Some(Sample::start(data, &up.flags, MANIFESTS, ctx.clock.now_ms())?);
     }
@@ -149,6 +153,7 @@ async fn run_on(
         logging: logging.clone(),
         contact: up.contact.clone(),
         proxy: up.proxy.clone(),
+        proxies: up.bounds.proxies.pool.proxies.clone(),
         open,
     };
     keep_archive(data, &ground.servers)?;

@@ -32,6 +32,8 @@ pub struct WorkerEnv {
     pub contact: String,
     /// The proxy of every worker, credentials included; empty for none.
     pub proxy: String,
+    /// The pool in its place; empty for none.
+    pub proxies: String,
     /// Private host:port that may be fetched.
     pub open: String,
 }
@@ -136,6 +138,7 @@ fn worker(program: &Path, env: &WorkerEnv) -> Command {
         .env("AWS_SECRET_ACCESS_KEY", &s3.s3_secret_key)
         .env("DODO_CONTACT", &env.contact)
         .env("DODO_PROXY", &env.proxy)
+        .env("DODO_PROXIES", &env.proxies)
         .env("DODO_OPEN", &env.open);
     command
 }

@@ -24,6 +24,7 @@ mod parts;
 mod politeness;
 mod proxies;
 mod proxy;
+mod proxy_pool;
 mod refuse;
 mod rules;
 mod security;

@@ -17,7 +17,7 @@ pub const ENCODED: &str = "us%40er:pa55%3Aw%2Frd";
 /// Where the proxy's own connections come from.
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(127, 0, 9, 9);
 pub const SITE: Ipv4Addr = Ipv4Addr::new(127, 0, 8, 8);
-/// The one name the HTTP proxy knows.
+/// The one name the HTTP proxy knows, with all below it.
 pub const NAME: &str = "site.test";
 
 #[derive(Clone, Copy)]
@@ -36,6 +36,11 @@ pub struct Proxy {
 
 impl Proxy {
     pub async fn start(kind: Kind, port: u16) -> Result<Self> {
+        Self::start_at(kind, port, OUTSIDE).await
+    }
+
+    /// One whose own connections come from `outside`.
+    pub async fn start_at(kind: Kind, port: u16, outside: Ipv4Addr) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
         let port = listener.local_addr()?.port();
         let targets = Arc::new(Mutex::new(Vec::new()));
@@ -50,8 +55,8 @@ impl Proxy {
                 connections.spawn(async move {
                     // A connection that breaks is a client that has gone.
                     let _ = match kind {
-                        Kind::Socks5 => socks5(client, &seen).await,
-                        Kind::Http => http(client, &seen).await,
+                        Kind::Socks5 => socks5(client, outside, &seen).await,
+                        Kind::Http => http(client, outside, &seen).await,
                     };
                 });
             }
@@ -65,14 +70,14 @@ impl Proxy {
     }
 }
 
-async fn connect(to: SocketAddr) -> Result<TcpStream> {
+async fn connect(outside: Ipv4Addr, to: SocketAddr) -> Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
-    socket.bind((OUTSIDE, 0).into())?;
+    socket.bind((outside, 0).into())?;
     Ok(socket.connect(to).await?)
 }
 
 /// RFC 1928 with RFC 1929.
-async fn socks5(mut client: TcpStream, seen: &Mutex<Vec<String>>) -> Result<()> {
+async fn socks5(mut client: TcpStream, outside: Ipv4Addr, seen: &Mutex<Vec<String>>) -> Result<()> {
     ensure!(client.read_u8().await? == 5, "not SOCKS5");
     let methods = counted(&mut client).await?;
     if !methods.contains(&2) {
@@ -94,7 +99,7 @@ async fn socks5(mut client: TcpStream, seen: &Mutex<Vec<String>>) -> Result<()> 
     }
     let to = SocketAddr::from((Ipv4Addr::from(client.read_u32().await?), client.read_u16().await?));
     seen.lock().expect("no panic under this lock").push(to.to_string());
-    let mut server = connect(to).await?;
+    let mut server = connect(outside, to).await?;
     client.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await?;
     copy_bidirectional(&mut client, &mut server).await?;
     Ok(())
@@ -107,7 +112,7 @@ async fn counted(client: &mut TcpStream) -> Result<Vec<u8>> {
 }
 
 /// A forward proxy: requests in absolute form, one a connection. It knows where the site is by itself.
-async fn http(mut client: TcpStream, seen: &Mutex<Vec<String>>) -> Result<()> {
+async fn http(mut client: TcpStream, outside: Ipv4Addr, seen: &Mutex<Vec<String>>) -> Result<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(client.read_u8().await?);
@@ -125,8 +130,9 @@ async fn http(mut client: TcpStream, seen: &Mutex<Vec<String>>) -> Result<()> {
     seen.lock().expect("no panic under this lock").push(target.to_owned());
     let (place, path) =
         target.strip_prefix("http://").and_then(|rest| rest.split_once('/')).context("no absolute form")?;
-    let port = place.strip_prefix(NAME).and_then(|port| port.strip_prefix(':')).context("another site")?.parse()?;
-    let mut server = connect((SITE, port).into()).await?;
+    let (name, port) = place.rsplit_once(':').context("no port")?;
+    ensure!(name.ends_with(NAME), "another site");
+    let mut server = connect(outside, (SITE, port.parse()?).into()).await?;
     let headers: String =
         headers.lines().filter(is_ours).filter(|line| !line.is_empty()).map(|l| format!("{l}\r\n")).collect();
     server.write_all(format!("GET /{path} HTTP/1.1\r\n{headers}connection: close\r\n\r\n").as_bytes()).await?;

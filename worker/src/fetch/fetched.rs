@@ -26,6 +26,8 @@ pub struct Fetched {
     pub body: Vec<u8>,
     /// Why the body is not whole.
     pub cut: Option<Cut>,
+    /// Why it looks as if the site had blocked the proxy of the pool that it came by.
+    pub block: Option<&'static str>,
     pub address: Option<IpAddr>,
     pub fetch_ms: i32,
 }
@@ -104,6 +106,7 @@ mod tests {
             headers: HeaderMap::from_iter([(name, HeaderValue::from_bytes(value).unwrap())]),
             body: Vec::new(),
             cut: None,
+            block: None,
             address: None,
             fetch_ms: 0,
         }

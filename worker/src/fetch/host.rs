@@ -100,6 +100,12 @@ pub async fn prepare(
         Ok(answer) => {
             update.robots_status = Some(answer.status as i16);
             match (answer.status, &answer.cut) {
+                // Whom a site blocks, it does not show its rules. That there are none is believed at the last try: by then
+                // the proxy is in quarantine, and another one has asked.
+                (..=428 | 430..=499, _) if answer.block.is_some() && failures + 1 < FAILURES_MAX => {
+                    let sign = answer.block.unwrap_or_default();
+                    fail(&mut update, failures, backoff_ms, format!("robots.txt looks blocked: {sign}"));
+                }
                 (200..=299, cut @ (None | Some(Cut::Length(_)))) => {
                     let (encoding, is_whole) = (answer.content_encoding(), cut.is_none());
                     let body = decode::decode(encoding.as_deref(), &answer.body, is_whole, ROBOTS_BYTES_MAX);

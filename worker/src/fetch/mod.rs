@@ -1,22 +1,26 @@
 //! The only HTTP client: pinned addresses, bounded patience, bounded bodies, no redirects of its own.
 
+pub mod block;
 pub mod body;
 pub mod cookies;
 pub mod decode;
 pub mod dial;
+pub mod exit;
 pub mod fetched;
 pub mod host;
 pub mod proxy;
 pub mod resolve;
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dodo_common::model::media::MediaTypes;
+use dodo_common::model::proxy::Proxy;
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, Response};
@@ -26,6 +30,7 @@ use url::Url;
 
 use crate::fetch::body::{Bounds, Cut};
 use crate::fetch::dial::{Dial, Moves, Pinned};
+use crate::fetch::exit::{Exit, Trip, Way};
 use crate::fetch::fetched::Fetched;
 use crate::fetch::proxy::{FetchError, Uplink};
 use crate::fetch::resolve::Resolver;
@@ -60,14 +65,14 @@ pub struct Ask<'a> {
 
 /// The client and the addresses it may connect to.
 pub struct Fetcher {
-    /// Keeps connections.
-    pooled: Client,
-    /// Makes one for each request: for hosts whose open connections are not to be trusted.
-    single: Client,
-    /// Which hosts those are, since they have moved.
+    /// Straight, or by the one proxy; nothing where there is a pool.
+    own: Option<Way>,
+    /// The pool by address.
+    exits: HashMap<String, Arc<Exit>>,
+    /// Hosts whose open connections are not to be trusted, since they have moved.
     moves: Moves,
-    uplink: Option<Arc<Uplink>>,
     pub resolver: Resolver,
+    certificates: Vec<Certificate>,
     body_bytes_max: usize,
     patience: Patience,
     /// What follows the product in our user agent.
@@ -78,26 +83,67 @@ impl Fetcher {
     pub fn new(settings: &Settings) -> anyhow::Result<Self> {
         settings.patience.check()?;
         let contact = if settings.contact.is_empty() { String::new() } else { format!(" (+{})", settings.contact) };
-        let uplink = settings.proxy()?.map(|proxy| Arc::new(Uplink::new(proxy)));
-        let certificates = certificates(&settings.fetch_ca_file)?;
-        let client = |idle_max| client(&settings.patience, &contact, uplink.as_ref(), &certificates, idle_max);
-        Ok(Self {
-            pooled: client(IDLE_MAX)?,
-            single: client(0)?,
+        let pool = settings.pool()?;
+        let exits = pool.all().iter().map(|pooled| {
+            let (region, proxy) = (pooled.region.clone(), pooled.proxy.clone());
+            (proxy.to_string(), Arc::new(Exit { region, proxy, way: OnceLock::new() }))
+        });
+        let mut fetcher = Self {
+            own: None,
+            exits: exits.collect(),
             moves: Moves::default(),
             resolver: Resolver::new(settings)?,
+            certificates: certificates(&settings.fetch_ca_file)?,
             body_bytes_max: settings.body_bytes_max,
             patience: settings.patience.clone(),
-            uplink,
             contact,
-        })
+        };
+        if pool.is_empty() {
+            fetcher.own = Some(fetcher.way(settings.proxy()?)?);
+        }
+        Ok(fetcher)
     }
 
-    /// Waits while the proxy, if there is one, is in trouble.
+    /// Waits while the one proxy, if there is one, is in trouble.
     pub async fn ready(&self) {
-        if let Some(uplink) = &self.uplink {
+        if let Some(uplink) = self.own.as_ref().and_then(|own| own.uplink.as_ref()) {
             uplink.ready().await;
         }
+    }
+
+    /// How the requests of a job leave for which the leader chose the proxy at `address`; none: by this worker's own way.
+    ///
+    /// # Errors
+    /// Leader and worker have not been told of the same pool: nothing may leave.
+    pub fn trip(&self, address: Option<&str>) -> Result<Option<Arc<Trip>>, String> {
+        match address {
+            None if self.exits.is_empty() => Ok(None),
+            None => Err("this worker has a pool of proxies, the scheduler has none".to_owned()),
+            Some(address) => match self.exits.get(address) {
+                Some(exit) => Ok(Some(Trip::by(Arc::clone(exit)))),
+                None => Err(format!("the scheduler chose the proxy {address}, which this worker has not been told of")),
+            },
+        }
+    }
+
+    /// Where a proxy of the pool is.
+    pub fn region_of(&self, address: &str) -> Option<&str> {
+        self.exits.get(address).map(|exit| exit.region.as_str())
+    }
+
+    fn way(&self, proxy: Option<Proxy>) -> anyhow::Result<Way> {
+        let uplink = proxy.map(|proxy| Arc::new(Uplink::new(proxy)));
+        let client = |idle_max| client(&self.patience, &self.contact, uplink.as_ref(), &self.certificates, idle_max);
+        Ok(Way { pooled: client(IDLE_MAX)?, single: client(0)?, uplink })
+    }
+
+    fn way_of<'a>(&self, exit: &'a Exit) -> Result<&'a Way, FetchError> {
+        if exit.way.get().is_none() {
+            let way = self.way(Some(exit.proxy.clone())).map_err(|error| FetchError::Proxy(format!("{error:#}")))?;
+            // Another job may have been faster.
+            let _ = exit.way.set(way);
+        }
+        Ok(exit.way.get().expect("it has just been made"))
     }
 
     /// The `User-Agent` of requests under another name: whom to write to stays the same.
@@ -108,11 +154,24 @@ impl Fetcher {
 
     /// One request to pinned addresses. An error means that there is no answer; one that breaks off is an answer.
     pub async fn get(&self, ask: Ask<'_>) -> Result<Fetched, FetchError> {
+        let Some(trip) = Trip::current() else {
+            let own = self.own.as_ref().ok_or_else(|| FetchError::Proxy("no proxy was chosen".to_owned()))?;
+            return self.get_by(own, ask).await;
+        };
+        let mut answer = match self.way_of(&trip.exit) {
+            Ok(way) => self.get_by(way, ask).await,
+            Err(error) => Err(error),
+        };
+        trip.note(&mut answer);
+        answer
+    }
+
+    async fn get_by(&self, way: &Way, ask: Ask<'_>) -> Result<Fetched, FetchError> {
         let started = Instant::now();
         let Patience { head_ms, read_ms, total_ms, bytes_per_s_min, .. } = self.patience;
-        let mut response = self.send(ask, started + Duration::from_millis(head_ms)).await?;
+        let mut response = self.send(way, ask, started + Duration::from_millis(head_ms)).await?;
         let mut address = response.remote_addr().map(|address| address.ip());
-        if let Some(uplink) = &self.uplink {
+        if let Some(uplink) = &way.uplink {
             address = uplink.accept(address, response.status().as_u16(), ask.addresses)?;
         } else if address.is_some_and(|address| !ask.addresses.contains(&address)) {
             return Err("the connection went to an address that is not pinned".into());
@@ -140,6 +199,7 @@ impl Fetcher {
             headers,
             body,
             cut,
+            block: None,
             address,
             fetch_ms: started.elapsed().as_millis() as i32,
         })
@@ -148,12 +208,12 @@ impl Fetcher {
     /// Sends a request and waits for the head of its answer. A server may close a connection that it kept open, just as
     /// a request sets out on it: one that breaks there without an answer is sent once more, on a new connection (RFC
     /// 9112 9.3.1 allows it for what is idempotent), and is no failure.
-    async fn send(&self, ask: Ask<'_>, until: Instant) -> Result<Response, FetchError> {
+    async fn send(&self, way: &Way, ask: Ask<'_>, until: Instant) -> Result<Response, FetchError> {
         let quiet = IDLE_TIMEOUT + Duration::from_millis(self.patience.total_ms);
         let mut fresh = self.moves.is_moving(ask.url, ask.addresses, quiet);
         loop {
             let dial = Dial::to(ask.addresses);
-            let client = if fresh { &self.single } else { &self.pooled };
+            let client = if fresh { &way.single } else { &way.pooled };
             let request = client.get(ask.url.clone()).headers(ask.headers.clone()).send();
             let error = match timeout_at(until, dial.scope(request)).await {
                 Ok(Ok(response)) => return Ok(response),
@@ -167,7 +227,7 @@ impl Fetcher {
                 fresh = true;
                 continue;
             }
-            return Err(match &self.uplink {
+            return Err(match &way.uplink {
                 None => FetchError::Failed(explain(&error)),
                 Some(uplink) => uplink.judge(&error, explain(&error)).await,
             });
@@ -206,7 +266,8 @@ fn client(
     if let Some(uplink) = uplink {
         // Its own words could repeat the credentials.
         let all = reqwest::Proxy::all(uplink.proxy.url_at(proxy::NAME));
-        builder = builder.proxy(all.map_err(|_| anyhow::anyhow!("DODO_PROXY: the HTTP client does not take it"))?);
+        builder = builder
+            .proxy(all.map_err(|_| anyhow::anyhow!("{}: the HTTP client does not take this proxy", uplink.proxy))?);
     }
     builder.build().context("cannot build the HTTP client")
 }

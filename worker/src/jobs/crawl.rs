@@ -101,6 +101,13 @@ impl Visit<'_> {
             300..=399 => Outcome::Ok,
             _ => Outcome::HttpError,
         };
+        let blocked = fetched.block.map(|sign| format!("it looks blocked: {sign}"));
+        if let Some(why) = &blocked
+            && !is_last_try(job)
+        {
+            // Another proxy may be let in.
+            return retry(ctx, entry, job, why);
+        }
         let why = cut.map(|cut| match cut {
             Cut::Unwanted => {
                 let kind = fetched.content_type().unwrap_or_default();
@@ -108,6 +115,7 @@ impl Visit<'_> {
             }
             cut => clean(&format!("the body is cut: {cut}")),
         });
+        let why = why.or(blocked);
         if outcome == Outcome::Ok && cut.is_some_and(Cut::may_pass) && !is_last_try(job) {
             return retry(ctx, entry, job, &why.unwrap_or_default());
         }

@@ -19,10 +19,30 @@ use dodo_common::model::stream_id::StreamId;
 use futures::FutureExt as _;
 
 use crate::committer::{Done, Effect};
+use crate::consumer::UNKNOWN_PAUSE;
 use crate::context::Context;
 
-/// Runs a job to its end; it never fails: every failure is an effect, a panic too.
-pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
+/// Runs a job to its end, its requests by the proxy at `address` if the leader chose one; it never fails: every failure is
+/// an effect, a panic too.
+pub async fn run(ctx: &Context, entry: StreamId, row: Loaded, address: Option<&str>) -> Done {
+    let trip = match ctx.fetcher.trip(address) {
+        Ok(trip) => trip,
+        // It sends no request.
+        Err(_) if row.job.host.is_empty() => None,
+        Err(why) => {
+            tracing::warn!("the job is handed back: {why}; DODO_PROXIES must be the same everywhere");
+            // It comes back at once: not faster than this.
+            tokio::select! { () = tokio::time::sleep(UNKNOWN_PAUSE) => {}, () = ctx.soft.cancelled() => {} }
+            return Done::new(entry, Effect::Returned);
+        }
+    };
+    let Some(trip) = trip else { return run_here(ctx, entry, row).await };
+    let mut done = trip.scope(run_here(ctx, entry, row)).await;
+    done.proxy = trip.word();
+    done
+}
+
+async fn run_here(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     let refuses = (row.job.host_refusals > 0).then(|| row.job.host.clone());
     let (key, kind, dispatch) = (row.job.key.clone(), row.job.kind, row.job.dispatch);
     let mut done = match caught(run_kind(ctx, entry, row)).await {

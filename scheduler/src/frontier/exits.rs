@@ -1,0 +1,383 @@
+//! Exits: the proxies of the pool, each with its clock and its health, and which one a host's requests leave by.
+//!
+//! A host keeps its proxy: the one with the highest hash of both (rendezvous hashing, Thaler and Ravishankar 1998) of those
+//! of the region that may be used. One that leaves takes only its own hosts along, and they come back with it. The clock of
+//! the host stays the same wherever its requests leave: that of the proxy comes on top.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use dodo_common::clock::Millis;
+use dodo_common::db::proxy::ProxyRow;
+use dodo_common::model::cause::Cause;
+use dodo_common::model::proxy::ProxyWord;
+use dodo_common::model::proxy_pool::{Pooled, ProxyPool};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use crate::frontier::flow::FlowId;
+use crate::frontier::health::{Health, State};
+use crate::politeness::{Clock, Limit, Wait};
+
+/// Hosts that are remembered for what they refused.
+const MARKS_MAX: usize = 10_000;
+
+/// What is asked of each proxy.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Requests under way by it, and the rest after one.
+    pub concurrency: u32,
+    pub delay_ms: Millis,
+    /// The first quarantine.
+    pub quarantine_ms: Millis,
+}
+
+#[derive(Debug, Default)]
+pub struct Exits {
+    exits: Vec<Exit>,
+    bounds: Bounds,
+    /// Hosts that have not answered well since they gave a bad answer.
+    marks: HashMap<String, Mark>,
+}
+
+/// Where a host has given a bad answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    /// By this proxy only: whose fault it is cannot be told, and the proxy has others.
+    At(usize),
+    /// By another one, too: it is the host that refuses, and no proxy is blamed.
+    Everywhere,
+}
+
+#[derive(Debug)]
+struct Exit {
+    address: Arc<str>,
+    region: Box<str>,
+    /// Of its address.
+    seed: u64,
+    clock: Clock,
+    health: Health,
+    /// Flows that wait for a place, in their order; each once.
+    queue: VecDeque<FlowId>,
+    waiting: HashSet<FlowId>,
+    /// It fares otherwise than when it was written down last.
+    changed: bool,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { concurrency: 1, delay_ms: 0, quarantine_ms: 0 }
+    }
+}
+
+impl Exits {
+    /// The pool, each proxy as `known` says that it fares.
+    pub fn new(now: Millis, pool: &ProxyPool, bounds: Bounds, known: &[ProxyRow]) -> Self {
+        let exit = |pooled: &Pooled| {
+            let address: Arc<str> = pooled.proxy.to_string().into();
+            let row = known.iter().find(|row| *row.address == *address);
+            Exit {
+                seed: xxh3_64(address.as_bytes()),
+                region: pooled.region.as_str().into(),
+                clock: Clock::default(),
+                health: row.map_or_else(Health::default, |row| Health::restored(now, row)),
+                queue: VecDeque::new(),
+                waiting: HashSet::new(),
+                changed: true,
+                address,
+            }
+        };
+        Self { exits: pool.all().iter().map(exit).collect(), bounds, marks: HashMap::new() }
+    }
+
+    /// Nothing is in flight, and nobody waits; every proxy counts as just used.
+    pub fn complete_all(&mut self, now: Millis) {
+        for exit in &mut self.exits {
+            exit.clock = Clock::since(now);
+            exit.health.forget_trial(now);
+            exit.queue.clear();
+            exit.waiting.clear();
+        }
+    }
+
+    /// The proxy for a request to `host`, none where there is no pool; or what to wait for. `flow` is woken by what it
+    /// waits for, where that is no moment. It takes no place yet.
+    pub fn choose(
+        &mut self,
+        now: Millis,
+        host: &str,
+        region: Option<&str>,
+        flow: FlowId,
+    ) -> Result<Option<Arc<str>>, Wait> {
+        if self.exits.is_empty() && region.is_none() {
+            return Ok(None);
+        }
+        let (mut best, mut soonest, mut tried) = (None, None, None);
+        for (index, exit) in self.exits.iter().enumerate() {
+            if region.is_some_and(|region| region != &*exit.region) {
+                continue;
+            }
+            match exit.health.state() {
+                State::Quarantined { until_ms } if until_ms > now => {
+                    soonest = Some(soonest.map_or(until_ms, |at: Millis| at.min(until_ms)));
+                }
+                // What left before its quarantine must not be taken for the trial.
+                State::Trial | State::Quarantined { .. } if exit.clock.in_flight > 0 => tried = Some(index),
+                _ => best = best.max(Some((xxh3_64_with_seed(host.as_bytes(), exit.seed), index))),
+            }
+        }
+        let Some((_, index)) = best else {
+            if let Some(index) = tried {
+                self.exits[index].wait(flow);
+            }
+            return Err(Wait { until: soonest, cause: Cause::Quarantine });
+        };
+        let limit = Limit { concurrency: self.bounds.concurrency, delay_ms: self.bounds.delay_ms };
+        let exit = &mut self.exits[index];
+        exit.clock.allows(&limit, now).map_err(|wait| {
+            if wait.until.is_none() {
+                exit.wait(flow);
+            }
+            Wait { cause: Cause::Proxy, ..wait }
+        })?;
+        Ok(Some(Arc::clone(&exit.address)))
+    }
+
+    /// A request that was chosen for leaves by this proxy.
+    pub fn enter(&mut self, address: &str) {
+        if let Some(exit) = self.exits.iter_mut().find(|exit| *exit.address == *address) {
+            exit.clock.in_flight += 1;
+            if exit.health.state() != State::Healthy {
+                exit.health.begin_trial();
+                exit.changed = true;
+            }
+        }
+    }
+
+    /// An entry of an earlier leader is in flight by this proxy.
+    pub fn adopt(&mut self, address: &str) {
+        if let Some(exit) = self.exits.iter_mut().find(|exit| *exit.address == *address) {
+            exit.clock.in_flight += 1;
+        }
+    }
+
+    /// A request to `host` has ended, or was never sent. Returns the flows that may go on.
+    pub fn leave(
+        &mut self,
+        now: Millis,
+        address: &str,
+        host: &str,
+        requested: bool,
+        word: Option<ProxyWord>,
+    ) -> Vec<FlowId> {
+        let Some(index) = self.exits.iter().position(|exit| *exit.address == *address) else { return Vec::new() };
+        let counts = self.counts(index, host, word);
+        let exit = &mut self.exits[index];
+        exit.clock.leave(now, requested);
+        let before = exit.health.state();
+        exit.health.ended(now, word, counts, self.bounds.quarantine_ms);
+        exit.changed |= word.is_some() || exit.health.state() != before;
+        match (before, exit.health.state()) {
+            (State::Healthy, State::Healthy) => Vec::new(),
+            (before, after) => {
+                say(&exit.address, &exit.region, before, after, now);
+                exit.waiting.clear();
+                exit.queue.drain(..).collect()
+            }
+        }
+    }
+
+    /// Whether what a request to `host` said speaks of the proxy, and not of the host.
+    fn counts(&mut self, index: usize, host: &str, word: Option<ProxyWord>) -> bool {
+        match word {
+            None | Some(ProxyWord::Down) => true,
+            Some(ProxyWord::Good) => {
+                self.marks.remove(host);
+                true
+            }
+            Some(ProxyWord::Blocked | ProxyWord::Failed) => {
+                if self.marks.len() >= MARKS_MAX && !self.marks.contains_key(host) {
+                    self.marks.clear();
+                }
+                let mark = self.marks.entry(host.to_owned()).or_insert(Mark::At(index));
+                if *mark != Mark::At(index) {
+                    *mark = Mark::Everywhere;
+                }
+                *mark == Mark::At(index)
+            }
+        }
+    }
+
+    /// Flows that waited for a place where there is one now. One that does not take it leaves it to the next: this is asked
+    /// at each turn.
+    pub fn wake(&mut self) -> Vec<FlowId> {
+        let mut woken = Vec::new();
+        for exit in self.exits.iter_mut().filter(|exit| exit.health.state() == State::Healthy) {
+            let free = self.bounds.concurrency.saturating_sub(exit.clock.in_flight) as usize;
+            let count = free.min(exit.queue.len());
+            woken.extend(exit.queue.drain(..count).inspect(|flow| {
+                exit.waiting.remove(flow);
+            }));
+        }
+        woken
+    }
+
+    /// How those fare that fare otherwise than when this was asked last.
+    pub fn take_changed(&mut self, now: Millis) -> Vec<ProxyRow> {
+        let row = |exit: &mut Exit| {
+            let changed = std::mem::take(&mut exit.changed);
+            changed.then(|| exit.health.row(now, &exit.address, &exit.region))
+        };
+        self.exits.iter_mut().filter_map(row).collect()
+    }
+}
+
+impl Exit {
+    fn wait(&mut self, flow: FlowId) {
+        if self.waiting.insert(flow) {
+            self.queue.push_back(flow);
+        }
+    }
+}
+
+fn say(proxy: &str, region: &str, before: State, after: State, now: Millis) {
+    match (before, after) {
+        (State::Trial, State::Healthy) => tracing::info!(proxy, region, "a proxy is healthy again"),
+        (State::Healthy | State::Trial, State::Quarantined { until_ms }) if until_ms > now => {
+            tracing::warn!(proxy, region, for_ms = until_ms - now, "a proxy is in quarantine");
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use slotmap::SlotMap;
+
+    use super::*;
+
+    const BASE_MS: Millis = 1000;
+
+    fn exits(text: &str, concurrency: u32) -> Exits {
+        Exits::new(0, &text.parse().unwrap(), Bounds { concurrency, delay_ms: 0, quarantine_ms: BASE_MS }, &[])
+    }
+
+    fn flow() -> FlowId {
+        SlotMap::with_key().insert(())
+    }
+
+    /// Where each of many hosts would go.
+    fn places(exits: &mut Exits, now: Millis) -> Vec<String> {
+        let place = |n| exits.choose(now, &format!("http://h{n}.test"), None, flow()).unwrap().unwrap().to_string();
+        (0..900).map(place).collect()
+    }
+
+    fn say_of(exits: &mut Exits, now: Millis, address: &str, host: &str, word: ProxyWord) {
+        exits.enter(address);
+        exits.leave(now, address, host, true, Some(word));
+    }
+
+    #[test]
+    fn a_proxy_that_leaves_moves_only_its_hosts_and_they_come_back() {
+        let mut exits = exits("eu=http://a:1,eu=http://b:1,us=http://c:1", 1000);
+        let before = places(&mut exits, 0);
+        for address in ["a:1", "b:1", "c:1"] {
+            let count = before.iter().filter(|place| *place == address).count();
+            assert!((200..400).contains(&count), "{address} has {count} of 900");
+        }
+        for n in 0..4 {
+            say_of(&mut exits, 0, "b:1", &format!("http://x{n}.test"), ProxyWord::Blocked);
+        }
+        let moved = places(&mut exits, 0);
+        assert!(moved.iter().all(|place| place != "b:1"));
+        assert!(before.iter().zip(&moved).all(|(before, now)| before == now || before == "b:1"));
+        say_of(&mut exits, BASE_MS, "b:1", "http://x.test", ProxyWord::Good);
+        assert_eq!(places(&mut exits, BASE_MS), before);
+        assert!(
+            exits.choose(0, "http://h.test", Some("us"), flow()).unwrap().is_some_and(|address| &*address == "c:1")
+        );
+    }
+
+    #[test]
+    fn one_request_at_a_time_is_a_trial_and_the_rest_wait_for_it() {
+        let mut exits = exits("eu=http://a:1", 8);
+        exits.enter("a:1");
+        for _ in 0..3 {
+            say_of(&mut exits, 0, "a:1", "http://h.test", ProxyWord::Down);
+        }
+        let quarantined = Err(Wait::until(BASE_MS, Cause::Quarantine));
+        assert_eq!(exits.choose(0, "http://h.test", None, flow()), quarantined);
+        let (early, late) = (flow(), flow());
+        let choose = |exits: &mut Exits, now, flow| exits.choose(now, "http://h.test", None, flow);
+        assert_eq!(
+            choose(&mut exits, BASE_MS, early),
+            Err(Wait::event(Cause::Quarantine)),
+            "one had left before, which is no trial"
+        );
+        assert_eq!(exits.leave(BASE_MS, "a:1", "http://h.test", true, Some(ProxyWord::Good)), [early]);
+        assert!(choose(&mut exits, BASE_MS, late).is_ok());
+        exits.enter("a:1");
+        assert_eq!(choose(&mut exits, BASE_MS, late), Err(Wait::event(Cause::Quarantine)));
+        assert_eq!(exits.wake(), []);
+        let row = &exits.take_changed(BASE_MS)[0];
+        assert_eq!((row.quarantined_ms, row.failures, row.successes), (Some(0), 3, 1));
+        exits.leave(BASE_MS, "a:1", "http://h.test", true, Some(ProxyWord::Good));
+        assert!(choose(&mut exits, BASE_MS, late).is_ok());
+        assert_eq!(exits.take_changed(BASE_MS)[0].quarantined_ms, None);
+        assert_eq!(exits.take_changed(BASE_MS), []);
+    }
+
+    #[test]
+    fn a_proxy_has_bounds_of_its_own() {
+        let mut exits = exits("eu=http://a:1", 2);
+        let mut flows = SlotMap::with_key();
+        let flows: Vec<FlowId> = (0..3).map(|_| flows.insert(())).collect();
+        let choose = |exits: &mut Exits, flow| exits.choose(0, "http://h.test", None, flow);
+        for _ in 0..2 {
+            assert!(choose(&mut exits, flows[0]).is_ok());
+            exits.enter("a:1");
+        }
+        for flow in [flows[0], flows[1], flows[1], flows[2]] {
+            assert_eq!(choose(&mut exits, flow), Err(Wait::event(Cause::Proxy)));
+        }
+        assert_eq!(exits.wake(), []);
+        exits.leave(0, "a:1", "http://h.test", true, None);
+        assert_eq!(exits.wake(), [flows[0]], "one place, one flow");
+        assert_eq!(exits.wake(), [flows[1]], "it was not taken");
+        exits.bounds.delay_ms = 50;
+        assert_eq!(choose(&mut exits, flows[0]), Err(Wait::until(50, Cause::Proxy)));
+        exits.complete_all(100);
+        assert_eq!(exits.wake(), []);
+        assert_eq!(choose(&mut exits, flows[0]), Err(Wait::until(150, Cause::Proxy)), "as after a takeover");
+    }
+
+    #[test]
+    fn a_host_that_refuses_everybody_takes_one_proxy_at_most() {
+        let mut exits = exits("eu=http://a:1,eu=http://b:1,eu=http://c:1", 8);
+        let host = "http://h.test";
+        let mut used = Vec::new();
+        for _ in 0..100 {
+            let address = exits.choose(0, host, None, flow()).unwrap().unwrap();
+            say_of(&mut exits, 0, &address, host, ProxyWord::Blocked);
+            used.push(address.to_string());
+        }
+        used.dedup();
+        assert_eq!(used.len(), 2);
+        let quarantined = exits.take_changed(0).into_iter().filter(|row| row.quarantined_ms.is_some());
+        assert_eq!(quarantined.map(|row| row.address).collect::<Vec<_>>(), used[..1]);
+        say_of(&mut exits, 0, &used[1], host, ProxyWord::Good);
+        for _ in 0..20 {
+            say_of(&mut exits, 0, &used[1], host, ProxyWord::Blocked);
+        }
+        assert!(exits.take_changed(0)[0].quarantined_ms.is_some(), "it had answered well there");
+    }
+
+    #[test]
+    fn nothing_leaves_without_a_proxy_of_its_region() {
+        let mut exits = exits("eu=http://a:1", 8);
+        let nowhere = Err(Wait::event(Cause::Quarantine));
+        assert_eq!(exits.choose(0, "http://h.test", Some("us"), flow()), nowhere);
+        let mut none = Exits::default();
+        assert_eq!(none.choose(0, "http://h.test", Some("us"), flow()), nowhere);
+        assert_eq!(none.choose(0, "http://h.test", None, flow()), Ok(None));
+    }
+}
