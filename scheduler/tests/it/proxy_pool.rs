@@ -11,9 +11,13 @@ use axum::Router;
 use axum::extract::{ConnectInfo, Request};
 use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
+use dodo_common::model::job::JobKey;
+use dodo_common::stream::connection::Redis;
+use dodo_common::stream::queue::{self, Authority, Order};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use uuid::Uuid;
 
 use crate::cluster::{Cluster, Process, dodo_program};
 use crate::proxies::{ENCODED, Kind, NAME, PASSWORD, Proxy, USER};
@@ -301,5 +305,29 @@ fn a_wrong_pool_is_one_line_without_the_password() -> Result<()> {
         }
     }
     assert!(!dir.path().join("data").exists(), "nothing was started");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_says_by_which_proxy_it_leaves_and_whether_alone() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let _scheduler = cluster.scheduler().await?;
+    cluster.until("it leads", LIMIT, async || Ok(cluster.get("/v1/status").await?["dispatching"] == true)).await?;
+    let status = cluster.get("/v1/status").await?;
+    let number = |name: &str| status[name].as_i64().context("no number");
+    let authority = Authority { epoch: number("epoch")?, generation: number("generation")? };
+    let redis = Redis::new(&cluster.redis.url(), "test")?;
+    let key = |id| JobKey { tenant: "default".to_owned(), id: Uuid::from_u128(id), attempt: 3 };
+    let kinds = [(false, None), (true, None), (false, Some("10.0.0.7:1080")), (true, Some("[::1]:80"))];
+    let orders: Vec<Order> = (1..)
+        .zip(kinds)
+        .map(|(id, (alone, proxy))| Order { key: key(id), alone, proxy: proxy.map(Arc::from) })
+        .collect();
+    queue::push(&redis, authority, &orders).await?;
+    let entries = queue::outstanding(&redis).await?.into_iter().map(|(entry, _)| entry);
+    let found: Vec<_> = entries.map(|entry| (entry.key, entry.alone, entry.proxy)).collect();
+    let pushed: Vec<_> =
+        orders.into_iter().map(|order| (order.key, order.alone, order.proxy.map(|proxy| proxy.to_string()))).collect();
+    assert_eq!(found, pushed);
     Ok(())
 }
