@@ -79,7 +79,7 @@ async fn work(ctx: &Context, due: &Due) -> DbResult<Result<(Work, Terms), String
     Ok(match due.timer.kind.as_str() {
         "crawl" => serde_json::from_value(request).map_err(bad).and_then(|request| {
             let crawl = crawl::checked(request, &ctx.duties.contact, ctx.clock.now_ms()).map_err(|error| error.1)?;
-            Ok((Work::Crawl { spec: crawl.spec, seeds: crawl.seeds }, crawl.terms))
+            Ok((Work::Crawl { spec: Box::new(crawl.spec), seeds: crawl.seeds }, crawl.terms))
         }),
         "noop" => serde_json::from_value::<NoopRequest>(request).map_err(bad).and_then(|request| {
             let (spec, payloads, terms) = crawl::noops(&request, ctx.clock.now_ms()).map_err(|error| error.1)?;

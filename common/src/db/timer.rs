@@ -171,7 +171,7 @@ pub async fn due(db: &Db, limit: i64) -> DbResult<Vec<Due>> {
 
 /// What a timer submits.
 pub enum Work {
-    Crawl { spec: CrawlSpec, seeds: Vec<Canonical> },
+    Crawl { spec: Box<CrawlSpec>, seeds: Vec<Canonical> },
     Noop { spec: NoopSpec, payloads: Vec<Option<Value>> },
     Paged { spec: Box<PagedSpec> },
 }
