@@ -103,7 +103,9 @@ fn measure(hosts: usize) {
 }
 
 fn jobs(host: usize, dispatch: Uuid) -> Refill {
-    let due = (0..JOBS_A_HOST).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch, alone: false }).collect();
+    let due = (0..JOBS_A_HOST)
+        .map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch, alone: false, revisit: false })
+        .collect();
     Refill { tenant: TENANT.to_owned(), host: format!("https://host-{host}.example.org"), due }
 }
 

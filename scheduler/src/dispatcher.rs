@@ -549,7 +549,7 @@ fn rules_of(open: &Dispatch) -> Rules {
         delay_ms,
         host_concurrency: concurrency.max(1) as u32,
         max_pages,
-        pages: open.progress.pages,
+        pages: open.progress.pages - open.progress.revisits,
         in_flight: 0,
         exact: true,
         idle: open.paused_at.is_some() || open.ending.is_some(),

@@ -56,6 +56,8 @@ pub struct Pick {
     pub alone: bool,
     /// The address of the proxy that its request leaves by.
     pub proxy: Option<Arc<str>>,
+    /// No budget of pages holds it, or is spent by it.
+    revisit: bool,
     stay: Stay,
 }
 
@@ -78,6 +80,7 @@ struct Issued {
     proxy: Option<Arc<str>>,
     dispatch: Uuid,
     alone: bool,
+    revisit: bool,
     issued_ms: Millis,
 }
 
@@ -422,9 +425,9 @@ impl Frontier {
 
     /// Records the stream entry of a picked job.
     pub fn issued(&mut self, now: Millis, entry: StreamId, pick: Pick) {
-        let Pick { key, host, dispatch, alone, proxy, stay } = pick;
+        let Pick { key, host, dispatch, alone, proxy, revisit, stay } = pick;
         let host = self.places.id_or_new(&host);
-        self.issued.insert(entry, Issued { key, host, stay, proxy, dispatch, alone, issued_ms: now });
+        self.issued.insert(entry, Issued { key, host, stay, proxy, dispatch, alone, revisit, issued_ms: now });
     }
 
     /// Takes over an entry that an earlier leader has issued.
@@ -443,8 +446,10 @@ impl Frontier {
         if let Some(address) = &proxy {
             self.exits.adopt(address);
         }
-        // Its address is known when the row of its host has been read.
-        self.issued.insert(entry, Issued { key, host, stay, proxy, dispatch, alone, issued_ms: now });
+        // Its address is known when the row of its host has been read. Whether it visits again is not known, and what is in
+        // flight may be a page.
+        let revisit = false;
+        self.issued.insert(entry, Issued { key, host, stay, proxy, dispatch, alone, revisit, issued_ms: now });
     }
 
     /// An entry was settled or taken back. Idempotent: a second report of it does nothing.
@@ -472,8 +477,12 @@ impl Frontier {
         if let Some((latency_ms, well)) = settled.answered {
             self.places.answered(&issued.stay, latency_ms, well);
         }
-        self.host_budgets.leave((issued.dispatch, issued.host), settled.page, settled.fresh);
-        woken.extend(self.budgets.leave(issued.dispatch, settled.page, settled.idle));
+        if issued.revisit {
+            self.budgets.rest(issued.dispatch, settled.idle);
+        } else {
+            self.host_budgets.leave((issued.dispatch, issued.host), settled.page, settled.fresh);
+            woken.extend(self.budgets.leave(issued.dispatch, settled.page, settled.idle));
+        }
         if let Some(in_ms) = settled.due_in_ms {
             // Its flow may have left meanwhile.
             let id = id.or_else(|| {
@@ -580,10 +589,11 @@ impl Frontier {
                 continue;
             }
             let (limit, host_rules) = (rules.limit(), rules.host);
-            let DueJob { id: job, attempt, dispatch, alone } = *job;
+            let DueJob { id: job, attempt, dispatch, alone, revisit } = *job;
             let key = || JobKey { tenant: tenant.to_string(), id: job, attempt };
             let host_room = || host_rules.map(|rules| self.host_budgets.room(&rules, (dispatch, host)));
             let over = match (rules.room(), host_room()) {
+                _ if revisit => None,
                 (Room::Some, None | Some(HostRoom::Some)) => None,
                 (Room::Some, Some(HostRoom::Later)) => return Err(Wait::event(Cause::Budget)),
                 (Room::Some, Some(HostRoom::Unread)) => {
@@ -623,8 +633,10 @@ impl Frontier {
             if low && !self.crowded {
                 self.hungry.insert(id);
             }
-            self.enter_budgets(dispatch, host);
-            return Ok(Some(Pick { key: key(), host: name.to_string(), dispatch, alone, proxy, stay }));
+            if !revisit {
+                self.enter_budgets(dispatch, host);
+            }
+            return Ok(Some(Pick { key: key(), host: name.to_string(), dispatch, alone, proxy, revisit, stay }));
         }
     }
 

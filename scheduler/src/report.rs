@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use dodo_common::db::dispatch;
+use dodo_common::db::dispatch::{self, Progress};
 use dodo_common::db::pool::DbResult;
 use dodo_common::db::record::{self, RecordQuery};
 use serde::{Deserialize, Serialize};
@@ -19,8 +19,11 @@ const VERSION: i32 = 1;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Report {
     pub version: i32,
-    /// Web pages fetched.
+    /// Web pages fetched, each visit of one.
     pub pages: i64,
+    /// Of these, those that had been visited before; left out where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revisits: Option<Revisits>,
     /// Links stored, page by page.
     pub links: i64,
     /// API pages stored, and the items on them.
@@ -42,6 +45,25 @@ pub struct Report {
     pub time_range: Option<TimeRange>,
 }
 
+/// Pages that had been visited before.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Revisits {
+    pub pages: i64,
+    /// Those that the server said had not been modified, and the body bytes that it did not send.
+    pub not_modified: i64,
+    pub bytes_saved: i64,
+    /// Those that it sent as they had been, and the body bytes that were not stored again.
+    pub identical: i64,
+    pub bytes_not_stored: i64,
+}
+
+impl Revisits {
+    fn of(progress: &Progress) -> Option<Self> {
+        let Progress { revisits: pages, not_modified, bytes_saved, identical, bytes_not_stored, .. } = *progress;
+        (pages > 0).then_some(Self { pages, not_modified, bytes_saved, identical, bytes_not_stored })
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TimeRange {
     pub first: DateTime<Utc>,
@@ -57,6 +79,7 @@ pub async fn compute(ctx: &Context, tenant: &str) -> DbResult<Report> {
     Ok(Report {
         version: VERSION,
         pages: of("crawl").pages,
+        revisits: Revisits::of(&of("crawl")),
         links: of("crawl").links,
         api_pages: of("paged").pages,
         api_items: of("paged").items,

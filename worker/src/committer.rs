@@ -276,7 +276,8 @@ fn batch_of(done: Vec<Done>) -> (Batch, Ended) {
                 let well = matches!(job.outcome, Outcome::Ok | Outcome::Redirect | Outcome::Unwanted);
                 answered = job.fetch_ms.map(|ms| (i64::from(ms), well));
                 let fresh = job.given.as_ref().is_some_and(|given| given.novelty == Novelty::Fresh);
-                let verdict = Verdict::Finished { job: job.key.id, page: job.outcome == Outcome::Ok, fresh };
+                let page = job.outcome == Outcome::Ok && !job.is_revisit();
+                let verdict = Verdict::Finished { job: job.key.id, page, fresh };
                 ended.dispatches.push(dispatch);
                 batch.finished.push(*job);
                 verdict

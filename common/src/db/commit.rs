@@ -7,6 +7,7 @@ use uuid::Uuid;
 use crate::db::host::{self, Hold, HostUpdate};
 use crate::db::page::{self, Paged};
 use crate::db::pool::{Client, Db, DbError, DbResult};
+use crate::db::revisit::{self, Revisited};
 use crate::db::tally::{self, Given};
 use crate::db::worker::Incarnation;
 use crate::model::job::{JobKey, Outcome};
@@ -44,6 +45,8 @@ pub struct Finished {
     pub paged: Option<Box<Paged>>,
     /// What it means for the tally of its host, where its crawl keeps one.
     pub given: Option<Box<Given>>,
+    /// What it means for the visits of its page.
+    pub revisited: Option<Box<Revisited>>,
 }
 
 impl Finished {
@@ -70,7 +73,13 @@ impl Finished {
             found: Vec::new(),
             paged: None,
             given: None,
+            revisited: None,
         }
+    }
+
+    /// It is a page that had been visited before.
+    pub fn is_revisit(&self) -> bool {
+        self.outcome == Outcome::Ok && self.revisited.as_ref().is_some_and(|revisited| revisited.again)
     }
 }
 
@@ -278,18 +287,21 @@ async fn transaction(client: &mut Client, worker: &Incarnation, batch: &Batch) -
     let paged: Vec<(&JobKey, &Paged)> =
         finished.iter().filter_map(|job| Some((&job.key, job.paged.as_deref()?))).collect();
     let pages = page::prepare(client, &paged).await?;
+    let visits = revisit::prepare(client, &finished).await?;
     let tx = client.transaction().await?;
     let columns = Columns::of(&finished);
     let retries = Retries::of(&distinct(&batch.retried, |job| &job.key));
     let authority = async { tx.execute(&authorise, &[&worker.id, &worker.generation]).await.map_err(DbError::of) };
     // Before the jobs' rows go: it is they that say what a page dispatch may still do.
     let paging = page::settle(&tx, pages.as_ref());
+    let revisiting = revisit::schedule(&tx, visits.as_ref());
     let finishing = async {
         if batch.finished.is_empty() {
             return Ok::<_, DbError>(Vec::new());
         }
         tx.query(&finish, &columns.parameters(worker)).await.map_err(DbError::of)
     };
+    let hinting = revisit::hint(&tx, visits.as_ref());
     let retrying = async {
         if !batch.retried.is_empty() {
             tx.execute(&retry, &retries.parameters()).await.map_err(DbError::of)?;
@@ -308,10 +320,13 @@ async fn transaction(client: &mut Client, worker: &Incarnation, batch: &Batch) -
         Ok::<_, DbError>(())
     };
     // The first error is the one that counts: the refusal, not the "transaction is aborted" that follows it.
-    let (authority, paging, rows, retried, hosts) = futures::join!(authority, paging, finishing, retrying, hosts);
+    let (authority, paging, revisited, rows, hinted, retried, hosts) =
+        futures::join!(authority, paging, revisiting, finishing, hinting, retrying, hosts);
     authority?;
-    let gained = paging?;
+    let mut gained = paging?;
+    gained.extend(revisited?);
     let rows = rows?;
+    hinted?;
     retried?;
     hosts?;
     let mut committed = Committed { gained, ..Committed::default() };

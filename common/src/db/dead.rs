@@ -84,6 +84,10 @@ pub async fn replay(db: &Db, q: &DeadQuery<'_>, force: bool) -> DbResult<Replaye
                           remake_of, page, total_pages)
                    SELECT tenant, new_id, dispatch, kind, host, priority, depth, hops, url, url_hash, found_on, payload, remake_of, page,
                           total_pages FROM old RETURNING host),
+                 turn AS (
+                   -- A page that is to be visited again goes on by the replay, unless it has gone on meanwhile.
+                   UPDATE revisit r SET next = old.new_id FROM old
+                    WHERE r.tenant = $1 AND r.url_hash = old.url_hash AND r.dispatch = old.dispatch AND r.next = old.id),
                  state AS (
                    UPDATE dispatch d SET state = 'running', finished_at = NULL, ending = NULL, note = NULL
                     WHERE d.tenant = $1 AND d.id IN (SELECT dispatch FROM old)),

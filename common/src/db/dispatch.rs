@@ -25,7 +25,7 @@ pub struct Progress {
     pub scheduled: i64,
     /// Jobs that ended.
     pub finished: i64,
-    /// Pages fetched.
+    /// Pages fetched, each visit of one.
     pub pages: i64,
     /// Jobs that ended dead, failed or with an HTTP error.
     pub failed: i64,
@@ -48,6 +48,19 @@ pub struct Progress {
     /// Items that did not fit, kept with their reason.
     #[serde(default)]
     pub unfit: i64,
+    /// Of the pages those that had been visited before.
+    #[serde(default)]
+    pub revisits: i64,
+    /// Of these, those that the server said had not been modified; and the body bytes that it did not send.
+    #[serde(default)]
+    pub not_modified: i64,
+    #[serde(default)]
+    pub bytes_saved: i64,
+    /// And those that it sent as they had been; and the body bytes that were not stored again.
+    #[serde(default)]
+    pub identical: i64,
+    #[serde(default)]
+    pub bytes_not_stored: i64,
 }
 
 impl Progress {
@@ -64,6 +77,11 @@ impl Progress {
         self.items += other.items;
         self.records += other.records;
         self.unfit += other.unfit;
+        self.revisits += other.revisits;
+        self.not_modified += other.not_modified;
+        self.bytes_saved += other.bytes_saved;
+        self.identical += other.identical;
+        self.bytes_not_stored += other.bytes_not_stored;
     }
 }
 
@@ -288,14 +306,19 @@ const SELECT: &str = "SELECT d.tenant, d.id, d.kind, d.key, d.spec, d.state, d.c
     (SELECT count(*) FROM dispatch c WHERE c.tenant = d.tenant AND c.parent = d.id AND c.state <> 'done')
       + CASE WHEN d.kind = 'manifest' AND EXISTS (SELECT 1 FROM manifest_entry e WHERE e.tenant = d.tenant
                AND e.dispatch = d.id AND e.state = 'active') THEN 1 ELSE 0 END,
-    d.paused_at, d.ending, d.note, d.max_bytes, d.max_seconds, d.retries, d.priority, d.start_at, d.xmin::text::int8
+    d.paused_at, d.ending, d.note, d.max_bytes, d.max_seconds, d.retries, d.priority, d.start_at, d.xmin::text::int8,
+    p.revisits + x.revisits, p.not_modified + x.not_modified, p.bytes_saved + x.bytes_saved, p.identical + x.identical,
+    p.bytes_not_stored + x.bytes_not_stored
   FROM dispatch d JOIN dispatch_progress p ON p.tenant = d.tenant AND p.dispatch = d.id,
   LATERAL (SELECT coalesce(sum(scheduled), 0)::int8 AS scheduled, coalesce(sum(finished), 0)::int8 AS finished,
     coalesce(sum(pages), 0)::int8 AS pages, coalesce(sum(failed), 0)::int8 AS failed,
     coalesce(sum(skipped), 0)::int8 AS skipped, coalesce(sum(links), 0)::int8 AS links,
     coalesce(sum(duplicates), 0)::int8 AS duplicates, coalesce(sum(bytes), 0)::int8 AS bytes,
     coalesce(sum(raw), 0)::int8 AS raw, coalesce(sum(items), 0)::int8 AS items,
-    coalesce(sum(records), 0)::int8 AS records, coalesce(sum(unfit), 0)::int8 AS unfit
+    coalesce(sum(records), 0)::int8 AS records, coalesce(sum(unfit), 0)::int8 AS unfit,
+    coalesce(sum(revisits), 0)::int8 AS revisits, coalesce(sum(not_modified), 0)::int8 AS not_modified,
+    coalesce(sum(bytes_saved), 0)::int8 AS bytes_saved, coalesce(sum(identical), 0)::int8 AS identical,
+    coalesce(sum(bytes_not_stored), 0)::int8 AS bytes_not_stored
     FROM dispatch_delta y WHERE y.tenant = d.tenant AND y.dispatch = d.id) x";
 
 /// One dispatch of a tenant, its progress exact to the last commit.
@@ -371,12 +394,17 @@ pub async fn roll_up(db: &Db, epoch: i64) -> DbResult<i64> {
                    SELECT tenant, dispatch, count(*) AS n, sum(scheduled) AS scheduled, sum(finished) AS finished,
                      sum(pages) AS pages, sum(failed) AS failed, sum(skipped) AS skipped, sum(links) AS links,
                      sum(duplicates) AS duplicates, sum(bytes) AS bytes, sum(raw) AS raw,
-                     sum(items) AS items, sum(records) AS records, sum(unfit) AS unfit FROM gone GROUP BY 1, 2),
+                     sum(items) AS items, sum(records) AS records, sum(unfit) AS unfit, sum(revisits) AS revisits,
+                     sum(not_modified) AS not_modified, sum(bytes_saved) AS bytes_saved, sum(identical) AS identical,
+                     sum(bytes_not_stored) AS bytes_not_stored FROM gone GROUP BY 1, 2),
                  rolled AS (
                    UPDATE dispatch_progress p SET scheduled = p.scheduled + t.scheduled, finished = p.finished + t.finished,
                      pages = p.pages + t.pages, failed = p.failed + t.failed, skipped = p.skipped + t.skipped,
                      links = p.links + t.links, duplicates = p.duplicates + t.duplicates, bytes = p.bytes + t.bytes,
-                     raw = p.raw + t.raw, items = p.items + t.items, records = p.records + t.records, unfit = p.unfit + t.unfit
+                     raw = p.raw + t.raw, items = p.items + t.items, records = p.records + t.records, unfit = p.unfit + t.unfit,
+                     revisits = p.revisits + t.revisits, not_modified = p.not_modified + t.not_modified,
+                     bytes_saved = p.bytes_saved + t.bytes_saved, identical = p.identical + t.identical,
+                     bytes_not_stored = p.bytes_not_stored + t.bytes_not_stored
                      FROM total t WHERE p.tenant = t.tenant AND p.dispatch = t.dispatch)
                  SELECT coalesce(sum(n), 0)::int8 FROM total",
                 &[&ROLLUP_MAX],
@@ -459,6 +487,11 @@ fn of_row(row: &tokio_postgres::Row) -> Dispatch {
             items: row.get(17),
             records: row.get(18),
             unfit: row.get(19),
+            revisits: row.get(31),
+            not_modified: row.get(32),
+            bytes_saved: row.get(33),
+            identical: row.get(34),
+            bytes_not_stored: row.get(35),
         },
     }
 }

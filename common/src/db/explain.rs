@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::db::pool::{Db, DbResult};
+use crate::model::revisit::Plan;
 use crate::model::url::UrlHash;
 use crate::run_tx;
 
@@ -57,6 +58,13 @@ pub struct JobReport {
     pub raw_generation: Option<i64>,
     /// The entry of the raw stream, `ms-seq`.
     pub raw_id: Option<String>,
+    /// Of a crawl that visits pages again: what this visit was told, of the visits before too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub visit: Option<Plan>,
+    /// The page was as it had been. Where its own record is one of a revisit, `visit.last.original` names the job whose
+    /// record holds the body.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unchanged: bool,
 }
 
 /// A page and one of its links.
@@ -90,11 +98,13 @@ const PENDING: &str = "SELECT tenant, id, dispatch, kind, host, url, 'pending' A
     NULL::int8 AS body_bytes, NULL AS truncated, NULL AS digest, NULL AS title, NULL AS language, NULL AS location,
     NULL AS address, NULL::int4 AS link_count, NULL::int4 AS new_count, NULL::int4 AS fetch_ms, NULL::uuid AS worker,
     NULL AS raw_stream, NULL::int8 AS raw_generation, NULL::int8 AS raw_ms, NULL::int8 AS raw_seq,
-    page, total_pages, crashes, alone_crashes, (-priority)::int2 AS priority FROM crawl_schedule";
+    page, total_pages, crashes, alone_crashes, (-priority)::int2 AS priority,
+    CASE kind WHEN 'crawl' THEN payload END AS visit FROM crawl_schedule";
 pub(crate) const LOGGED: &str = "SELECT tenant, id, dispatch, kind, host, url, outcome AS state, reason, attempt, depth,
     found_on, remake_of, created_at, NULL::timestamptz AS run_at, finished_at, status, content_type, body_bytes, truncated,
     digest, title, language, location, address, link_count, new_count, fetch_ms, worker, raw_stream, raw_generation,
-    raw_ms, raw_seq, page, total_pages, crashes, alone_crashes, (-priority)::int2 AS priority FROM crawl_log";
+    raw_ms, raw_seq, page, total_pages, crashes, alone_crashes, (-priority)::int2 AS priority,
+    CASE kind WHEN 'crawl' THEN payload END AS visit FROM crawl_log";
 
 /// One job by its id.
 pub async fn job(db: &Db, tenant: &str, id: Uuid) -> DbResult<Option<JobReport>> {
@@ -106,10 +116,12 @@ pub async fn job(db: &Db, tenant: &str, id: Uuid) -> DbResult<Option<JobReport>>
     })
 }
 
-/// Every job of every dispatch that was scheduled for this URL, newest first, remakes included.
+/// Every job of every dispatch that was scheduled for this URL, newest first, remakes included; of a page that is visited
+/// again the first, the last and the next.
 pub async fn url(db: &Db, tenant: &str, hash: UrlHash) -> DbResult<Vec<JobReport>> {
     run_tx!(db, "explain-url", tenant: tenant, |tx| {
-        let ids = "SELECT job FROM url WHERE tenant = $1 AND hash = $2 ORDER BY job DESC LIMIT 100";
+        let ids = "(SELECT job FROM url WHERE tenant = $1 AND hash = $2 ORDER BY job DESC LIMIT 100)
+            UNION (SELECT unnest(ARRAY[last, next]) FROM revisit WHERE tenant = $1 AND url_hash = $2 ORDER BY 1 DESC LIMIT 100)";
         let sql = format!(
             "-- explain-url\nSELECT * FROM ({PENDING} WHERE tenant = $1 AND id IN ({ids})
              UNION ALL {LOGGED} WHERE tenant = $1 AND id IN ({ids})) t ORDER BY created_at DESC"
@@ -212,6 +224,11 @@ pub async fn ensure_partitions(db: &Db, days: i32) -> DbResult<i64> {
 pub(crate) fn of_row(row: &tokio_postgres::Row) -> JobReport {
     let raw_ms: Option<i64> = row.get("raw_ms");
     let raw_seq: Option<i64> = row.get("raw_seq");
+    let visit: Option<serde_json::Value> = row.get("visit");
+    let visit: Option<Plan> = visit.and_then(|visit| serde_json::from_value(visit).ok());
+    let (state, digest): (String, Option<String>) = (row.get("state"), row.get("digest"));
+    let last = visit.as_ref().and_then(|visit| visit.last.as_ref());
+    let unchanged = state == "ok" && last.is_some_and(|last| Some(&last.seen.content) == digest.as_ref());
     JobReport {
         tenant: row.get("tenant"),
         id: row.get("id"),
@@ -221,7 +238,7 @@ pub(crate) fn of_row(row: &tokio_postgres::Row) -> JobReport {
         url: row.get("url"),
         page: row.get("page"),
         total_pages: row.get("total_pages"),
-        state: row.get("state"),
+        state,
         reason: row.get("reason"),
         attempt: row.get("attempt"),
         crashes: row.get("crashes"),
@@ -237,7 +254,7 @@ pub(crate) fn of_row(row: &tokio_postgres::Row) -> JobReport {
         content_type: row.get("content_type"),
         body_bytes: row.get("body_bytes"),
         truncated: row.get("truncated"),
-        digest: row.get("digest"),
+        digest,
         title: row.get("title"),
         language: row.get("language"),
         location: row.get("location"),
@@ -249,5 +266,7 @@ pub(crate) fn of_row(row: &tokio_postgres::Row) -> JobReport {
         raw_stream: row.get("raw_stream"),
         raw_generation: row.get("raw_generation"),
         raw_id: raw_ms.zip(raw_seq).map(|(ms, seq)| format!("{ms}-{seq}")),
+        visit,
+        unchanged,
     }
 }

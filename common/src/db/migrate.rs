@@ -23,6 +23,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (12, "seen", include_str!("../../../sql/migrations/0012_seen.sql")),
     (13, "tally", include_str!("../../../sql/migrations/0013_tally.sql")),
     (14, "proxy_pool", include_str!("../../../sql/migrations/0014_proxy_pool.sql")),
+    (15, "revisit", include_str!("../../../sql/migrations/0015_revisit.sql")),
 ];
 
 /// Applies what is missing; returns the versions that were applied.

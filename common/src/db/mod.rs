@@ -16,6 +16,7 @@ pub mod pool;
 pub mod proxy;
 pub mod raw;
 pub mod record;
+pub mod revisit;
 pub mod schedule;
 pub mod segment;
 pub mod source;

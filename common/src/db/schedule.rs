@@ -23,6 +23,8 @@ pub struct DueJob {
     pub dispatch: Uuid,
     /// It is a suspect: its worker runs nothing beside it.
     pub alone: bool,
+    /// It visits a page again: no budget of pages holds it.
+    pub revisit: bool,
 }
 
 /// What a refill found for one (tenant, host).
@@ -171,11 +173,12 @@ pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64], idle: &
     let statement = client
         .prepare_cached(concat!(
             "-- refill-hosts
-             SELECT k.ord, s.id, s.attempt, s.dispatch, s.crashes >= $4
+             SELECT k.ord, s.id, s.attempt, s.dispatch, s.crashes >= $4, s.revisit
                FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS k(tenant, host, n, ord), LATERAL (",
             priorities!(),
             "SELECT s.* FROM p, LATERAL (
-               SELECT id, attempt, dispatch, crashes FROM crawl_schedule c
+               SELECT id, attempt, dispatch, crashes,
+                      c.payload IS NOT NULL AND c.kind = 'crawl' AND c.payload ? 'last' AS revisit FROM crawl_schedule c
                 WHERE c.tenant = k.tenant AND c.host = k.host AND c.priority = p.priority
                   AND c.run_at <= statement_timestamp() AND c.started_at IS NULL AND c.alone_crashes < $5
                   AND c.dispatch <> ALL ($6)
@@ -195,6 +198,7 @@ pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64], idle: &
             attempt: row.get(2),
             dispatch: row.get(3),
             alone: row.get(4),
+            revisit: row.get(5),
         });
     }
     Ok(refills)

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::clock::Millis;
 use crate::model::record::has_nul;
+use crate::model::revisit::Revisit;
 use crate::model::scope::ScopeKind;
 use crate::model::source::{SPAN_S_MAX, check_headers};
 use crate::model::spec::{CrawlSpec, DELAY_MS_MAX, Nofollow};
@@ -126,6 +127,8 @@ pub struct Options {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revisit: Option<Revisit>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub subject: BTreeMap<String, String>,
@@ -228,6 +231,9 @@ impl Entry {
         match self.service.as_str() {
             "crawl" | "page" => {
                 crawl_spec(&self.service, &self.url, &self.options)?.0.check()?;
+                if self.options.revisit.is_some() && self.count.unwrap_or(1) > 1 {
+                    return Err("a crawl with the option revisit goes on by itself: leave out count".to_owned());
+                }
                 if !self.options.subject.is_empty() || self.options.instance.is_some() {
                     return Err("options subject and instance belong to a source".to_owned());
                 }
@@ -317,6 +323,7 @@ pub fn crawl_spec(service: &str, url: &str, options: &Options) -> Result<(CrawlS
     spec.content_types.clone_from(&options.content_types);
     (spec.cookies, spec.user_agent) = (options.cookies, options.user_agent.clone());
     spec.region.clone_from(&options.region);
+    spec.revisit = options.revisit;
     let seed = ruled(url, None, &spec.rules()?).map_err(|error| format!("url {url:?}: {error}"))?;
     spec.seeds = vec![seed.url.to_string()];
     Ok((spec, seed))
@@ -393,6 +400,14 @@ mod tests {
             (json!({ "service": "crawl", "url": "http://a.test/", "options": { "dept": 1 } }), "dept"),
             (json!({ "service": "shop", "url": "http://a.test/", "options": { "depth": 1 } }), "subject"),
             (json!({ "service": "crawl", "url": "http://a.test/", "options": { "region": "e u" } }), "region"),
+            (
+                json!({ "service": "page", "url": "http://a.test/", "options": { "revisit": { "min_s": 9, "max_s": 1 } } }),
+                "revisit",
+            ),
+            (
+                json!({ "service": "page", "url": "http://a.test/", "count": 2, "interval": 9, "options": { "revisit": { "min_s": 1, "max_s": 9 } } }),
+                "by itself",
+            ),
             (json!("text"), "struct"),
             (json!({ "service": "crawl", "url": "http://a.test/", "\u{0}": 1 }), "NUL"),
             (json!({ "service": "shop", "url": "http://a.test/\u{0}" }), "NUL"),

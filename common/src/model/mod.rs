@@ -11,6 +11,7 @@ pub mod proxy_pool;
 pub mod record;
 pub mod recurrence;
 pub mod retry;
+pub mod revisit;
 pub mod robots;
 pub mod scope;
 pub mod source;

@@ -7,6 +7,7 @@ use url::Url;
 use crate::model::media::MediaTypes;
 use crate::model::pattern::Patterns;
 use crate::model::proxy_pool::{REGION_BYTES_MAX, is_region};
+use crate::model::revisit::Revisit;
 use crate::model::scope::{Scope, ScopeKind};
 use crate::model::trap::Traps;
 use crate::model::url_rules::{UrlRule, UrlRules};
@@ -94,6 +95,9 @@ pub struct CrawlSpec {
     /// Its requests leave by a proxy of this region; of any when none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
+    /// Pages are visited again and again, until the crawl is ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revisit: Option<Revisit>,
 }
 
 impl CrawlSpec {
@@ -153,6 +157,7 @@ impl CrawlSpec {
                 "region must be 1 to {REGION_BYTES_MAX} letters, digits, '.', '_' and '-', as DODO_PROXIES names it"
             ));
         }
+        self.revisit.map_or(Ok(()), |revisit| revisit.check())?;
         self.rules()?;
         if self.include.is_empty() && self.exclude.is_empty() {
             return Ok(());

@@ -43,6 +43,42 @@ pub struct Response<'a> {
     pub ip: Option<IpAddr>,
 }
 
+/// A page that is as it was when another record was made of it (WARC 1.1, 6.7): what came of the visit is its head.
+#[derive(Clone, Copy, Debug)]
+pub struct Visit<'a> {
+    pub record_id: Uuid,
+    pub url: &'a str,
+    pub date_ms: i64,
+    pub http_head: &'a [u8],
+    pub ip: Option<IpAddr>,
+    pub profile: Profile,
+    /// The record that holds the body: a response of the same URL.
+    pub original_id: Uuid,
+    pub original_date_ms: i64,
+    pub original_digest: &'a str,
+}
+
+/// How one knows that a page is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// The body came, with the same digest (6.7.2). It is left out, which the record must say.
+    IdenticalPayloadDigest,
+    /// The server said so (6.7.3).
+    ServerNotModified,
+}
+
+impl Profile {
+    fn uri(self) -> &'static str {
+        match self {
+            Profile::IdenticalPayloadDigest => "http://netpreserve.org/warc/1.1/revisit/identical-payload-digest",
+            Profile::ServerNotModified => "http://netpreserve.org/warc/1.1/revisit/server-not-modified",
+        }
+    }
+}
+
+/// What an index says of a revisit record instead of the type of its page, as cdxj-indexer does.
+pub const REVISIT_MIME: &str = "warc/revisit";
+
 /// An encoded record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
@@ -54,7 +90,7 @@ pub struct Member {
 
 /// The record of a fetched page.
 pub fn response_member(response: &Response<'_>) -> Member {
-    let payload_digest = labelled(Sha1::new().chain_update(response.body));
+    let payload_digest = payload_digest(response.body);
     let block_digest = labelled(Sha1::new().chain_update(response.http_head).chain_update(response.body));
     let mut head = record_head("response", response.record_id, response.date_ms);
     field(&mut head, "WARC-Target-URI", &uri_text(response.url));
@@ -68,6 +104,32 @@ pub fn response_member(response: &Response<'_>) -> Member {
     field(&mut head, "WARC-Payload-Digest", &payload_digest);
     field(&mut head, "Content-Type", "application/http;msgtype=response");
     Member { bytes: gzip_record(head, &[response.http_head, response.body]), payload_digest }
+}
+
+/// The record of a page that is as it was. Its payload is that of the original, and so is its payload digest.
+pub fn revisit_member(visit: &Visit<'_>) -> Member {
+    let mut head = record_head("revisit", visit.record_id, visit.date_ms);
+    let url = uri_text(visit.url);
+    field(&mut head, "WARC-Target-URI", &url);
+    if let Some(ip) = visit.ip {
+        field(&mut head, "WARC-IP-Address", &ip.to_string());
+    }
+    field(&mut head, "WARC-Profile", visit.profile.uri());
+    field(&mut head, "WARC-Refers-To", &format!("<urn:uuid:{}>", visit.original_id));
+    field(&mut head, "WARC-Refers-To-Target-URI", &url);
+    field(&mut head, "WARC-Refers-To-Date", &date_text(visit.original_date_ms));
+    if visit.profile == Profile::IdenticalPayloadDigest {
+        field(&mut head, "WARC-Truncated", "length");
+    }
+    field(&mut head, "WARC-Block-Digest", &labelled(Sha1::new().chain_update(visit.http_head)));
+    field(&mut head, "WARC-Payload-Digest", visit.original_digest);
+    field(&mut head, "Content-Type", "application/http;msgtype=response");
+    Member { bytes: gzip_record(head, &[visit.http_head]), payload_digest: visit.original_digest.to_owned() }
+}
+
+/// What [`response_member`] gives as the digest of this body.
+pub fn payload_digest(body: &[u8]) -> String {
+    labelled(Sha1::new().chain_update(body))
 }
 
 /// The record that opens a file. Its id follows from the object's key, and `date_ms` should be that of the first
@@ -112,9 +174,13 @@ fn record_head(kind: &str, record_id: Uuid, date_ms: i64) -> String {
     head.push_str("WARC/1.1\r\n");
     field(&mut head, "WARC-Type", kind);
     field(&mut head, "WARC-Record-ID", &format!("<urn:uuid:{record_id}>"));
-    // Fractions of a second are what 1.1 allows beyond 1.0 (5.4).
-    field(&mut head, "WARC-Date", &utc(date_ms).format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string());
+    field(&mut head, "WARC-Date", &date_text(date_ms));
     head
+}
+
+/// Fractions of a second are what 1.1 allows beyond 1.0 (5.4).
+fn date_text(date_ms: i64) -> String {
+    utc(date_ms).format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }
 
 fn field(head: &mut String, name: &str, value: &str) {
@@ -207,6 +273,40 @@ mod tests {
              HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<p>hi</p>\r\n\r\n"
         );
         assert_eq!(member, response_member(&page()));
+    }
+
+    #[test]
+    fn a_revisit_refers_to_the_record_that_has_the_body() {
+        let original = response_member(&page());
+        let visit = Visit {
+            record_id: Uuid::from_u128(0x0192_4000),
+            url: "http://example.com/a",
+            date_ms: 1_700_000_600_000,
+            http_head: b"HTTP/1.1 304 Not Modified\r\nEtag: \"1\"\r\n\r\n",
+            ip: None,
+            profile: Profile::ServerNotModified,
+            original_id: page().record_id,
+            original_date_ms: page().date_ms,
+            original_digest: &original.payload_digest,
+        };
+        let member = revisit_member(&visit);
+        assert_eq!(member.payload_digest, payload_digest(page().body));
+        assert_eq!(
+            unpack(&member.bytes),
+            "WARC/1.1\r\nWARC-Type: revisit\r\nWARC-Record-ID: <urn:uuid:00000000-0000-0000-0000-000001924000>\r\n\
+             WARC-Date: 2023-11-14T22:23:20.000Z\r\nWARC-Target-URI: http://example.com/a\r\n\
+             WARC-Profile: http://netpreserve.org/warc/1.1/revisit/server-not-modified\r\n\
+             WARC-Refers-To: <urn:uuid:00000000-0000-0000-0000-000001923f1c>\r\n\
+             WARC-Refers-To-Target-URI: http://example.com/a\r\nWARC-Refers-To-Date: 2023-11-14T22:13:20.123Z\r\n\
+             WARC-Block-Digest: sha1:FPA3GBVLAFA5YWL44TKDVGFK3ZXKVTQF\r\n\
+             WARC-Payload-Digest: sha1:W3N4WQRZLF5DWDHQ4HCTGEQSOELIOZM2\r\n\
+             Content-Type: application/http;msgtype=response\r\nContent-Length: 40\r\n\r\n\
+             HTTP/1.1 304 Not Modified\r\nEtag: \"1\"\r\n\r\n\r\n\r\n"
+        );
+        let identical = revisit_member(&Visit { profile: Profile::IdenticalPayloadDigest, ..visit });
+        let text = unpack(&identical.bytes);
+        assert!(text.contains("/revisit/identical-payload-digest\r\n"), "{text}");
+        assert!(text.contains("WARC-Truncated: length\r\n"), "what is left out must be said: {text}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use dodo_common::clock::Millis;
 use dodo_common::db::dispatch::{self, Submission, Submitted};
 use dodo_common::model::job::TENANT_DEFAULT;
+use dodo_common::model::revisit::Revisit;
 use dodo_common::model::spec::{CrawlSpec, Nofollow, NoopSpec};
 use dodo_common::model::terms::{Terms, start_of};
 use dodo_common::model::trap::Traps;
@@ -99,6 +100,10 @@ pub struct CrawlRequest {
     /// Its requests leave by a proxy of this region, as `DODO_PROXIES` names it; by any of them when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
+    /// Visit each page again and again, at intervals that follow how often it changes, until the crawl is cancelled or a
+    /// budget of bytes or seconds is spent. Pages are fetched once when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revisit: Option<Revisit>,
     /// A second request with the same key returns the first one's dispatch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
@@ -198,6 +203,9 @@ pub async fn submit(
     let crawl = checked(request.clone(), &ctx.duties.contact, ctx.clock.now_ms())?;
     if let Some(region) = &crawl.spec.region {
         ctx.pool.check_region(region).map_err(bad_request)?;
+    }
+    if recurring.cron.is_some() && crawl.spec.revisit.is_some() {
+        return Err(bad_request("a crawl with revisit goes on by itself: leave out cron"));
     }
     if let Some(answer) = timer::store(ctx, "crawl", value, recurring).await? {
         return Ok(answer);
@@ -300,6 +308,7 @@ pub fn checked(request: CrawlRequest, contact: &str, now: Millis) -> ApiResult<C
     spec.content_types = request.content_types;
     (spec.cookies, spec.user_agent) = (request.cookies, request.user_agent);
     spec.region = request.region;
+    spec.revisit = request.revisit;
     spec.check().map_err(bad_request)?;
     let start_at = start_of(request.start_at.as_deref(), request.start_in_ms, now);
     let terms = Terms {

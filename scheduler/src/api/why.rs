@@ -10,6 +10,7 @@ use dodo_common::db::explain::{self, HostReport, JobReport};
 use dodo_common::db::worker::{self, consumer_name};
 use dodo_common::db::{dispatch, segment};
 use dodo_common::model::job::{ALONE_CRASHES_MAX, SUSPECT_CRASHES, TENANT_DEFAULT};
+use dodo_common::model::revisit::{Last, Revisit};
 use dodo_common::model::robots::Robots;
 use dodo_common::model::source::api_origin;
 use dodo_common::model::spec::CrawlSpec;
@@ -316,6 +317,25 @@ async fn found_on(ctx: &Context, job: &JobReport, page: Uuid) -> ApiResult<Strin
     Ok(format!("found on {page}"))
 }
 
+/// Of a page that is visited again: which visit this is, and what came of the one before.
+fn visit_line(job: &JobReport) -> Option<String> {
+    let visit = job.visit.as_ref()?;
+    let Last { visits, job: before, seen, failures, .. } = visit.last.as_ref()?;
+    let (number, s) = (visits + 1, visit.interval_ms.unwrap_or_default() as f64 / 1000.0);
+    let mut line = format!("It is visit {number} of the page, {s:.1} s after visit {visits} by job {before}");
+    line.extend(seen.etag.as_ref().map(|etag| format!(", ETag {etag}")));
+    line.extend(seen.last_modified.as_ref().map(|date| format!(", Last-Modified {date}")));
+    if *failures > 0 {
+        line.push_str(&format!("; the last {failures} have found no page"));
+    }
+    line.push_str(match job.state.as_str() {
+        "ok" if job.unchanged => ". It found the page as it had been.",
+        "ok" => ". It found that the page had changed.",
+        _ => ".",
+    });
+    Some(line)
+}
+
 async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>> {
     let mut lines = Vec::new();
     let page = job.page.map_or(String::new(), |page| match job.total_pages {
@@ -335,11 +355,16 @@ async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>> {
         lines.push(format!("It makes the result of job {before} again, which Redis lost before it was archived."));
     }
     lines.extend(crash_line(job));
+    lines.extend(visit_line(job));
     if job.state == "pending" {
         let due = job.run_at.map_or(String::new(), |at| format!(", due at {at}"));
         lines.push(format!("It is pending with {} tries behind it{due}.", job.attempt));
         lines.extend(job.reason.as_ref().map(|why| format!("Its last try: {why}.")));
         if let Some(dispatch) = dispatch::get(&ctx.db, TENANT_DEFAULT, job.dispatch).await? {
+            let revisit = serde_json::from_value::<CrawlSpec>(dispatch.spec).ok().and_then(|spec| spec.revisit);
+            lines.extend(revisit.map(|Revisit { min_s, max_s }| {
+                format!("Its crawl visits each page every {min_s} to {max_s} s, as often as it changes.")
+            }));
             lines.extend(dispatch.paused_at.map(|at| format!("Its dispatch is paused since {at}.")));
             lines.extend(dispatch.note.map(|note| format!("Its dispatch is ending: {note}.")));
         }

@@ -4,9 +4,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use dodo_common::db::dispatch::Dispatch;
+use dodo_common::db::dispatch::{Dispatch, Progress};
 use dodo_common::model::media::MediaTypes;
 use dodo_common::model::pattern::Patterns;
+use dodo_common::model::revisit::Revisit;
 use dodo_common::model::spec::Nofollow;
 use dodo_common::model::url_rules::{UrlRule, UrlRules};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -16,7 +17,8 @@ use crate::api::crawl::CrawlRequest;
 use crate::api::timer::Answer;
 use crate::cli::client::Client;
 use crate::cli::timers::{self, CronFlags};
-use crate::cli::{Remote, say};
+use crate::cli::{Remote, bytes, say};
+use crate::sentinel::rule::Span;
 
 const POLL: Duration = Duration::from_millis(300);
 
@@ -66,6 +68,12 @@ pub struct CrawlFlags {
     /// Region of the proxies that its requests leave by, as DODO_PROXIES names it [default: any]
     #[arg(long)]
     pub region: Option<String>,
+    /// Visit each page again and again, no sooner than this after the last time, as in 10m; with --revisit-max
+    #[arg(long, value_name = "SPAN", requires = "revisit_max")]
+    pub revisit_min: Option<Span>,
+    /// And no later than this, as in 7d; with --revisit-min
+    #[arg(long, value_name = "SPAN", requires = "revisit_min")]
+    pub revisit_max: Option<Span>,
     /// A name for this crawl: asking again with the same one starts nothing new
     #[arg(long)]
     pub key: Option<String>,
@@ -164,6 +172,10 @@ impl CrawlFlags {
             cookies: self.cookies,
             user_agent: self.user_agent.clone(),
             region: self.region.clone(),
+            revisit: self
+                .revisit_min
+                .zip(self.revisit_max)
+                .map(|(min, max)| Revisit { min_s: min.0 / 1000, max_s: max.0 / 1000 }),
             key: self.key.clone(),
             max_bytes: self.max_bytes,
             max_seconds: self.max_seconds,
@@ -240,10 +252,24 @@ fn done_line(dispatch: &Dispatch) -> String {
             p.skipped
         ),
         _ => format!(
-            "{id} done: {} pages, {} links, {} duplicates skipped, {} failed, {} not allowed",
-            p.pages, p.links, p.duplicates, p.failed, p.skipped
+            "{id} done: {} pages{}, {} links, {} duplicates skipped, {} failed, {} not allowed",
+            p.pages,
+            again(p),
+            p.links,
+            p.duplicates,
+            p.failed,
+            p.skipped
         ),
     }
+}
+
+/// What of the pages were visits of known ones, and what that saved; nothing where there were none.
+pub fn again(p: &Progress) -> String {
+    if p.revisits == 0 {
+        return String::new();
+    }
+    let saved = bytes(p.bytes_saved.max(0) as u64);
+    format!(" ({} of them again, {} not modified, {saved} saved)", p.revisits, p.not_modified)
 }
 
 /// A progress bar on standard error; hidden where nobody looks.

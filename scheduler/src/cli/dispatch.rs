@@ -8,6 +8,7 @@ use dodo_common::db::tally::Tally;
 use uuid::Uuid;
 
 use crate::cli::client::Client;
+use crate::cli::crawl::again;
 use crate::cli::{Remote, bytes, say};
 
 #[derive(Args, Debug)]
@@ -100,7 +101,15 @@ fn line(dispatch: &Dispatch) -> String {
     };
     let note = dispatch.note.as_ref().map_or(String::new(), |note| format!("  ({note})"));
     format!(
-        "{}  {:<8} {:<9} {} of {} jobs ended, {} pages, {} failed, {} skipped{note}",
-        dispatch.id, dispatch.kind, state, p.finished, p.scheduled, p.pages, p.failed, p.skipped
+        "{}  {:<8} {:<9} {} of {} jobs ended, {} pages{}, {} failed, {} skipped{note}",
+        dispatch.id,
+        dispatch.kind,
+        state,
+        p.finished,
+        p.scheduled,
+        p.pages,
+        again(p),
+        p.failed,
+        p.skipped
     )
 }

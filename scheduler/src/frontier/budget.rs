@@ -134,10 +134,17 @@ impl Budgets {
         if let Some(rules) = self.rules.get_mut(&id) {
             rules.in_flight -= 1;
             rules.pages += i64::from(page);
+        }
+        self.rest(id, idle);
+        self.woken(id)
+    }
+
+    /// The worker of a job has found its dispatch `idle`, or not.
+    pub fn rest(&mut self, id: Uuid, idle: bool) {
+        if let Some(rules) = self.rules.get_mut(&id) {
             // The worker has read it from the row; the next reading of the rules puts it right.
             rules.idle |= idle;
         }
-        self.woken(id)
     }
 
     /// Nothing is in flight any more, and nobody waits.

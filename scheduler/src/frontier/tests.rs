@@ -28,7 +28,7 @@ impl Bench {
 
     fn add(&mut self, host: &str, address: &str, count: usize) {
         let due = (0..count)
-            .map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: self.dispatch, alone: false })
+            .map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: self.dispatch, alone: false, revisit: false })
             .collect();
         let refill = Refill { tenant: TENANT.to_owned(), host: host.to_owned(), due };
         self.frontier.refilled(0, refill, 10_000);
@@ -70,6 +70,33 @@ fn prepared(host: &str, addresses: &[&str]) -> HostView {
     }
 }
 
+/// What visits a page again spends no budget of pages, and is held by none.
+#[test]
+fn a_spent_budget_lets_visits_go_on() {
+    let mut bench = Bench::new(0, 8);
+    let rules = Rules { host_concurrency: 8, idle: false, max_pages: Some(1), ..Rules::idle() };
+    bench.frontier.set_rules(bench.dispatch, rules.clone());
+    let due = [true, false, true, false, true].map(|revisit| DueJob {
+        id: Uuid::now_v7(),
+        attempt: 0,
+        dispatch: bench.dispatch,
+        alone: false,
+        revisit,
+    });
+    let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due: due.to_vec() };
+    bench.frontier.refilled(0, refill, 10_000);
+    let asked = bench.frontier.wants_view(10);
+    bench.frontier.viewed(0, &asked, vec![prepared("http://a", &["10.0.0.1"])]);
+    assert_eq!(bench.pick(0).len(), 3, "two visits and the one page");
+    for page in [false, true, false] {
+        let entry = bench.open.remove(0);
+        bench.frontier.settled(1, entry, &SettledJob { requested: true, page, ..SettledJob::default() });
+    }
+    bench.frontier.set_rules(bench.dispatch, Rules { pages: 1, ..rules });
+    assert_eq!(bench.pick(2).len(), 1, "the last visit");
+    assert_eq!(bench.frontier.take_over_budget().len(), 1, "the second page");
+}
+
 #[test]
 fn a_host_waits_its_delay_after_each_completion() {
     let mut bench = Bench::new(1000, 1);
@@ -98,8 +125,9 @@ fn hosts_of_one_address_share_its_clock() {
 fn a_new_host_gets_one_job_until_it_is_prepared() {
     let mut bench = Bench::new(0, 8);
     bench.frontier.gained(TENANT, "http://a");
-    let due =
-        (0..5).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: false }).collect();
+    let due = (0..5)
+        .map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: false, revisit: false })
+        .collect();
     let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due };
     bench.frontier.refilled(0, refill, 100);
     let asked = bench.frontier.wants_view(10);
@@ -164,8 +192,9 @@ fn a_budget_is_never_exceeded_and_the_rest_is_skipped() {
 fn tenants_take_turns() {
     let mut bench = Bench::new(0, 100);
     bench.add("http://a", "10.0.0.1", 50);
-    let due =
-        (0..50).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: false }).collect();
+    let due = (0..50)
+        .map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: false, revisit: false })
+        .collect();
     let refill = Refill { tenant: "other".to_owned(), host: "http://a".to_owned(), due };
     bench.frontier.refilled(0, refill, 1000);
     let picks = bench.frontier.pick(0, 10);
@@ -199,8 +228,9 @@ fn a_flow_at_its_budget_goes_on_when_a_job_was_no_page() {
 fn a_host_is_looked_up_again_after_a_loss() {
     let mut bench = Bench::new(0, 1);
     bench.frontier.gained(TENANT, "http://a");
-    let due =
-        (0..2).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: false }).collect();
+    let due = (0..2)
+        .map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: false, revisit: false })
+        .collect();
     let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due };
     bench.frontier.refilled(0, refill, 100);
     let asked = bench.frontier.wants_view(10);
@@ -218,8 +248,9 @@ fn suspects_wait_for_one_another_and_nobody_waits_for_them() {
     let mut bench = Bench::new(0, 100);
     bench.frontier.set_suspects_max(1);
     bench.frontier.gained(TENANT, "");
-    let due =
-        (0..8).map(|n| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: n < 5 }).collect();
+    let due = (0..8)
+        .map(|n| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: n < 5, revisit: false })
+        .collect();
     let refill = Refill { tenant: TENANT.to_owned(), host: String::new(), due };
     bench.frontier.refilled(0, refill, 100);
     let mut pick = |frontier: &mut Frontier| -> Vec<bool> {
@@ -254,8 +285,9 @@ fn suspects_wait_for_one_another_and_nobody_waits_for_them() {
     frontier.complete_all(2);
     frontier.adopt(2, StreamId { ms: 90, seq: 0 }, adopted(true));
     frontier.adopt(2, StreamId { ms: 91, seq: 0 }, adopted(true));
-    let due =
-        (0..2).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: true }).collect();
+    let due = (0..2)
+        .map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: true, revisit: false })
+        .collect();
     frontier.refilled(2, Refill { tenant: TENANT.to_owned(), host: String::new(), due }, 100);
     assert_eq!(pick(frontier), [true], "a third has room, a fourth has not");
 }
@@ -292,7 +324,7 @@ fn refill_endless(bench: &mut Bench, now: Millis) -> usize {
         .iter()
         .copied()
         .chain(fresh)
-        .map(|id| DueJob { id, attempt: 0, dispatch: bench.dispatch, alone: false })
+        .map(|id| DueJob { id, attempt: 0, dispatch: bench.dispatch, alone: false, revisit: false })
         .collect();
     let refill = Refill { tenant: key.0.clone(), host: key.1.clone(), due };
     bench.frontier.refilled(now, refill, *limit);
@@ -342,7 +374,8 @@ fn with_enough_in_the_buffer_a_hint_waits() {
 /// A flow of a host with `count` jobs, as a scan and a refill would bring it.
 fn bring(frontier: &mut Frontier, dispatch: Uuid, host: &str, count: usize, limit: i64) {
     frontier.found(TENANT, host);
-    let due = (0..count).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch, alone: false }).collect();
+    let due =
+        (0..count).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch, alone: false, revisit: false }).collect();
     frontier.refilled(0, Refill { tenant: TENANT.to_owned(), host: host.to_owned(), due }, limit);
 }
 

@@ -129,11 +129,12 @@ impl Summary {
         }
         let items = format!("\n  api pages   {} fetched, {} items, {} records", a.pages, a.items, a.records);
         say(format!(
-            "{}\n  pages       {} fetched, {} received\n  links       {} stored, {} duplicates skipped{}\n  \
+            "{}\n  pages       {} fetched{}, {} received\n  links       {} stored, {} duplicates skipped{}\n  \
              not fetched {} failed, {} not allowed\n  archive     {} objects, {}\n  time        {:.1} s\n  \
              report      {}\n  API         http://{api}\n  logs        {}",
             if self.done { "done" } else { "stopped; start again on the same data to go on" },
             p.pages,
+            bar::again(p),
             bytes((p.bytes + a.bytes).max(0) as u64),
             p.links,
             p.duplicates,

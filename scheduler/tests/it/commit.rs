@@ -4,9 +4,11 @@ use anyhow::Result;
 use dodo_common::db::commit::{self, Batch, Finished, Found, Retry};
 use dodo_common::db::host::{Hold, HostState, HostUpdate, Word};
 use dodo_common::db::pool::Db;
+use dodo_common::db::revisit::{Revisited, Spared};
 use dodo_common::db::segment::{self, Segment};
 use dodo_common::db::worker::{self, Incarnation, Registration};
 use dodo_common::model::job::{JobKey, Outcome};
+use dodo_common::model::revisit::Plan;
 use dodo_common::model::stream_id::StreamId;
 use uuid::Uuid;
 
@@ -205,6 +207,52 @@ async fn a_segment_is_recorded_only_by_its_plan() -> Result<()> {
     assert_eq!(bench.count("raw_result").await?, 0);
     segment::record(&bench.db, &bench.worker, &plan).await?;
     assert_eq!(bench.deltas().await?[5], 0, "counted down once");
+    Ok(())
+}
+
+/// A page that is to be visited again: its next visit comes from the job whose turn it is, and from no other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_goes_on_by_one_job() -> Result<()> {
+    let bench = Bench::start().await?;
+    let visit = |key: &JobKey, ms: u64, again: bool| {
+        let plan = Plan { interval_ms: Some(3_600_000), last: None };
+        let next = Some((Uuid::now_v7(), plan));
+        let revisited = Revisited { next, again, spared: again.then_some(Spared::Transfer(70)), hints: Vec::new() };
+        let found = page(key, ms);
+        let hints = vec![(found.found[0].id, 5), (Uuid::now_v7(), 6)];
+        Finished { revisited: Some(Box::new(Revisited { hints, ..revisited })), ..found }
+    };
+    let commit = async |finished: Finished| {
+        let batch = Batch { finished: vec![finished], ..Batch::default() };
+        commit::commit(&bench.db, &bench.worker, &batch).await
+    };
+    let first = bench.job(None).await?;
+    let committed = commit(visit(&first, 1, false)).await?;
+    assert!(committed.gained.contains(&("default".to_owned(), "http://a".to_owned())));
+    let pending = "crawl_schedule WHERE url = 'http://a/' AND run_at > now() + interval '59 minutes'";
+    assert_eq!(bench.count(pending).await?, 1);
+    assert_eq!(
+        bench.count("crawl_schedule WHERE payload = '{\"interval_ms\": 5}'").await?,
+        1,
+        "the hint of a new page"
+    );
+    // Its commit again, and a result of it that is made again: neither is a visit.
+    commit(visit(&first, 2, false)).await?;
+    let same_page = |id: Uuid| format!("UPDATE crawl_schedule SET url_hash = '{}' WHERE id = '{id}'", first.id);
+    let remake = bench.job(Some(first.id)).await?;
+    bench.sql.batch_execute(&same_page(remake.id)).await?;
+    commit(visit(&remake, 3, true)).await?;
+    assert_eq!(bench.count(pending).await?, 1);
+    // The next visit; then another job of the same page, as a replay is: the page has gone on without it.
+    let next: Uuid = bench.sql.query_one(&format!("SELECT id FROM {pending}"), &[]).await?.get(0);
+    commit(visit(&JobKey { id: next, ..first.clone() }, 4, true)).await?;
+    let other = bench.job(None).await?;
+    bench.sql.batch_execute(&same_page(other.id)).await?;
+    commit(visit(&other, 5, true)).await?;
+    assert_eq!(bench.count(&format!("{pending} AND id <> '{next}'")).await?, 1);
+    let counted = "SELECT sum(revisits)::int8, sum(not_modified)::int8, sum(bytes_saved)::int8 FROM dispatch_delta";
+    let row = bench.sql.query_one(counted, &[]).await?;
+    assert_eq!((row.get(0), row.get(1), row.get(2)), (2_i64, 2_i64, 140_i64), "the remake counts nothing");
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
+use dodo_common::model::revisit::ChangeFrequency;
 use dodo_common::model::spelling::{Spelt, spell};
 use dodo_common::model::url::{UrlHash, canonical};
 use dodo_common::model::url_rules::UrlRules;
@@ -31,6 +32,8 @@ pub struct Listing {
     pub kind: Kind,
     /// Distinct, in document order; with the pages that are named as the same in other languages.
     pub entries: Vec<Spelt>,
+    /// How often each of them changes, as a sitemap says; shorter than `entries` where the last ones say nothing.
+    pub changes: Vec<Option<ChangeFrequency>>,
     /// There were more.
     pub truncated: bool,
 }
@@ -76,13 +79,13 @@ pub fn listing(file: File, rules: &UrlRules) -> Result<Option<Listing>, DecodeEr
         whole = Cow::Owned(decode(Some("gzip"), &whole, is_whole, LISTING_BYTES_MAX)?.into_owned());
     }
     let text = text::decode(&whole, content_type);
-    let mut list = List { rules, entries: Vec::new(), seen: HashSet::new(), truncated: false };
+    let mut list = List { rules, entries: Vec::new(), changes: Vec::new(), seen: HashSet::new(), truncated: false };
     match format {
         Format::Lines => lines(&text).filter(|line| is_url(line)).take_while(|line| list.add(line, url)).for_each(drop),
         format => read_xml(&text, format, url, &mut list),
     }
     let kind = if format == Format::Index { Kind::Sitemaps } else { Kind::Pages };
-    Ok(Some(Listing { kind, entries: list.entries, truncated: list.truncated }))
+    Ok(Some(Listing { kind, entries: list.entries, changes: list.changes, truncated: list.truncated }))
 }
 
 /// Whether a listing is ever served as this: XML (WHATWG MIME Sniffing, "XML MIME type"), plain text, and a file of which
@@ -170,6 +173,7 @@ impl Format {
 struct List<'r> {
     rules: &'r UrlRules,
     entries: Vec<Spelt>,
+    changes: Vec<Option<ChangeFrequency>>,
     seen: HashSet<UrlHash>,
     truncated: bool,
 }
@@ -193,6 +197,14 @@ impl List<'_> {
         self.entries.push(to);
         true
     }
+
+    /// How often the entries change that were added since there were so many.
+    fn change(&mut self, since: usize, change: ChangeFrequency) {
+        if since < self.entries.len() {
+            self.changes.resize(since, None);
+            self.changes.resize(self.entries.len(), Some(change));
+        }
+    }
 }
 
 /// By depth and local names: a `loc` of an image within an entry is not the entry's. Entities that a file defines are
@@ -205,6 +217,8 @@ fn read_xml(text: &str, format: Format, page: &Url, list: &mut List) {
     let mut depth = 0;
     // How deep the children of the entry lie that is being read, and the text of its URL as far as it was read.
     let (mut child, mut value) = (None, None::<String>);
+    // How many URLs there were before the entry; whether that text is how often it changes instead, and what it said.
+    let (mut since, mut is_change, mut change) = (0, false, None);
     let (mut file_base, mut base) = (page.clone(), page.clone());
     // An error ends the reading; what was found before it stands.
     while let Ok(event) = reader.read_event() {
@@ -219,10 +233,13 @@ fn read_xml(text: &str, format: Format, page: &Url, list: &mut List) {
                 } else if child.is_none() && name.as_ref() == format.entry() {
                     child = Some(depth + 1);
                     base = base_of(&element, &file_base);
+                    (since, change) = (list.entries.len(), None);
                 } else if child != Some(depth) {
                     continue;
                 } else if format.is_text(name.as_ref()) {
-                    value = Some(String::new());
+                    (value, is_change) = (Some(String::new()), false);
+                } else if format == Format::Sitemap && name.as_ref() == b"changefreq" {
+                    (value, is_change) = (Some(String::new()), true);
                 } else if name.as_ref() == b"link"
                     && format.is_link(attribute(&element, b"rel").as_deref())
                     && let Some(href) = attribute(&element, b"href")
@@ -234,11 +251,17 @@ fn read_xml(text: &str, format: Format, page: &Url, list: &mut List) {
             Event::End(_) => {
                 if child == Some(depth + 1) {
                     child = None;
+                    if let Some(change) = change {
+                        list.change(since, change);
+                    }
                 } else if child == Some(depth)
                     && let Some(value) = value.take()
-                    && !list.add(&value, &base)
                 {
-                    return;
+                    if is_change {
+                        change = ChangeFrequency::parse(&value);
+                    } else if !list.add(&value, &base) {
+                        return;
+                    }
                 }
                 depth -= 1;
             }

@@ -1,16 +1,20 @@
 //! Fetches a page, keeps it as a WARC record, stores its links and schedules the new ones.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use dodo_common::db::commit::{Finished, Found};
-use dodo_common::db::schedule::Loaded;
+use dodo_common::db::revisit::Spared;
+use dodo_common::db::schedule::{Loaded, LoadedHost};
 use dodo_common::db::tally::{Given, Novelty};
 use dodo_common::model::job::{Job, Outcome};
+use dodo_common::model::revisit::Original;
 use dodo_common::model::robots::Robots;
 use dodo_common::model::spelling::Spelt;
 use dodo_common::model::stream_id::StreamId;
-use dodo_common::storage::warc;
+use dodo_common::model::url::UrlHash;
+use dodo_common::storage::warc::{self, Profile};
 use dodo_common::stream::names::PAGES;
 use dodo_common::stream::raw::RawEntry;
 use url::Url;
@@ -21,41 +25,58 @@ use crate::content::Page;
 use crate::context::{Context, Crawl};
 use crate::extract::directive;
 use crate::extract::html::{Reading, html};
-use crate::extract::listing::{ENTRIES_MAX, File, listing};
+use crate::extract::listing::{ENTRIES_MAX, File, Listing, listing};
 use crate::fetch::Ask;
 use crate::fetch::body::Cut;
 use crate::fetch::fetched::Fetched;
 use crate::fetch::proxy::FetchError;
 use crate::jobs::end::{body_of, clean, finish, is_last_try, is_refusal, raw_entry, ready, refused, retry, unread};
+use crate::jobs::revisit::{self, Before};
 use crate::jobs::target::{self, Target};
+
+/// What a sitemap says of the pages it lists: their first interval, milliseconds.
+type Hints = HashMap<UrlHash, i64>;
 
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     let Loaded { job, host, .. } = row;
+    let mut done = fetch(ctx, entry, &job, host).await;
+    revisit::missed(ctx, &job, &mut done).await;
+    done
+}
+
+async fn fetch(ctx: &Context, entry: StreamId, job: &Job, host: Option<LoadedHost>) -> Done {
     let Some(url) = job.url.as_deref().and_then(|url| Url::parse(url).ok()) else {
-        return finish(entry, &job, Outcome::Failed, "the job has no URL");
+        return finish(entry, job, Outcome::Failed, "the job has no URL");
     };
-    let ready = match ready(ctx, entry, &job, host).await {
+    let ready = match ready(ctx, entry, job, host).await {
         Ok(ready) => ready,
         Err(done) => return *done,
     };
     let robots = match ctx.robots(&job.host, ready.version).await {
         Ok(robots) => robots,
-        Err(error) => return unread(ctx, entry, &job, "robots.txt of its host", &error).await,
+        Err(error) => return unread(ctx, entry, job, "robots.txt of its host", &error).await,
     };
     let crawl = match ctx.crawl(&job.key.tenant, job.dispatch).await {
         Ok(crawl) => crawl,
-        Err(error) => return unread(ctx, entry, &job, "its crawl", &error).await,
+        Err(error) => return unread(ctx, entry, job, "its crawl", &error).await,
+    };
+    let before = match Before::of(ctx, job, &crawl).await {
+        Ok(before) => before,
+        Err(error) => return unread(ctx, entry, job, "the visits before", &error).await,
     };
     let verdict = robots.decide(crawl.agent(), &path_of(&url));
     if !verdict.allowed {
         let rule = verdict.rule.map_or(String::new(), |rule| format!("robots.txt line {}: {}", rule.line, rule.text));
-        return finish(entry, &job, Outcome::Robots, &rule);
+        return finish(entry, job, Outcome::Robots, &rule);
     }
     ctx.confirm().await;
     let started_ms = ctx.clock.now_ms();
     let addresses: Vec<IpAddr> = ready.addresses.iter().filter_map(|address| address.parse().ok()).collect();
-    let headers = crawl.headers_for(&job.host, &url);
-    let visit = Visit { ctx, job: &job, crawl: &crawl, url: &url, robots: &robots, started_ms };
+    let mut headers = crawl.headers_for(&job.host, &url);
+    if let Some(before) = &before {
+        headers.extend(before.conditions());
+    }
+    let visit = Visit { ctx, job, crawl: &crawl, url: &url, robots: &robots, before: before.as_ref(), started_ms };
     let ask = Ask {
         url: &url,
         addresses: &addresses,
@@ -66,7 +87,7 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     };
     let mut done = match ctx.fetcher.get(ask).await {
         Ok(fetched) => visit.judge(entry, fetched),
-        Err(FetchError::Failed(why)) => retry(ctx, entry, &job, &why),
+        Err(FetchError::Failed(why)) => retry(ctx, entry, job, &why),
         Err(FetchError::Proxy(_)) => return Done::new(entry, Effect::Returned),
     };
     done.requested = true;
@@ -80,6 +101,7 @@ struct Visit<'a> {
     crawl: &'a Crawl,
     url: &'a Url,
     robots: &'a Robots,
+    before: Option<&'a Before>,
     started_ms: i64,
 }
 
@@ -92,6 +114,9 @@ impl Visit<'_> {
         }
         if is_refusal(&fetched) {
             return refused(ctx, entry, job, &fetched);
+        }
+        if fetched.status == 304 {
+            return self.not_modified(entry, &fetched);
         }
         let cut = fetched.cut.as_ref();
         let outcome = match fetched.status {
@@ -119,14 +144,9 @@ impl Visit<'_> {
         if outcome == Outcome::Ok && cut.is_some_and(Cut::may_pass) && !is_last_try(job) {
             return retry(ctx, entry, job, &why.unwrap_or_default());
         }
-        let mut finished = Finished::new(job.key.clone(), outcome, why);
-        finished.status = Some(fetched.status as i16);
-        finished.content_type = fetched.content_type().map(|kind| clean(&kind));
-        finished.body_bytes = fetched.body.len() as i64;
-        finished.truncated = cut.map(|cut| cut.word().to_owned());
-        finished.address = fetched.address.map(|address| address.to_string());
-        finished.started_ms = Some(self.started_ms);
-        finished.fetch_ms = Some(fetched.fetch_ms);
+        let mut finished = self.ended(outcome, why, &fetched);
+        let same = self.before.filter(|_| outcome == Outcome::Ok).and_then(|before| before.identical(&fetched));
+        let mut hints = Hints::new();
         // Whatever a seed answers, the sitemaps of its host may lead further.
         let mut found = target::named(job, crawl, url, self.robots);
         let mut print = None;
@@ -136,10 +156,12 @@ impl Visit<'_> {
                 finished.location = Some(clean(&location));
                 target::redirect(job, crawl, url, &location).map(|target| vec![target])
             }
+            // The same page has the same links.
+            Outcome::Ok if same.is_some() => Ok(Vec::new()),
             Outcome::Ok if is_html(fetched.content_type().as_deref()) => {
                 self.read_page(&fetched, &mut finished, &mut print)
             }
-            Outcome::Ok => self.read_listing(&fetched, &mut finished),
+            Outcome::Ok => self.read_listing(&fetched, &mut finished, &mut hints),
             _ => Ok(Vec::new()),
         };
         match led {
@@ -147,11 +169,56 @@ impl Visit<'_> {
             Err(why) => finished.reason = Some(why),
         }
         keep_unknown(ctx, job, found, &mut finished);
-        let raw = (outcome != Outcome::Unwanted).then(|| (PAGES, self.record(&fetched, &mut finished)));
-        if outcome == Outcome::Ok {
+        let raw = match same {
+            _ if outcome == Outcome::Unwanted => None,
+            Some(original) => {
+                Some(self.revisit_record(&fetched, original, Profile::IdenticalPayloadDigest, &mut finished))
+            }
+            None => Some(self.record(&fetched, &mut finished)),
+        };
+        if let Some(before) = self.before.filter(|_| matches!(outcome, Outcome::Ok | Outcome::Redirect)) {
+            let kept = same.map(|original| (original, Spared::Storage(finished.body_bytes)));
+            let mut revisited = before.answered(ctx, job, &finished, &fetched, kept);
+            let hinted = |found: &Found| Some((found.id, *hints.get(&UrlHash::from_uuid(found.hash))?));
+            revisited.hints = finished.found.iter().filter_map(hinted).collect();
+            finished.revisited = Some(revisited);
+        }
+        if outcome == Outcome::Ok && !finished.is_revisit() {
             self.tally(&mut finished, print);
         }
+        let raw = raw.map(|raw| (PAGES, raw));
         Done::new(entry, Effect::Finished { job: Box::new(finished), raw, dispatch: job.dispatch })
+    }
+
+    /// The server says that the page is as it was (RFC 9110 15.4.5): its links are, too.
+    fn not_modified(&self, entry: StreamId, fetched: &Fetched) -> Done {
+        let Visit { ctx, job, crawl, url, .. } = *self;
+        let Some((before, original)) = self.before.and_then(|before| Some((before, before.not_modified()?))) else {
+            let mut done = retry(ctx, entry, job, "the server answered 304 to a request without a condition");
+            if let Effect::Finished { job, .. } = &mut done.effect {
+                job.status = Some(fetched.status as i16);
+            }
+            return done;
+        };
+        let mut finished = self.ended(Outcome::Ok, None, fetched);
+        keep_unknown(ctx, job, target::named(job, crawl, url, self.robots), &mut finished);
+        let raw = self.revisit_record(fetched, original, Profile::ServerNotModified, &mut finished);
+        let kept = Some((original, Spared::Transfer(original.body_bytes)));
+        finished.revisited = Some(before.answered(ctx, job, &finished, fetched, kept));
+        Done::new(entry, Effect::Finished { job: Box::new(finished), raw: Some((PAGES, raw)), dispatch: job.dispatch })
+    }
+
+    /// What is to be said of every answer.
+    fn ended(&self, outcome: Outcome, why: Option<String>, fetched: &Fetched) -> Finished {
+        let mut finished = Finished::new(self.job.key.clone(), outcome, why);
+        finished.status = Some(fetched.status as i16);
+        finished.content_type = fetched.content_type().map(|kind| clean(&kind));
+        finished.body_bytes = fetched.body.len() as i64;
+        finished.truncated = fetched.cut.as_ref().map(|cut| cut.word().to_owned());
+        finished.address = fetched.address.map(|address| address.to_string());
+        finished.started_ms = Some(self.started_ms);
+        finished.fetch_ms = Some(fetched.fetch_ms);
+        finished
     }
 
     /// The links of a page; `print` is its fingerprint, where the crawl wants to know.
@@ -200,7 +267,12 @@ impl Visit<'_> {
     }
 
     /// A sitemap or a feed; of anything else there is nothing to read.
-    fn read_listing(&self, fetched: &Fetched, finished: &mut Finished) -> Result<Vec<Target>, String> {
+    fn read_listing(
+        &self,
+        fetched: &Fetched,
+        finished: &mut Finished,
+        hints: &mut Hints,
+    ) -> Result<Vec<Target>, String> {
         let (encoding, content_type) = (fetched.content_encoding(), fetched.content_type());
         let file = File {
             is_whole: fetched.cut.is_none(),
@@ -212,6 +284,9 @@ impl Visit<'_> {
         let read = listing(file, &self.crawl.rules).map_err(|error| error.to_string())?;
         let Some(listing) = read else { return Ok(Vec::new()) };
         keep_links(listing.entries.iter(), finished);
+        if self.before.is_some() {
+            hints.extend(hints_of(&listing));
+        }
         if listing.truncated {
             finished.reason = Some(format!("it lists more than {ENTRIES_MAX} URLs; the others are not read"));
         }
@@ -238,12 +313,45 @@ impl Visit<'_> {
         finished.digest = Some(member.payload_digest);
         raw_entry(ctx, job, about.to_string().into_bytes(), member.bytes)
     }
+
+    /// A page that is as it was: the head of the answer, and where the body is.
+    fn revisit_record(
+        &self,
+        fetched: &Fetched,
+        original: &Original,
+        profile: Profile,
+        finished: &mut Finished,
+    ) -> RawEntry {
+        let Visit { ctx, job, url, started_ms, .. } = *self;
+        let member = warc::revisit_member(&warc::Visit {
+            record_id: job.key.id,
+            url: url.as_str(),
+            date_ms: started_ms,
+            http_head: &fetched.head,
+            ip: fetched.address,
+            profile,
+            original_id: original.job,
+            original_date_ms: original.date_ms,
+            original_digest: &original.digest,
+        });
+        let about = serde_json::json!({
+            "url": url.as_str(), "date_ms": started_ms, "status": fetched.status, "mime": warc::REVISIT_MIME,
+            "digest": member.payload_digest,
+        });
+        finished.digest = Some(member.payload_digest);
+        raw_entry(ctx, job, about.to_string().into_bytes(), member.bytes)
+    }
 }
 
 /// Whether a header asks that no link be followed.
 fn nofollow(fetched: &Fetched, agent: &str) -> bool {
     let headers = fetched.headers.get_all("x-robots-tag").iter().filter_map(|value| value.to_str().ok());
     directive::nofollow(headers, agent)
+}
+
+fn hints_of(listing: &Listing) -> impl Iterator<Item = (UrlHash, i64)> + '_ {
+    let said = listing.entries.iter().zip(&listing.changes);
+    said.filter_map(|(entry, change)| Some((entry.hash, (*change)?.interval_ms())))
 }
 
 /// The links of a page as one text, a line each.

@@ -8,6 +8,7 @@ pub mod noop;
 pub mod occurrence;
 pub mod page_dispatch;
 pub mod paging;
+pub mod revisit;
 pub mod target;
 
 use std::panic::AssertUnwindSafe;

@@ -22,6 +22,25 @@ fn gzip(body: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+#[test]
+fn a_sitemap_says_how_often_its_pages_change() {
+    use ChangeFrequency::{Daily, Monthly, Weekly};
+    let found = read(SITEMAP, XML).unwrap().expect("a listing");
+    assert_eq!(found.changes, [Some(Monthly), Some(Weekly), Some(Weekly)], "the last two say nothing");
+    // Before the URL or behind it, for it and the same page in other languages; another word says nothing.
+    let body = "<urlset><url><loc>http://a.example/1</loc></url>
+        <url><changefreq> daily </changefreq><loc>http://a.example/2</loc>
+          <xhtml:link rel='alternate' href='http://a.example/de/2'/></url>
+        <url><changefreq>now and then</changefreq><loc>http://a.example/3</loc></url>
+        <url><changefreq>daily</changefreq><loc>http://a.example/1</loc></url>
+        <changefreq>daily</changefreq></urlset>";
+    let found = read(body, XML).unwrap().expect("a listing");
+    assert_eq!((found.entries.len(), found.changes), (4, vec![None, Some(Daily), Some(Daily)]));
+    let feed =
+        "<rss><channel><item><changefreq>daily</changefreq><link>http://a.example/1</link></item></channel></rss>";
+    assert_eq!(read(feed, XML).unwrap().expect("a listing").changes, []);
+}
+
 #[track_caller]
 fn assert_pages(body: impl AsRef<[u8]>, expected: &[&str]) {
     let listing = read(body, XML).unwrap().expect("a listing");

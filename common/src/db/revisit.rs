@@ -1,0 +1,172 @@
+//! Visits of pages that are due again: each is a job, scheduled by the commit that ends the one before.
+
+use tokio_postgres::Statement;
+use uuid::Uuid;
+
+use crate::db::commit::Finished;
+use crate::db::pool::{Client, DbError, DbResult, Transaction};
+use crate::model::revisit::Plan;
+
+/// What a finished job means for the visits of its page, in a crawl that visits pages again.
+#[derive(Clone, Debug, Default)]
+pub struct Revisited {
+    /// The job of the next visit, and what that is told; none where there is to be none.
+    pub next: Option<(Uuid, Plan)>,
+    /// The page had been visited before.
+    pub again: bool,
+    pub spared: Option<Spared>,
+    /// What sitemaps say of pages that it found: the jobs, if they come to be, and their first interval, milliseconds.
+    pub hints: Vec<(Uuid, i64)>,
+}
+
+/// Body bytes that a visit did not cost, since the page was as it had been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spared {
+    /// They were not sent: the server answered 304.
+    Transfer(i64),
+    /// They were sent, and are not stored again.
+    Storage(i64),
+}
+
+/// A page goes on by one job: the one its row names, or the first. The lock keeps whoever runs the same job from doing
+/// this twice. Results that are made again go on by none, and count nothing.
+const SCHEDULE: &str = "-- schedule-revisits
+WITH k AS MATERIALIZED (SELECT * FROM unnest($1::text[], $2::uuid[], $3::int2[], $4::uuid[], $5::int8[], $6::jsonb[],
+    $7::bool[], $8::int8[], $9::int8[])
+    AS k(tenant, id, attempt, next, delay_ms, plan, again, not_sent, not_stored)),
+own AS MATERIALIZED (
+  SELECT s.*, k.next, k.delay_ms, k.plan, k.again, k.not_sent, k.not_stored FROM k, LATERAL (
+    SELECT c.tenant, c.id, c.dispatch, c.host, c.priority, c.depth, c.hops, c.url, c.url_hash, c.found_on
+      FROM crawl_schedule c WHERE c.tenant = k.tenant AND c.id = k.id AND c.attempt = k.attempt AND c.remake_of IS NULL
+       FOR UPDATE) s),
+turn AS (
+  INSERT INTO revisit AS r (tenant, url_hash, dispatch, last, next)
+  SELECT own.tenant, own.url_hash, own.dispatch, own.id, own.next FROM own
+   WHERE own.next IS NOT NULL AND own.url_hash IS NOT NULL ORDER BY 1, 2, 3
+  ON CONFLICT (tenant, url_hash, dispatch) DO UPDATE SET last = excluded.last, next = excluded.next
+    WHERE r.next = excluded.last
+  RETURNING r.tenant, r.next),
+scheduled AS (
+  INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, priority, run_at, depth, hops, url, url_hash, found_on, payload)
+  SELECT own.tenant, own.next, own.dispatch, 'crawl', own.host, own.priority,
+         clock_timestamp() + own.delay_ms * interval '1 millisecond', own.depth, own.hops, own.url, own.url_hash,
+         own.found_on, own.plan
+    FROM own JOIN turn ON turn.tenant = own.tenant AND turn.next = own.next
+  RETURNING tenant, id, host),
+delta AS (
+  INSERT INTO dispatch_delta (tenant, dispatch, scheduled, revisits, not_modified, bytes_saved, identical, bytes_not_stored)
+  SELECT own.tenant, own.dispatch, count(s.id), count(*) FILTER (WHERE own.again), count(own.not_sent),
+         coalesce(sum(own.not_sent), 0), count(own.not_stored), coalesce(sum(own.not_stored), 0)
+    FROM own LEFT JOIN scheduled s ON s.tenant = own.tenant AND s.id = own.next
+   GROUP BY 1, 2)
+SELECT DISTINCT tenant, host FROM scheduled";
+
+/// The jobs were scheduled in this transaction, those whose pages had not been seen: nobody else has them.
+const HINT: &str = "-- hint-intervals
+WITH k AS MATERIALIZED (SELECT * FROM unnest($1::text[], $2::uuid[], $3::jsonb[]) AS k(tenant, id, plan)),
+fresh AS MATERIALIZED (
+  SELECT s.place, k.plan FROM k, LATERAL (
+    SELECT c.ctid AS place FROM crawl_schedule c WHERE c.tenant = k.tenant AND c.id = k.id) s)
+UPDATE crawl_schedule c SET payload = fresh.plan FROM fresh WHERE c.ctid = fresh.place";
+
+/// The statements of a commit of a crawl that visits again, with their parameters.
+pub(crate) struct Prepared<'a> {
+    schedule: Statement,
+    hint: Statement,
+    tenant: Vec<&'a str>,
+    id: Vec<Uuid>,
+    attempt: Vec<i16>,
+    next: Vec<Option<Uuid>>,
+    delay_ms: Vec<Option<i64>>,
+    plan: Vec<Option<serde_json::Value>>,
+    again: Vec<bool>,
+    not_sent: Vec<Option<i64>>,
+    not_stored: Vec<Option<i64>>,
+    hint_tenant: Vec<&'a str>,
+    hint_id: Vec<Uuid>,
+    hint_plan: Vec<serde_json::Value>,
+}
+
+/// Prepares what [`schedule`] and [`hint`] send; nothing for a batch of crawls that fetch their pages once. `finished` is in
+/// key order.
+pub(crate) async fn prepare<'a>(client: &Client, finished: &[&'a Finished]) -> DbResult<Option<Prepared<'a>>> {
+    if finished.iter().all(|job| job.revisited.is_none()) {
+        return Ok(None);
+    }
+    let mut p = Prepared {
+        schedule: client.prepare_cached(SCHEDULE).await?,
+        hint: client.prepare_cached(HINT).await?,
+        tenant: Vec::new(),
+        id: Vec::new(),
+        attempt: Vec::new(),
+        next: Vec::new(),
+        delay_ms: Vec::new(),
+        plan: Vec::new(),
+        again: Vec::new(),
+        not_sent: Vec::new(),
+        not_stored: Vec::new(),
+        hint_tenant: Vec::new(),
+        hint_id: Vec::new(),
+        hint_plan: Vec::new(),
+    };
+    for job in finished {
+        let Some(revisited) = &job.revisited else { continue };
+        let next = revisited.next.as_ref().map(|(id, plan)| (*id, placed(plan, job)));
+        p.tenant.push(&job.key.tenant);
+        p.id.push(job.key.id);
+        p.attempt.push(job.key.attempt);
+        p.next.push(next.as_ref().map(|(id, _)| *id));
+        p.delay_ms.push(next.as_ref().and_then(|(_, plan)| plan.interval_ms));
+        p.plan.push(next.map(|(_, plan)| json(&plan)).transpose()?);
+        p.again.push(job.is_revisit());
+        let (not_sent, not_stored) = match revisited.spared {
+            Some(Spared::Transfer(bytes)) => (Some(bytes), None),
+            Some(Spared::Storage(bytes)) => (None, Some(bytes)),
+            None => (None, None),
+        };
+        p.not_sent.push(not_sent);
+        p.not_stored.push(not_stored);
+        for (id, interval_ms) in &revisited.hints {
+            p.hint_tenant.push(&job.key.tenant);
+            p.hint_id.push(*id);
+            p.hint_plan.push(json(&Plan { interval_ms: Some(*interval_ms), last: None })?);
+        }
+    }
+    Ok(Some(p))
+}
+
+/// The plan, which names this job's own record by its place in the stream.
+fn placed(plan: &Plan, job: &Finished) -> Plan {
+    let mut plan = plan.clone();
+    let original = plan.last.as_mut().and_then(|last| last.seen.original.as_mut());
+    if let Some(original) = original.filter(|original| original.job == job.key.id) {
+        original.entry = job.raw.map(|(_, entry)| entry);
+    }
+    plan
+}
+
+fn json(plan: &Plan) -> DbResult<serde_json::Value> {
+    serde_json::to_value(plan).map_err(|error| DbError::Input(error.to_string()))
+}
+
+/// Schedules the next visits, and counts these. Before the jobs' rows go: it is they that are passed on. Returns
+/// (tenant, host) that gained jobs.
+pub(crate) async fn schedule(tx: &Transaction<'_>, p: Option<&Prepared<'_>>) -> DbResult<Vec<(String, String)>> {
+    let Some(p) = p else { return Ok(Vec::new()) };
+    let rows = tx
+        .query(
+            &p.schedule,
+            &[&p.tenant, &p.id, &p.attempt, &p.next, &p.delay_ms, &p.plan, &p.again, &p.not_sent, &p.not_stored],
+        )
+        .await
+        .map_err(DbError::of)?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Tells jobs that were just found what a sitemap says of them.
+pub(crate) async fn hint(tx: &Transaction<'_>, p: Option<&Prepared<'_>>) -> DbResult<()> {
+    if let Some(p) = p.filter(|p| !p.hint_id.is_empty()) {
+        tx.execute(&p.hint, &[&p.hint_tenant, &p.hint_id, &p.hint_plan]).await.map_err(DbError::of)?;
+    }
+    Ok(())
+}
