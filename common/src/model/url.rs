@@ -98,11 +98,13 @@ fn walk(
     let trimmed = raw.trim_matches(|c| c <= ' ');
     step("trimmed", trimmed);
     // In every state of that parser of a base that is no opaque path, the first '#' starts the fragment.
-    let reference = trimmed.split_once('#').map_or(trimmed, |(reference, _)| reference);
+    let reference_bytes = trimmed.find('#').unwrap_or(trimmed.len());
+    let reference = &trimmed[..reference_bytes];
     step("fragment dropped", reference);
     bounded(reference)?;
 
-    let mut url = Url::options().base_url(base).parse(reference)?;
+    // With its '#': the parser would trim what lies before it, and that is of the path or the query.
+    let mut url = Url::options().base_url(base).parse(&trimmed[..trimmed.len().min(reference_bytes + 1)])?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(UrlError::Scheme(url.scheme().to_owned()));
     }
@@ -212,6 +214,7 @@ mod tests {
             ("http://1.2.3.0x4../", "http://1.2.3.4/"),
             ("http://[0:0::1]:80/", "http://[::1]/"),
             ("http://example.com/a b", "http://example.com/a%20b"),
+            ("http://example.com/a \x1c#b", "http://example.com/a%20%1C"),
         ] {
             assert_eq!(url(raw), expected, "{raw}");
         }

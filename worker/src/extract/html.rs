@@ -302,7 +302,7 @@ fn title(raw: &str) -> Option<String> {
         title.push_str(word);
     }
     let end = title.char_indices().nth(TITLE_CHARS_MAX).map_or(title.len(), |(at, _)| at);
-    title.truncate(end);
+    title.truncate(title[..end].trim_end().len());
     (!title.is_empty()).then_some(title)
 }
 
@@ -483,6 +483,8 @@ mod tests {
             page(&format!("<title>{}", "é".repeat(100_000))).title.map(|title| title.chars().count()),
             Some(TITLE_CHARS_MAX)
         );
+        let cut = format!("<title>{} b", "a".repeat(TITLE_CHARS_MAX - 1));
+        assert_eq!(page(&cut).title, Some("a".repeat(TITLE_CHARS_MAX - 1)), "no space at the end");
     }
 
     #[test]
