@@ -1,10 +1,11 @@
-"""Judges a crawl of a static site without any of our code.
+"""Judges crawls of static sites without any of our code.
 
-Arguments: the site's files, nginx's log, the directory with exports and WARC files, the port.
-Walks the files from index.html by html.parser and urllib, counts what is reachable, and compares that
-with nginx's log, the exported jobs, the exported links and the archived responses.
+Arguments: nginx's log and the directory with the WARC files; then for each site its files, its port and the directory with
+its exports. Walks the files from index.html by html.parser and urllib as nginx serves them, and
+compares what is reachable with nginx's log, the exported jobs, the exported links and the archived responses, both ways.
 """
 
+import hashlib
 import json
 import pathlib
 import subprocess
@@ -15,33 +16,42 @@ from urllib.parse import unquote, urlsplit
 from html_links import Links
 from warcio.archiveiterator import ArchiveIterator
 
-ROOT, LOG, OUT, PORT = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]), sys.argv[4]
-BASE = f"http://127.0.0.1:{PORT}"
 
+class Site:
+    """The files below a directory, as nginx serves them."""
 
-def links_of(url: str) -> list[str] | None:
-    """The links of a page of the site; None where there is no such HTML file."""
-    path = ROOT / unquote(urlsplit(url).path).lstrip("/")
-    if not path.is_file() or path.suffix != ".html":
-        return None
-    parser = Links(url)
-    parser.feed(path.read_text("utf-8", errors="replace"))
-    return list(parser.found)
+    def __init__(self, root: str, port: str, out: str) -> None:
+        self.root, self.out = pathlib.Path(root), pathlib.Path(out)
+        self.base = f"http://127.0.0.1:{port}"
+        # URL to what it is: the file, the place it redirects to, or nothing.
+        self.reachable: dict[str, pathlib.Path | str | None] = {}
+        self.links: dict[str, list[str]] = {}
+        self.walk(f"{self.base}/index.html")
 
+    def walk(self, start: str) -> None:
+        queue = [start]
+        while queue:
+            url = queue.pop()
+            if url in self.reachable:
+                continue
+            found = self.reachable[url] = self.serve(url)
+            if isinstance(found, str):
+                queue.append(found)
+            elif found is not None and found.suffix == ".html":
+                parser = Links(url)
+                parser.feed(found.read_text("utf-8", errors="replace"))
+                parser.close()
+                self.links[url] = list(parser.found)
+                queue.extend(link for link in self.links[url] if link.startswith(f"{self.base}/"))
 
-def reachable() -> dict[str, list[str]]:
-    pages: dict[str, list[str]] = {}
-    queue = [f"{BASE}/index.html"]
-    while queue:
-        url = queue.pop()
-        if url in pages:
-            continue
-        links = links_of(url)
-        if links is None:
-            continue
-        pages[url] = links
-        queue.extend(link for link in links if link.startswith(f"{BASE}/"))
-    return pages
+    def serve(self, url: str) -> pathlib.Path | str | None:
+        path = urlsplit(url).path
+        place = self.root / unquote(path).lstrip("/")
+        if place.is_dir():
+            if not path.endswith("/"):
+                return f"{self.base}{path}/"
+            place /= "index.html"
+        return place if place.is_file() and not (path.endswith("/") and not place.name == "index.html") else None
 
 
 def fail(what: str, difference: object) -> None:
@@ -54,36 +64,28 @@ def compare(what: str, got: set[str], want: set[str]) -> None:
         fail(what, f"missing {sorted(want - got)[:5]}, unexpected {sorted(got - want)[:5]}")
 
 
-pages = reachable()
-want = set(pages)
+def once(what: str, counted: Counter[str]) -> None:
+    if twice := [url for url, count in counted.items() if count != 1]:
+        fail(what, twice[:5])
 
-requested = Counter(line.split()[0] for line in LOG.read_text().splitlines() if line.split()[1] == "200")
-html = {f"{BASE}{path}": count for path, count in requested.items() if path.endswith(".html")}
-compare("nginx's log", set(html), want)
-if twice := [url for url, count in html.items() if count != 1]:
-    fail("requested more than once", twice[:5])
 
-jobs = [json.loads(line) for line in (OUT / "pages.ndjson").read_text().splitlines()]
-logged = Counter(job["url"] for job in jobs)
-ok = {job["url"] for job in jobs if job["state"] == "ok" and job["url"].endswith(".html")}
-compare("logged", ok, want)
-if twice := [url for url, count in logged.items() if count != 1]:
-    fail("logged more than once", twice[:5])
+def sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
 
-stored: dict[str, list[str]] = {}
-for line in (OUT / "links.ndjson").read_text().splitlines():
-    row = json.loads(line)
-    stored.setdefault(row["page"], []).append(row["link"])
-total = 0
-for url, links in pages.items():
-    got = stored.get(url, [])
-    if set(got) != set(links):
-        fail(f"links of {url}", f"missing {sorted(set(links) - set(got))[:5]}, unexpected {sorted(set(got) - set(links))[:5]}")
-    total += len(got)
 
-tools = pathlib.Path(sys.executable).parent
-warcs = sorted(OUT.glob("*.warc.gz"))
+sites = [Site(*sys.argv[at : at + 3]) for at in range(3, len(sys.argv), 3)]
+log, warc_dir = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+requested: dict[str, Counter[str]] = {site.base: Counter() for site in sites}
+for line in log.read_text().splitlines():
+    port, path, _ = line.split()
+    if path != "/robots.txt":
+        requested[f"http://127.0.0.1:{port}"][f"http://127.0.0.1:{port}{path}"] += 1
+
+# Body by URL, of each response that is archived.
 archived: Counter[str] = Counter()
+stored: dict[str, str] = {}
+warcs = sorted(warc_dir.glob("*.warc.gz"))
+tools = pathlib.Path(sys.executable).parent
 for warc in warcs:
     subprocess.run([tools / "warcio", "check", warc], check=True, stdout=subprocess.DEVNULL)
     with warc.open("rb") as stream:
@@ -91,13 +93,43 @@ for warc in warcs:
             if record.rec_type == "response":
                 url = record.rec_headers.get_header("WARC-Target-URI")
                 archived[url] += 1
-                if url in pages:
-                    body = record.content_stream().read()
-                    if body != (ROOT / urlsplit(url).path.lstrip("/")).read_bytes():
-                        fail("archived body differs", url)
+                stored[url] = sha256(record.content_stream().read())
 index = subprocess.run([tools / "cdxj-indexer", *warcs], check=True, capture_output=True, text=True).stdout.splitlines()
-requests = sum(1 for job in jobs if job["status"] is not None)
-if not (sum(archived.values()) == len(index) == requests):
-    fail("archived responses, cdxj-indexer lines and answered jobs", (sum(archived.values()), len(index), requests))
-compare("archived", {url for url in archived if url in want}, want)
-print(f"{len(want)} pages, {total} links, {len(index)} archived responses in {len(warcs)} WARC files: all as expected")
+answered = 0
+
+for site in sites:
+    name = site.root
+    want = set(site.reachable)
+    compare(f"{name}: nginx's log", set(requested[site.base]), want)
+    once(f"{name}: requested more than once", requested[site.base])
+
+    jobs = [json.loads(line) for line in (site.out / "pages.ndjson").read_text().splitlines()]
+    answered += sum(1 for job in jobs if job["status"] is not None)
+    once(f"{name}: logged more than once", Counter(job["url"] for job in jobs))
+    compare(f"{name}: logged", {job["url"] for job in jobs if job["status"] is not None}, want)
+    files = {url: found for url, found in site.reachable.items() if isinstance(found, pathlib.Path)}
+    compare(f"{name}: fetched", {job["url"] for job in jobs if job["status"] == 200}, set(files))
+    moved = {url for url, found in site.reachable.items() if isinstance(found, str)}
+    compare(f"{name}: redirected", {job["url"] for job in jobs if job["status"] == 301}, moved)
+
+    links: dict[str, list[str]] = {}
+    for line in (site.out / "links.ndjson").read_text().splitlines():
+        row = json.loads(line)
+        links.setdefault(row["page"], []).append(row["link"])
+    for url in files:
+        # A page's links, each once.
+        if Counter(links.get(url, [])) != Counter(site.links.get(url, [])):
+            got, wanted = set(links.get(url, [])), set(site.links.get(url, []))
+            fail(f"{name}: links of {url}", f"missing {sorted(wanted - got)[:5]}, unexpected {sorted(got - wanted)[:5]}")
+
+    compare(f"{name}: archived", {url for url in archived if url.startswith(f"{site.base}/")}, want)
+    for url, found in files.items():
+        if stored[url] != sha256(found.read_bytes()):
+            fail(f"{name}: the archived body is not the file", url)
+    total = sum(len(found) for found in site.links.values())
+    print(f"{name}: {len(files)} of {len(want)} URLs are files, {len(site.links)} of them HTML with {total} links: all as expected")
+
+if not (sum(archived.values()) == len(index) == answered):
+    fail("archived responses, cdxj-indexer lines and answered jobs", (sum(archived.values()), len(index), answered))
+once("archived more than once", archived)
+print(f"{len(index)} archived responses in {len(warcs)} WARC files")

@@ -35,7 +35,7 @@ missing_to_run() {
     command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || echo postgresql
 }
 
-# The same to test. The manual of PostgreSQL serves as a site of real pages.
+# The same to test. Manuals serve as sites of real pages.
 missing_to_test() {
     missing_to_run
     command -v nginx >/dev/null || [[ -x /usr/sbin/nginx ]] || echo nginx
@@ -43,6 +43,8 @@ missing_to_test() {
     command -v python3 >/dev/null || echo python3
     python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
     compgen -G '/usr/share/doc/postgresql-doc-*/html/index.html' >/dev/null || echo postgresql-doc
+    [[ -e /usr/share/doc/git-doc/index.html ]] || echo git-doc
+    [[ -e /usr/share/doc/sqlite3/index.html ]] || echo sqlite3-doc
 }
 
 # need_packages run|test: installs what is missing, or says what to install.
@@ -86,10 +88,13 @@ install_packages() (
     fi
     apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 apt-get -y -q)
     # Slim images leave documentation out; ours is test data.
-    include=Dpkg::Options::=--path-include=/usr/share/doc/postgresql-doc-'*'
+    include=()
+    for path in postgresql-doc-'*' git-doc/'*' sqlite3/'*'; do
+        include+=(-o "Dpkg::Options::=--path-include=/usr/share/doc/$path")
+    done
     # A source that cannot be refreshed need not be the one the packages come from.
     "${apt[@]}" update >"$log" 2>&1 || true
-    if ! "${apt[@]}" install --no-install-recommends -o "$include" "$@" >>"$log" 2>&1; then
+    if ! "${apt[@]}" install --no-install-recommends "${include[@]}" "$@" >>"$log" 2>&1; then
         tail -n 5 "$log" >&2
         die "the installation failed; please install: $*"
     fi

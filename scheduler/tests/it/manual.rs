@@ -1,5 +1,6 @@
-//! A crawl of real pages: the PostgreSQL manual as Debian packages it, served by nginx on loopback, judged
-//! by an independent script over the files and nginx's log, and read back with tools that are not ours.
+//! Crawls of real pages: manuals as Debian packages them, made by DocBook, by AsciiDoc and by SQLite's own scripts, served by
+//! nginx on loopback. Judged file by file by an independent script over the files and nginx's log, and read back with tools
+//! that are not ours.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,7 +16,8 @@ use crate::cluster::Cluster;
 struct Nginx {
     child: Child,
     log: PathBuf,
-    port: u16,
+    /// One for each site.
+    ports: Vec<u16>,
 }
 
 impl Drop for Nginx {
@@ -25,20 +27,32 @@ impl Drop for Nginx {
     }
 }
 
-fn manual() -> Result<PathBuf> {
+/// Where the manuals of PostgreSQL, Git and SQLite lie.
+fn manuals() -> Result<Vec<PathBuf>> {
     let mut found: Vec<PathBuf> = std::fs::read_dir("/usr/share/doc")?
         .flatten()
         .map(|entry| entry.path().join("html"))
-        .filter(|path| path.to_string_lossy().contains("postgresql-doc-") && path.join("index.html").is_file())
+        .filter(|path| path.to_string_lossy().contains("postgresql-doc-"))
         .collect();
     found.sort();
-    found.pop().context("the manual is missing: apt-get install postgresql-doc")
+    let postgres = found.pop().context("the manual is missing: apt-get install postgresql-doc")?;
+    let roots = vec![postgres, "/usr/share/doc/git-doc".into(), "/usr/share/doc/sqlite3".into()];
+    for root in &roots {
+        let whole = root.join("index.html").is_file();
+        ensure!(whole, "{} is missing: apt-get install postgresql-doc git-doc sqlite3-doc", root.display());
+    }
+    Ok(roots)
 }
 
-fn nginx(dir: &Path, root: &Path) -> Result<Nginx> {
-    let port = free_port()?;
+fn nginx(dir: &Path, roots: &[PathBuf]) -> Result<Nginx> {
+    let ports = roots.iter().map(|_| free_port()).collect::<Result<Vec<_>>>()?;
     let log = dir.join("access.log");
     let config = dir.join("nginx.conf");
+    let servers: String = ports
+        .iter()
+        .zip(roots)
+        .map(|(port, root)| format!("server {{ listen 127.0.0.1:{port}; root {}; }}\n", root.display()))
+        .collect();
     // One process in the foreground: killing it leaves nothing behind.
     std::fs::write(
         &config,
@@ -47,12 +61,11 @@ fn nginx(dir: &Path, root: &Path) -> Result<Nginx> {
              events {{ worker_connections 512; }}
              http {{
                types {{ text/html html; text/css css; image/svg+xml svg; }}
-               log_format plain '$request_uri $status'; access_log {0}/access.log plain;
+               log_format plain '$server_port $request_uri $status'; access_log {0}/access.log plain;
                client_body_temp_path {0}/t1; proxy_temp_path {0}/t2; fastcgi_temp_path {0}/t3; uwsgi_temp_path {0}/t4; scgi_temp_path {0}/t5;
-               server {{ listen 127.0.0.1:{port}; root {1}; }}
+               {servers}
              }}",
-            dir.display(),
-            root.display()
+            dir.display()
         ),
     )?;
     let program = if Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" };
@@ -64,47 +77,50 @@ fn nginx(dir: &Path, root: &Path) -> Result<Nginx> {
         .stderr(Stdio::null())
         .spawn()
         .context("nginx is missing: apt-get install nginx")?;
+    let site = Nginx { child, log, ports };
     for _ in 0..200 {
-        if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
-            return Ok(Nginx { child, log, port });
+        if site.ports.iter().all(|port| std::net::TcpStream::connect(("127.0.0.1", *port)).is_ok()) {
+            return Ok(site);
         }
         std::thread::sleep(Duration::from_millis(20));
     }
     anyhow::bail!("nginx does not answer: {}", std::fs::read_to_string(dir.join("error.log")).unwrap_or_default())
 }
 
-async fn crawl(workers: usize) -> Result<()> {
+/// All the manuals at once, each by a crawl of its own.
+async fn crawl(workers: usize, roots: &[PathBuf]) -> Result<()> {
     let mut cluster = Cluster::start().await?;
-    let root = manual()?;
-    let site = nginx(cluster.dir.path(), &root)?;
-    cluster.open(&[format!("127.0.0.1:{}", site.port)]);
+    let site = nginx(cluster.dir.path(), roots)?;
+    cluster.open(&site.ports.iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>());
     let _scheduler = cluster.scheduler().await?;
     let _workers = (0..workers).map(|_| cluster.worker()).collect::<Result<Vec<_>>>()?;
-    let seed = format!("http://127.0.0.1:{}/index.html", site.port);
-    let body = json!({ "urls": [seed], "delay_ms": 0, "host_concurrency": 16 });
-    let dispatch = cluster.post("/v1/crawls", &body).await?;
-    cluster.wait_done(&dispatch, Duration::from_secs(180)).await?;
+    let mut dispatches = Vec::new();
+    for port in &site.ports {
+        let seed = format!("http://127.0.0.1:{port}/index.html");
+        let body = json!({ "urls": [seed], "delay_ms": 0, "host_concurrency": 16 });
+        dispatches.push(cluster.post("/v1/crawls", &body).await?);
+    }
     let out = cluster.dir.path().join("out");
-    std::fs::create_dir_all(&out)?;
-    std::fs::write(out.join("pages.ndjson"), cluster.dodo_text(&["export", "pages", "--dispatch", &dispatch])?)?;
-    std::fs::write(out.join("links.ndjson"), cluster.dodo_text(&["export", "links", "--dispatch", &dispatch])?)?;
+    let python = std::env::var("DODO_TEST_PYTHON").context("run scripts/test: it makes the Python environment")?;
+    let mut check = Command::new(python);
+    check.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/check_manual.py")).arg(&site.log).arg(&out);
+    for (n, dispatch) in dispatches.iter().enumerate() {
+        cluster.wait_done(dispatch, Duration::from_secs(180)).await?;
+        let exports = out.join(n.to_string());
+        std::fs::create_dir_all(&exports)?;
+        for what in ["pages", "links"] {
+            let text = cluster.dodo_text(&["export", what, "--dispatch", dispatch])?;
+            std::fs::write(exports.join(format!("{what}.ndjson")), text)?;
+        }
+        check.arg(&roots[n]).arg(site.ports[n].to_string()).arg(&exports);
+    }
     let archive = cluster.dodo_text(&["archive", "list", "pages", "--json"])?;
-    let mut warcs = Vec::new();
     for (n, line) in archive.lines().enumerate() {
         let key = serde_json::from_str::<serde_json::Value>(line)?["key"].as_str().unwrap_or_default().to_owned();
         let file = cluster.object_file(&key);
-        let copy = out.join(format!("{n}.warc.gz"));
-        std::fs::copy(&file, &copy).with_context(|| format!("{}", file.display()))?;
-        warcs.push(copy);
+        std::fs::copy(&file, out.join(format!("{n}.warc.gz"))).with_context(|| format!("{}", file.display()))?;
     }
-    let python = std::env::var("DODO_TEST_PYTHON").context("run scripts/test: it makes the Python environment")?;
-    let checked = Command::new(python)
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/check_manual.py"))
-        .arg(&root)
-        .arg(&site.log)
-        .arg(&out)
-        .arg(site.port.to_string())
-        .output()?;
+    let checked = check.output()?;
     ensure!(
         checked.status.success(),
         "{}{}",
@@ -116,11 +132,11 @@ async fn crawl(workers: usize) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_manual_with_two_workers() -> Result<()> {
-    crawl(2).await
+async fn one_manual_with_two_workers() -> Result<()> {
+    crawl(2, &manuals()?[1..2]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_manual_with_four_workers() -> Result<()> {
-    crawl(4).await
+async fn three_manuals_with_four_workers() -> Result<()> {
+    crawl(4, &manuals()?).await
 }
