@@ -80,7 +80,7 @@ fn pack(name: &str, body: &[u8]) -> Vec<u8> {
     let level = Compression::fast();
     let done = "a buffer takes all";
     match name {
-        "deflate" if body.len() % 2 == 0 => {
+        "deflate" if body.len().is_multiple_of(2) => {
             let mut packer = DeflateEncoder::new(Vec::new(), level);
             packer.write_all(body).expect(done);
             packer.finish().expect(done)

@@ -52,7 +52,7 @@ fn check(input: &[u8], mut draw: Draw) {
     let content_type =
         pick(&mut draw, &["text/html", "text/html; charset=utf-8", "text/html;charset=gbk", "application/xhtml+xml"]);
     let page = Url::parse(pick(&mut draw, &["https://a.example/dir/page?x", "http://b.example/"])).expect("a URL");
-    let rules = if input.len() % 2 == 0 { UrlRules::none() } else { &RULES };
+    let rules = if input.len().is_multiple_of(2) { UrlRules::none() } else { &RULES };
     let read = |assets| html(input, Some(content_type), &page, Reading { assets, rules });
     let [plain, shown] = [false, true].map(read);
     for read in [&plain, &shown] {
