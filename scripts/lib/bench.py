@@ -12,6 +12,7 @@ import bench_crawl
 import bench_death
 import bench_fleet
 import bench_frontier
+import bench_polite
 import bench_rates
 from bench_row import Row, table
 
@@ -32,6 +33,8 @@ PARTS = {
     "discovery": (bench_frontier.discovery, False),
     "tls": (bench_crawl.tls, False),
     "scale": (bench_crawl.scale, False),
+    "polite": (bench_polite.polite, False),
+    "pace": (bench_polite.pace, False),
 }
 # Flag: (default, with --full).
 SIZES = {
@@ -43,6 +46,8 @@ SIZES = {
     "wiped": (100_000, 1_000_000),
     "backlog": (500_000, 10_000_000),
     "restarts": (100, 10_000),
+    "hosts": (1000, 10_000),
+    "web": (6000, 60_000),
 }
 
 
