@@ -43,7 +43,10 @@ pub fn spell(raw: &str, base: &Url, rules: &UrlRules) -> Result<Spelt, UrlError>
 /// The reference behind its origin or its directory, if nothing of it would be changed: no dot segment, no escape, nothing
 /// that the WHATWG parser escapes or strips, nothing that a rule looks at.
 fn plain(raw: &str, base: &Url, rules: &UrlRules) -> Option<String> {
-    // As `ruled` begins: what the WHATWG parser trims, and the fragment.
+    // As `ruled` begins: no NUL, what the WHATWG parser trims, and the fragment.
+    if raw.contains('\0') {
+        return None;
+    }
     let trimmed = raw.trim_matches(|c| c <= ' ');
     let reference = trimmed.split_once('#').map_or(trimmed, |(reference, _)| reference);
     let origin = &base[..Position::BeforePath];
@@ -198,6 +201,7 @@ mod tests {
             ("mailto:x@y.example", None),
             ("/caf\u{e9}", None),
             ("/%41", None),
+            ("/x\0", None),
             ("", None),
         ] {
             assert_eq!(plain(raw, &base, UrlRules::none()).as_deref(), expected, "{raw}");

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::io::Write;
 
 use ::url::Url;
+use dodo_common::model::spelling::Spelt;
 use dodo_common::model::url::canonical;
 use dodo_common::model::url_rules::UrlRules;
 use dodo_worker::extract::listing::{ENTRIES_MAX, File, Kind, listing};
@@ -78,8 +79,8 @@ fn check(input: &[u8], mut draw: Draw) {
     assert!(read.entries.len() <= ENTRIES_MAX && (!read.truncated || read.entries.len() == ENTRIES_MAX));
     let mut seen = HashSet::new();
     for entry in &read.entries {
-        assert_eq!(canonical(entry.url.as_str(), None).as_ref(), Ok(entry), "it is not canonical");
-        assert!(seen.insert(entry.hash), "{} is listed twice", entry.url);
+        assert_eq!(canonical(&entry.text, None).map(Spelt::from).as_ref(), Ok(entry), "it is not canonical");
+        assert!(seen.insert(entry.hash), "{} is listed twice", entry.text);
     }
     // No entry comes out of nothing: each needs a few bytes, but for a broken packing, which may hide anything.
     assert!(way == 2 || read.entries.len() <= input.len(), "{} entries of {} bytes", read.entries.len(), input.len());

@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use ::url::Url;
+use dodo_common::model::spelling::{Spelt, spell};
 use dodo_common::model::url::{URL_BYTES_MAX, canonical, ruled, steps};
 use dodo_common::model::url_rules::{UrlRule, UrlRules};
 use percent_encoding::percent_decode_str;
@@ -63,6 +64,12 @@ fn check(input: &[u8], mut draw: Draw) {
     for rules in RULES.iter() {
         let shown = steps(&raw, base.as_ref(), rules);
         let last = shown.last().map(|(step, outcome)| (step.as_str(), outcome.as_str()));
+        // A page has a canonical URL.
+        if let Some(Ok(base)) = base.as_ref().map(|base| canonical(base.as_str(), None)) {
+            let base = &base.url;
+            let parsed = ruled(&raw, Some(base), rules).map(Spelt::from);
+            assert_eq!(spell(&raw, base, rules), parsed, "at a glance it is another one");
+        }
         let once = match ruled(&raw, base.as_ref(), rules) {
             Ok(once) => once,
             Err(error) => {
