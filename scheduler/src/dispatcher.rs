@@ -267,8 +267,8 @@ impl<'a> Dispatcher<'a> {
             };
             // A host that asked to wait may have refused too often: its row says so.
             let reload_host = job.reload_host || settled.hold_ms.is_some();
-            let Settled { requested, hold_ms, answered, proxy, .. } = settled;
-            let job = SettledJob { requested, hold_ms, answered, proxy, reload_host, ..job };
+            let Settled { requested, ended_ms_ago, hold_ms, answered, proxy, .. } = settled;
+            let job = SettledJob { requested, ended_ms_ago, hold_ms, answered, proxy, reload_host, ..job };
             self.frontier.settled(now, settled.entry, &job);
         }
         for (tenant, host) in report.gained {

@@ -464,7 +464,9 @@ impl Frontier {
             self.suspects = self.suspects.saturating_sub(1);
             self.wake_suspects();
         }
-        let mut woken = self.places.leave(now, &issued.stay, settled.requested);
+        // It cannot have ended before it was issued, whatever a report says.
+        let ended_ms = now.saturating_sub(settled.ended_ms_ago.max(0)).max(issued.issued_ms);
+        let mut woken = self.places.leave(ended_ms, &issued.stay, settled.requested);
         if let Some(address) = &issued.proxy {
             let host = self.places.get(issued.host).map(|host| Arc::clone(&host.name)).unwrap_or_default();
             woken.extend(self.exits.leave(now, address, &host, settled.requested, settled.proxy));
@@ -736,6 +738,8 @@ pub struct SettledJob {
     pub fresh: bool,
     /// A request was sent, or may have been.
     pub requested: bool,
+    /// How long ago that ended, milliseconds.
+    pub ended_ms_ago: Millis,
     /// Its host's row has changed.
     pub reload_host: bool,
     pub hold_ms: Option<Millis>,

@@ -58,11 +58,11 @@ impl Clock {
         Ok(())
     }
 
-    /// A request has ended, or was never sent.
-    pub fn leave(&mut self, now: Millis, requested: bool) {
+    /// A request has ended then, or was never sent. What is told late does not turn the clock back.
+    pub fn leave(&mut self, ended_ms: Millis, requested: bool) {
         self.in_flight = self.in_flight.saturating_sub(1);
         if requested {
-            self.last_completion_ms = now;
+            self.last_completion_ms = self.last_completion_ms.max(ended_ms);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dodo_common::db::commit::{self, Batch, Committed, Finished, Found, Retry};
 use dodo_common::db::host::{Hold, HostUpdate};
@@ -78,11 +78,14 @@ pub struct Done {
     pub requested: bool,
     /// What its request says of the proxy that the leader chose.
     pub proxy: Option<ProxyWord>,
+    /// Its request, if there was one, was over by then.
+    pub ended: Instant,
 }
 
 impl Done {
+    /// What is known when its request is over.
     pub fn new(entry: StreamId, effect: Effect) -> Self {
-        Self { entry, effect, host: None, hold: None, requested: false, proxy: None }
+        Self { entry, effect, host: None, hold: None, requested: false, proxy: None, ended: Instant::now() }
     }
 
     /// What it takes to hold it until it is committed, but for a small fixed part.
@@ -205,7 +208,7 @@ async fn settle(ctx: &Context, mut done: Vec<Done>) {
             ctx.seen.remember(*dispatch, job.found.iter().map(|found| UrlHash::from_uuid(found.hash)));
         }
     }
-    report(ctx, ended.entries, committed).await;
+    report(ctx, ended, committed).await;
 }
 
 /// Appends raw results; each finished job then knows its entry.
@@ -255,6 +258,8 @@ async fn append(ctx: &Context, done: &mut [Done]) {
 /// What a batch settles, beside what it writes.
 struct Ended {
     entries: Vec<Settled>,
+    /// When the request of each entry was over.
+    requests: Vec<Instant>,
     /// The dispatch of each finished job, in their order.
     dispatches: Vec<Uuid>,
 }
@@ -263,7 +268,8 @@ struct Ended {
 /// right in [`report`].
 fn batch_of(done: Vec<Done>) -> (Batch, Ended) {
     let mut batch = Batch::default();
-    let mut ended = Ended { entries: Vec::with_capacity(done.len()), dispatches: Vec::new() };
+    let (entries, requests) = (Vec::with_capacity(done.len()), Vec::with_capacity(done.len()));
+    let mut ended = Ended { entries, requests, dispatches: Vec::new() };
     let mut keys = HashSet::with_capacity(done.len());
     for mut d in done {
         // The same try twice, by two entries: the first counts, for the other its row is gone.
@@ -294,7 +300,9 @@ fn batch_of(done: Vec<Done>) -> (Batch, Ended) {
         };
         let hold_ms = d.hold.as_ref().and_then(Hold::ms);
         let Done { entry, requested, proxy, .. } = d;
-        ended.entries.push(Settled { entry, verdict, requested, hold_ms, answered, proxy });
+        // How long ago is said when it is reported.
+        ended.entries.push(Settled { entry, verdict, requested, ended_ms_ago: 0, hold_ms, answered, proxy });
+        ended.requests.push(d.ended);
         batch.hosts.extend(d.host);
         batch.holds.extend(d.hold);
     }
@@ -331,8 +339,10 @@ async fn commit_batch(ctx: &Context, batch: &Batch) -> Committed {
     }
 }
 
-async fn report(ctx: &Context, mut settled: Vec<Settled>, committed: Committed) {
-    for entry in &mut settled {
+async fn report(ctx: &Context, ended: Ended, committed: Committed) {
+    let Ended { entries: mut settled, requests, .. } = ended;
+    for (entry, request) in settled.iter_mut().zip(requests) {
+        entry.ended_ms_ago = request.elapsed().as_millis() as i64;
         // Not won: the row had ended already (or our own first try at this commit did it).
         if matches!(entry.verdict, Verdict::Finished { job, .. } if !committed.won.contains(&job)) {
             entry.verdict = Verdict::Gone;

@@ -36,9 +36,12 @@ pub enum Verdict {
 pub struct Settled {
     pub entry: StreamId,
     pub verdict: Verdict,
-    /// A request was sent, so the host's clocks start now.
+    /// A request was sent, so the host's clocks start when it ended.
     #[serde(default)]
     pub requested: bool,
+    /// How long ago that was when this report was sent, milliseconds: what a commit takes is no part of the delay.
+    #[serde(default)]
+    pub ended_ms_ago: i64,
     /// The host asked to be left alone for so long, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_ms: Option<i64>,

@@ -279,18 +279,18 @@ impl Places {
         }
     }
 
-    /// A request has ended, or was never sent. Returns the flows that may go on.
-    pub fn leave(&mut self, now: Millis, stay: &Stay, requested: bool) -> Vec<FlowId> {
+    /// A request has ended then, or was never sent. Returns the flows that may go on.
+    pub fn leave(&mut self, ended_ms: Millis, stay: &Stay, requested: bool) -> Vec<FlowId> {
         let mut woken = Vec::new();
         for id in &stay.hosts {
             if let Some(host) = self.hosts.get_mut(*id) {
-                host.clock.leave(now, requested);
+                host.clock.leave(ended_ms, requested);
                 woken.extend(host.flows.iter().copied());
             }
         }
         for address in &stay.addresses {
             if let Some(clock) = self.addresses.get_mut(address) {
-                clock.leave(now, requested);
+                clock.leave(ended_ms, requested);
             }
             woken.extend(self.waiters.remove(address).unwrap_or_default());
         }

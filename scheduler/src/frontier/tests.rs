@@ -225,6 +225,29 @@ fn a_flow_at_its_budget_goes_on_when_a_job_was_no_page() {
 }
 
 #[test]
+fn the_delay_counts_from_the_end_of_the_request_and_not_from_its_report() {
+    let mut bench = Bench::new(1000, 1);
+    bench.add("http://a", "10.0.0.1", 4);
+    // One is issued at 100, ends at 300 and is reported at 900.
+    let settle = |bench: &mut Bench, now, ended_ms_ago| {
+        let entry = bench.open.remove(0);
+        let settled = SettledJob { requested: true, ended_ms_ago, ..SettledJob::default() };
+        bench.frontier.settled(now, entry, &settled);
+    };
+    assert_eq!(bench.pick(100).len(), 1);
+    settle(&mut bench, 900, 600);
+    assert!(bench.pick(1299).is_empty());
+    assert_eq!(bench.pick(1300).len(), 1);
+    // No request ends before it is issued, nor after its report.
+    settle(&mut bench, 2000, 5000);
+    assert!(bench.pick(2299).is_empty());
+    assert_eq!(bench.pick(2300).len(), 1);
+    settle(&mut bench, 2400, -5000);
+    assert!(bench.pick(3399).is_empty());
+    assert_eq!(bench.pick(3400).len(), 1);
+}
+
+#[test]
 fn a_host_is_looked_up_again_after_a_loss() {
     let mut bench = Bench::new(0, 1);
     bench.frontier.gained(TENANT, "http://a");
