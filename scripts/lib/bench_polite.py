@@ -1,6 +1,8 @@
 """A crawl of thousands of virtual hosts, judged by the log of their server: how polite it is, and how fast for that."""
 
 import argparse
+import collections
+import dataclasses
 import os
 import pathlib
 import random
@@ -32,50 +34,62 @@ SHOWN = 20
 
 def polite(options: argparse.Namespace) -> list[Row]:
     """Workers and the leader are killed and workers frozen all the while."""
-    hosts, asks, faults, seconds = crawl(options, POLITE_MS, with_faults=True)
-    unheard = [(at_us - UNHEARD_S * 1_000_000, until_us) for _, at_us, until_us in faults]
-    found = polite_judge.violations(hosts, asks, unheard)
-    for line in found[:SHOWN]:
-        print(line, file=sys.stderr)
-    kinds = {kind: sum(fault[0] == kind for fault in faults) for kind in ("worker killed", "leader killed", "worker frozen")}
+    done = crawl(options, POLITE_MS, with_faults=True)
+    unheard = [(at_us - UNHEARD_S * 1_000_000, until_us) for _, at_us, until_us in done.faults]
+    kinds = collections.Counter(kind for kind, _, _ in done.faults)
     return [
-        exactly("polite", f"violations in the site's log, {len(hosts)} hosts, {len(asks)} requests, {FLEET} workers", len(found), 0),
+        *rows("polite", done, unheard),
         Row("polite", "faults meanwhile", ", ".join(f"{kind}: {n}" for kind, n in kinds.items())),
-        *complete("polite", hosts, asks),
-        Row("polite", f"requests/s, {POLITE_MS} ms apart, over all {seconds:.0f} s", f"{len(asks) / seconds:.0f}"),
+        Row("polite", f"requests/s, {POLITE_MS} ms apart, over all {done.seconds:.0f} s", f"{len(done.asks) / done.seconds:.0f}"),
     ]
 
 
 def pace(options: argparse.Namespace) -> list[Row]:
     """Nothing dies."""
-    hosts, asks, _, seconds = crawl(options, PACE_MS, with_faults=False)
-    found = polite_judge.violations(hosts, asks, [])
-    for line in found[:SHOWN]:
-        print(line, file=sys.stderr)
-    whole, late, late_s = polite_judge.efficiency(hosts, asks)
+    done = crawl(options, PACE_MS, with_faults=False)
+    whole, late, late_s = polite_judge.efficiency(done.hosts, done.asks)
     what = f"of the requests that politeness allows, {PACE_MS} ms apart"
     return [
-        exactly("pace", f"violations in the site's log, {len(hosts)} hosts, {len(asks)} requests, {FLEET} workers", len(found), 0),
-        *complete("pace", hosts, asks),
+        *rows("pace", done, []),
         Row("pace", f"{what}: where it allows at most {polite_judge.BOUND_S_MAX} a second, {late_s:.0f} s", f"{late:.1%}", ">= 95%", late >= 0.95),
-        Row("pace", f"{what}: over all {seconds:.0f} s, the machine's own bound included", f"{whole:.1%}"),
-        Row("pace", f"requests/s, {PACE_MS} ms apart, over all {seconds:.0f} s", f"{len(asks) / seconds:.0f}"),
+        Row("pace", f"{what}: over all {done.seconds:.0f} s, the machine's own bound included", f"{whole:.1%}"),
+        Row("pace", f"requests/s, {PACE_MS} ms apart", f"{len(done.asks) / done.seconds:.0f}"),
     ]
 
 
-def complete(part: str, hosts: dict[str, polite_web.Host], asks: list[polite_judge.Ask]) -> list[Row]:
+@dataclasses.dataclass
+class Crawl:
+    """What came of it: the log of the web, and what happened meanwhile."""
+
+    hosts: dict[str, polite_web.Host]
+    asks: list[polite_judge.Ask]
+    # What, from when to when, microseconds.
+    faults: list[tuple[str, int, int]]
+    workers_lost: int
+    generations: int
+    leaders: int
+
+    @property
+    def seconds(self) -> float:
+        return (max(ask.end_us for ask in self.asks) - self.asks[0].start_us) / 1e6
+
+
+def rows(part: str, crawl: Crawl, unheard: list[tuple[int, int]]) -> list[Row]:
+    hosts, asks = crawl.hosts, crawl.asks
+    found = polite_judge.violations(hosts, asks, unheard)
+    for line in found[:SHOWN]:
+        print(line, file=sys.stderr)
     asked = [(ask.host, ask.path) for ask in asks if ask.status == 200 and ask.path != "/robots.txt"]
     wanted = sum(host.pages for host in hosts.values())
     return [
+        exactly(part, f"violations in the site's log, {len(hosts)} hosts, {len(asks)} requests, {FLEET} workers", len(found), 0),
         exactly(part, f"pages never fetched, of {wanted}", wanted - len(set(asked)), 0),
         Row(part, "pages fetched more than once", str(len(asked) - len(set(asked)))),
+        Row(part, "workers lost, generations and leaders meanwhile", f"{crawl.workers_lost}, {crawl.generations}, {crawl.leaders}"),
     ]
 
 
-def crawl(
-    options: argparse.Namespace, delay_ms: int, with_faults: bool
-) -> tuple[dict[str, polite_web.Host], list[polite_judge.Ask], list[tuple[str, int, int]], float]:
-    """The hosts, their log, the faults with their begin and end, and how long it took from the first request to the last."""
+def crawl(options: argparse.Namespace, delay_ms: int, with_faults: bool) -> Crawl:
     web = polite_web.build(options.hosts, options.web, delay_ms)
     port = short_port()
     env = {
@@ -108,10 +122,13 @@ def crawl(
                 next_fault = time.monotonic() + FAULT_S
             time.sleep(0.5)
         site.terminate()
-        site.wait()
+        if site.wait() != 0:
+            sys.exit("bench: the site could not keep up, so its log says nothing")
         asks = polite_judge.read(log.read_text().splitlines())
-    seconds = (max(ask.end_us for ask in asks) - asks[0].start_us) / 1e6
-    return {host.name: host for host in web}, asks, faults, seconds
+        lost = int(cluster.sql.one("SELECT count(*) FROM worker WHERE lost_at IS NOT NULL"))
+        generations = int(cluster.sql.one("SELECT number FROM generation"))
+        leaders = int(cluster.sql.one("SELECT epoch FROM leader_lease"))
+    return Crawl({host.name: host for host in web}, asks, faults, lost, generations, leaders)
 
 
 def ended(cluster: Cluster, dispatch: str) -> bool:

@@ -7,6 +7,7 @@ Everything follows from a seed. Nothing here knows Dodo.
 
 import asyncio
 import dataclasses
+import os
 import random
 import resource
 import signal
@@ -21,6 +22,9 @@ LATENCY_S, LATENCY_SIGMA, LATENCY_S_MAX = 0.02, 0.8, 0.2
 # Hosts of one address, most of which have but one.
 NEIGHBOURS = (1, 1, 1, 1, 1, 1, 2, 2, 3, 8)
 RETRY_AFTER_S = 3
+# Smaller hosts close each connection: it would lie idle at one worker while another asks next, and ten thousand hosts by
+# sixteen workers are more than a process may have open.
+KEEPING_PAGES_MIN = 50
 # How often the log is written.
 FLUSH_S = 0.5
 
@@ -130,7 +134,11 @@ class Exchange(asyncio.Protocol):
             elif page < host.pages:
                 status, more, body = 200, "content-type: text/html\r\n", host.page(page)
         self.note(at, name, path, status)
+        closes = host is None or host.pages < KEEPING_PAGES_MIN
+        more += "connection: close\r\n" * closes
         self.transport.write(f"HTTP/1.1 {status} X\r\n{more}content-length: {len(body)}\r\n\r\n{body}".encode())
+        if closes:
+            self.transport.close()
 
     def note(self, at: int, name: str, path: str, status: int) -> None:
         """Before the answer leaves, and after the request has come: what lies between only widens a gap."""
@@ -140,6 +148,8 @@ class Exchange(asyncio.Protocol):
 async def serve(port: int, place: str) -> None:
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
+    # A request that cannot be accepted would be noted too late.
+    loop.set_exception_handler(lambda _, context: os._exit(1))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
     await loop.create_server(Exchange, "0.0.0.0", port, backlog=4096)
