@@ -314,9 +314,11 @@ async fn what_cannot_be_read_costs_no_try() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_was_frozen_does_not_ask_for_what_is_anothers() -> Result<()> {
     // It is frozen with a batch that is loaded and not begun.
-    let mut run = Run::start_with(1, 1, &[("DODO_FAIL_POINT", "jobs-loaded@12=sleep:1500")]).await?;
+    let mut run = Run::start_with(1, 1, &[("DODO_FAIL_POINT", "jobs-loaded@12=sleep:5000")]).await?;
     let held = async || Ok(run.cluster.logs().contains("held at the fail point"));
     run.cluster.until("the point is reached", Duration::from_secs(20), held).await?;
+    // What had begun before is over by then.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     run.workers[0].signal(Signal::SIGSTOP);
     run.workers.push(run.cluster.worker()?);
     tokio::time::sleep(Duration::from_secs(7)).await;
