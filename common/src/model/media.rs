@@ -28,12 +28,17 @@ impl MediaTypes {
 
     /// `content_type` is that of the header, parameters and all.
     pub fn keeps(&self, content_type: Option<&str>) -> bool {
-        let given = content_type.and_then(|given| given.split(';').next()).map_or("", str::trim);
+        let given = content_type.map_or("", essence);
         let given = if given.is_empty() { UNNAMED } else { given };
         let begins = |kind: &str| given.get(..kind.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(kind));
         self.0.is_empty()
             || self.0.iter().any(|kind| begins(kind) && (kind.ends_with('/') || kind.len() == given.len()))
     }
+}
+
+/// A media type without its parameters (WHATWG MIME Sniffing, "essence"), in whatever case it was given.
+pub fn essence(content_type: &str) -> &str {
+    content_type.split(';').next().unwrap_or_default().trim()
 }
 
 /// The grammar of RFC 9110 8.3.1; the half behind the slash may be left out.

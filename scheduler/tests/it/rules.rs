@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -14,21 +13,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, dodo_program};
+use crate::web::{Asked, noting};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const SHOP_PAGES: usize = 6;
-
-/// What was asked for, path and query.
-type Asked = Arc<Mutex<Vec<String>>>;
-
-async fn site() -> Result<(String, Asked)> {
-    let asked = Asked::default();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    let place = listener.local_addr()?.to_string();
-    let app = Router::new().fallback(answer).with_state(Arc::clone(&asked));
-    tokio::spawn(async move { axum::serve(listener, app).await });
-    Ok((place, asked))
-}
 
 /// Each answer invents session ids of its own, so that without rules no two pages name a page alike.
 async fn answer(State(asked): State<Asked>, request: Request) -> Response {
@@ -72,7 +60,7 @@ fn shop() -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_spelling_of_each_page_is_fetched_and_nothing_that_is_excluded() -> Result<()> {
     let mut cluster = Cluster::start().await?;
-    let (place, asked) = site().await?;
+    let (place, asked) = noting(Router::new().fallback(answer)).await?;
     cluster.open(std::slice::from_ref(&place));
     let _scheduler = cluster.scheduler().await?;
     let _worker = cluster.worker()?;
@@ -108,7 +96,7 @@ async fn one_spelling_of_each_page_is_fetched_and_nothing_that_is_excluded() -> 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manifest_has_rules_too_and_wrong_ones_are_refused_in_one_line() -> Result<()> {
     let mut cluster = Cluster::start().await?;
-    let (place, asked) = site().await?;
+    let (place, asked) = noting(Router::new().fallback(answer)).await?;
     cluster.open(std::slice::from_ref(&place));
     let _scheduler = cluster.scheduler().await?;
     let _worker = cluster.worker()?;

@@ -1,7 +1,6 @@
 //! Traps, duplicates, budgets of hosts and media types, on real processes.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -15,24 +14,12 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
-use crate::web::Web;
+use crate::web::{Asked, Web, noting};
 
 const LIMIT: Duration = Duration::from_secs(90);
 const UNIQUE_PAGES: usize = 60;
 const SAME_PAGES: usize = 30;
 const ALLOWANCE: i64 = 20;
-
-/// What was asked for, path and query.
-type Asked = Arc<Mutex<Vec<String>>>;
-
-async fn site() -> Result<(String, Asked)> {
-    let asked = Asked::default();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    let place = listener.local_addr()?.to_string();
-    let app = Router::new().fallback(answer).with_state(Arc::clone(&asked));
-    tokio::spawn(async move { axum::serve(listener, app).await });
-    Ok((place, asked))
-}
 
 /// Unique pages, one page under many URLs, a calendar without end and a directory within itself without end.
 async fn answer(State(asked): State<Asked>, request: Request) -> Response {
@@ -84,7 +71,7 @@ async fn ends(cluster: &Cluster, dispatch: &str) -> Result<BTreeMap<(String, Str
 #[tokio::test(flavor = "multi_thread")]
 async fn a_site_without_end_is_crawled_whole_and_comes_to_its_end() -> Result<()> {
     let mut cluster = Cluster::start().await?;
-    let (place, asked) = site().await?;
+    let (place, asked) = noting(Router::new().fallback(answer)).await?;
     cluster.open(std::slice::from_ref(&place));
     let _scheduler = cluster.scheduler().await?;
     let _worker = cluster.worker()?;

@@ -12,6 +12,19 @@ use axum::response::{Html, IntoResponse, Redirect, Response};
 /// The robots.txt of such a host is that of the host named behind it.
 pub const MOVED: &str = "moved-";
 
+/// What was asked for, path and query.
+pub type Asked = Arc<Mutex<Vec<String>>>;
+
+/// Serves a site that notes for itself what it is asked for. Returns where, and the notes.
+pub async fn noting(app: Router<Asked>) -> Result<(String, Asked)> {
+    let asked = Asked::default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let place = listener.local_addr()?.to_string();
+    let app = app.with_state(Arc::clone(&asked));
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    Ok((place, asked))
+}
+
 /// One request as the server saw it.
 #[derive(Clone, Debug)]
 pub struct Hit {

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
+use dodo_common::model::media::essence;
 use dodo_common::model::revisit::ChangeFrequency;
 use dodo_common::model::spelling::{Spelt, spell};
 use dodo_common::model::url::{UrlHash, canonical};
@@ -92,8 +93,7 @@ pub fn listing(file: File, rules: &UrlRules) -> Result<Option<Listing>, DecodeEr
 /// nothing is said but perhaps that it is packed.
 fn may_list(content_type: Option<&str>) -> bool {
     let Some(content_type) = content_type else { return true };
-    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    match essence.as_str() {
+    match essence(content_type).to_ascii_lowercase().as_str() {
         "text/xml" | "application/xml" | "text/plain" => true,
         "application/gzip" | "application/x-gzip" | "application/octet-stream" | "binary/octet-stream" => true,
         "application/xhtml+xml" => false,

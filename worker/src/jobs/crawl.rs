@@ -9,6 +9,7 @@ use dodo_common::db::revisit::Spared;
 use dodo_common::db::schedule::{Loaded, LoadedHost};
 use dodo_common::db::tally::{Given, Novelty};
 use dodo_common::model::job::{Job, Outcome};
+use dodo_common::model::media::essence;
 use dodo_common::model::revisit::Original;
 use dodo_common::model::robots::Robots;
 use dodo_common::model::spelling::Spelt;
@@ -306,7 +307,7 @@ impl Visit<'_> {
             ip: fetched.address,
         });
         let kind = fetched.content_type();
-        let mime = kind.as_deref().and_then(|kind| kind.split(';').next()).map_or("unk", str::trim);
+        let mime = kind.as_deref().map_or("unk", essence);
         let about = serde_json::json!({
             "url": url.as_str(), "date_ms": started_ms, "status": fetched.status, "mime": clean(mime), "digest": member.payload_digest,
         });
@@ -388,7 +389,7 @@ fn keep_unknown(ctx: &Context, job: &Job, found: Vec<Target>, finished: &mut Fin
 
 fn is_html(content_type: Option<&str>) -> bool {
     content_type.is_some_and(|kind| {
-        let kind = kind.split(';').next().unwrap_or_default().trim();
+        let kind = essence(kind);
         kind.eq_ignore_ascii_case("text/html") || kind.eq_ignore_ascii_case("application/xhtml+xml")
     })
 }
