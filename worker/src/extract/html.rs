@@ -1,20 +1,17 @@
 //! What an HTML page says about itself, and its links.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::LazyLock;
 
 use dodo_common::model::spelling::{Spelt, spell};
 use dodo_common::model::url::{URL_BYTES_MAX, UrlHash, canonical};
 use dodo_common::model::url_rules::UrlRules;
 use foldhash::fast::RandomState;
-use lol_html::html_content::{Element, TextChunk};
-use lol_html::{ElementContentHandlers, HandlerResult, HtmlRewriter, Selector, Settings};
 use url::Url;
 use whichlang::Lang;
 
 use crate::extract::simhash::simhash;
+use crate::extract::tags::{Tag, Tags};
 use crate::extract::{srcset, text};
 
 /// Distinct links kept of one page.
@@ -23,8 +20,8 @@ pub const LINKS_MAX: usize = 10_000;
 pub const TITLE_CHARS_MAX: usize = 512;
 /// References resolved of one page; that many may repeat before distinct links are lost.
 const REFERENCES_MAX: usize = 4 * LINKS_MAX;
-/// What is read of a title before its entities are decoded, bytes.
-const TITLE_BYTES_MAX: usize = 16 * TITLE_CHARS_MAX;
+/// What is read of a title before its entities are decoded, characters.
+const TITLE_RAW_CHARS_MAX: usize = 16 * TITLE_CHARS_MAX;
 /// What a language is told from, bytes.
 const LANGUAGE_BYTES_MAX: usize = 1024;
 /// Below this a guess is wrong more often than it helps, bytes.
@@ -76,16 +73,15 @@ pub struct Reading<'r> {
 pub fn html(body: &[u8], content_type: Option<&str>, page: &Url, reading: Reading) -> Page {
     let Reading { assets, rules, fingerprint } = reading;
     let text = text::decode(body, content_type);
-    let found = RefCell::new(Found { assets, ..Found::default() });
-    read(&text, &found);
-    let found = found.into_inner();
+    let mut found = Found { assets, ..Found::default() };
+    Tags::new(&text).for_each(|tag| found.read(&tag));
 
     // The first <base> holds for all links, even for those before it (WHATWG HTML 4.2.3).
     let base = found.base.as_deref().and_then(|href| canonical(href, Some(page)).ok());
     let base = base.as_ref().map_or(page, |base| &base.url);
     let (links, more) = resolve(&found.references, base, rules);
     Page {
-        title: found.title.as_deref().and_then(title),
+        title: found.title.and_then(title),
         language: found.language.or_else(|| language(&text)),
         noindex: found.noindex,
         nofollow: found.nofollow,
@@ -98,155 +94,94 @@ pub fn html(body: &[u8], content_type: Option<&str>, page: &Url, reading: Readin
 
 /// What one pass over the tags collects, as it is written.
 #[derive(Default)]
-struct Found {
-    title: Option<String>,
-    /// Within the first `<title>` of the page, not that of a drawing.
-    in_title: bool,
+struct Found<'t> {
+    title: Option<&'t str>,
     language: Option<String>,
     noindex: bool,
     nofollow: bool,
-    base: Option<String>,
+    base: Option<Cow<'t, str>>,
     /// What the page is shown with is wanted, too.
     assets: bool,
     /// As they are written, and whether they are not to be followed.
-    references: Vec<(String, bool)>,
+    references: Vec<(Cow<'t, str>, bool)>,
     reference_count: usize,
 }
 
-impl Found {
-    fn refer(&mut self, reference: Option<String>, nofollow: bool) {
+impl<'t> Found<'t> {
+    fn read(&mut self, tag: &Tag<'t>) {
+        match tag.name() {
+            b"a" | b"area" => {
+                let nofollow = tag.attribute("rel").is_some_and(|relations| has(relations, "nofollow"));
+                self.refer(tag.attribute("href"), nofollow);
+            }
+            b"iframe" | b"frame" => self.refer(tag.attribute("src"), false),
+            b"link" => self.link(tag),
+            b"meta" => self.meta(tag),
+            b"base" => self.base = self.base.take().or_else(|| tag.attribute("href").map(decoded)),
+            b"html" => {
+                let given = || tag.attribute("lang").or_else(|| tag.attribute("xml:lang"));
+                self.language = self.language.take().or_else(|| language_code(given()?));
+            }
+            // That of a drawing has tags, not text.
+            b"title" => self.title = self.title.or(tag.text),
+            b"img" | b"source" | b"video" | b"audio" | b"track" | b"embed" | b"script" if self.assets => {
+                self.asset(tag)
+            }
+            b"object" if self.assets => self.refer(tag.attribute("data"), false),
+            b"input" if self.assets && is(tag, "type", "image") => self.refer(tag.attribute("src"), false),
+            _ => {}
+        }
+    }
+
+    fn refer(&mut self, reference: Option<&'t str>, nofollow: bool) {
         // Inside the page; and with an empty one, the page itself.
         let Some(reference) = reference.filter(|reference| !reference.is_empty() && !reference.starts_with('#')) else {
             return;
         };
-        self.reference_count += 1;
         // Far longer than a URL may be: data, or a mistake. Entities may make it shorter.
-        if self.references.len() < REFERENCES_MAX && reference.len() <= 4 * URL_BYTES_MAX {
-            self.references.push((decoded(reference), nofollow));
+        let is_kept = reference.len() <= 4 * URL_BYTES_MAX;
+        self.keep(is_kept.then(|| decoded(reference)), nofollow);
+    }
+
+    fn keep(&mut self, reference: Option<Cow<'t, str>>, nofollow: bool) {
+        self.reference_count += 1;
+        if self.references.len() < REFERENCES_MAX {
+            self.references.extend(reference.map(|reference| (reference, nofollow)));
         }
     }
 
-    fn anchor(&mut self, element: &Element) {
-        let nofollow = element.get_attribute("rel").is_some_and(|relations| has(&relations, "nofollow"));
-        self.refer(element.get_attribute("href"), nofollow);
-    }
-
-    fn link(&mut self, element: &Element) {
-        let relations = element.get_attribute("rel").unwrap_or_default();
-        let leads_to_page = PAGE_RELATIONS.iter().any(|name| has(&relations, name)) && !has(&relations, "stylesheet");
-        if leads_to_page || self.assets && ASSET_RELATIONS.iter().any(|name| has(&relations, name)) {
-            self.refer(element.get_attribute("href"), false);
+    fn link(&mut self, tag: &Tag<'t>) {
+        let relations = tag.attribute("rel").unwrap_or_default();
+        let leads_to_page = PAGE_RELATIONS.iter().any(|name| has(relations, name)) && !has(relations, "stylesheet");
+        if leads_to_page || self.assets && ASSET_RELATIONS.iter().any(|name| has(relations, name)) {
+            self.refer(tag.attribute("href"), false);
         }
     }
 
-    fn asset(&mut self, element: &Element) {
-        self.refer(element.get_attribute("src"), false);
-        if let Some(candidates) = element.get_attribute("srcset").map(decoded) {
+    fn asset(&mut self, tag: &Tag<'t>) {
+        self.refer(tag.attribute("src"), false);
+        if let Some(candidates) = tag.attribute("srcset").map(decoded) {
             for url in srcset::urls(&candidates) {
-                self.reference_count += 1;
-                if self.references.len() < REFERENCES_MAX && url.len() <= URL_BYTES_MAX {
-                    self.references.push((url.to_owned(), false));
-                }
+                self.keep((url.len() <= URL_BYTES_MAX).then(|| Cow::Owned(url.to_owned())), false);
             }
         }
     }
 
-    fn meta(&mut self, element: &Element) {
-        let is = |attribute: &str, value: &str| {
-            element.get_attribute(attribute).is_some_and(|given| given.trim().eq_ignore_ascii_case(value))
-        };
-        let content = || element.get_attribute("content").unwrap_or_default();
-        if is("name", "robots") {
+    fn meta(&mut self, tag: &Tag<'t>) {
+        let content = || tag.attribute("content").unwrap_or_default();
+        if is(tag, "name", "robots") {
             for directive in content().to_ascii_lowercase().split(',').map(str::trim) {
                 self.noindex |= matches!(directive, "noindex" | "none");
                 self.nofollow |= matches!(directive, "nofollow" | "none");
             }
-        } else if is("http-equiv", "refresh") {
-            self.refer(refresh(&content()), false);
+        } else if is(tag, "http-equiv", "refresh") {
+            self.refer(refresh(content()), false);
         }
-    }
-
-    fn title_text(&mut self, chunk: &TextChunk) {
-        if self.in_title {
-            let title = self.title.get_or_insert_default();
-            if title.len() < TITLE_BYTES_MAX {
-                title.push_str(chunk.as_str());
-            }
-            self.in_title = !chunk.last_in_text_node();
-        }
-    }
-}
-
-// By name only: a selector that asks for an attribute as well costs more than to look at it here.
-static ANCHOR: LazyLock<Selector> = LazyLock::new(|| selector("a, area"));
-static FRAME: LazyLock<Selector> = LazyLock::new(|| selector("iframe, frame"));
-static LINK: LazyLock<Selector> = LazyLock::new(|| selector("link"));
-static META: LazyLock<Selector> = LazyLock::new(|| selector("meta"));
-static BASE: LazyLock<Selector> = LazyLock::new(|| selector("base"));
-static ROOT: LazyLock<Selector> = LazyLock::new(|| selector("html"));
-static ASSET: LazyLock<Selector> = LazyLock::new(|| selector("img, source, video, audio, track, embed, script"));
-static OBJECT: LazyLock<Selector> = LazyLock::new(|| selector("object"));
-static INPUT: LazyLock<Selector> = LazyLock::new(|| selector("input"));
-static TITLE: LazyLock<Selector> = LazyLock::new(|| selector("title"));
-static DRAWING_TITLE: LazyLock<Selector> = LazyLock::new(|| selector("svg title"));
-
-fn selector(text: &str) -> Selector {
-    text.parse().expect("the selectors are constants that the tests parse")
-}
-
-fn read(text: &str, found: &RefCell<Found>) {
-    let on = |selector: &'static LazyLock<Selector>, change: fn(&mut Found, &Element)| {
-        let handler = move |element: &mut Element| -> HandlerResult {
-            change(&mut found.borrow_mut(), element);
-            Ok(())
-        };
-        (Cow::Borrowed(&**selector), ElementContentHandlers::default().element(handler))
-    };
-    let title_text = move |chunk: &mut TextChunk| -> HandlerResult {
-        found.borrow_mut().title_text(chunk);
-        Ok(())
-    };
-    let mut settings = Settings::new()
-        .with_strict(false)
-        .append_element_content_handler(on(&ANCHOR, Found::anchor))
-        .append_element_content_handler(on(&FRAME, |found, element| found.refer(element.get_attribute("src"), false)))
-        .append_element_content_handler(on(&LINK, Found::link))
-        .append_element_content_handler(on(&META, Found::meta))
-        .append_element_content_handler(on(&BASE, |found, element| {
-            found.base = found.base.take().or_else(|| element.get_attribute("href").map(decoded));
-        }))
-        .append_element_content_handler(on(&ROOT, |found, element| {
-            let given = || element.get_attribute("lang").or_else(|| element.get_attribute("xml:lang"));
-            found.language = found.language.take().or_else(|| language_code(&given()?));
-        }))
-        .append_element_content_handler(on(&TITLE, |found, _| {
-            found.in_title = found.title.is_none();
-        }))
-        // Behind the one above, which it takes back: handlers run in the order of their registration.
-        .append_element_content_handler(on(&DRAWING_TITLE, |found, _| found.in_title = false))
-        .append_element_content_handler((Cow::Borrowed(&*TITLE), ElementContentHandlers::default().text(title_text)));
-    if found.borrow().assets {
-        settings = settings
-            .append_element_content_handler(on(&ASSET, Found::asset))
-            .append_element_content_handler(on(&OBJECT, |found, element| {
-                found.refer(element.get_attribute("data"), false);
-            }))
-            .append_element_content_handler(on(&INPUT, |found, element| {
-                if element.get_attribute("type").is_some_and(|kind| kind.eq_ignore_ascii_case("image")) {
-                    found.refer(element.get_attribute("src"), false);
-                }
-            }));
-    }
-
-    let mut rewriter = HtmlRewriter::new(settings, |_: &[u8]| {});
-    // An error ends the reading; what was found before it stands.
-    if rewriter.write(text.as_bytes()).is_ok() {
-        let _ = rewriter.end();
     }
 }
 
 /// The distinct links, and whether there were more.
-fn resolve(references: &[(String, bool)], base: &Url, rules: &UrlRules) -> (Vec<Link>, bool) {
+fn resolve(references: &[(Cow<str>, bool)], base: &Url, rules: &UrlRules) -> (Vec<Link>, bool) {
     let room = references.len().min(LINKS_MAX);
     let mut places: HashMap<UrlHash, usize, RandomState> =
         HashMap::with_capacity_and_hasher(room, RandomState::default());
@@ -267,17 +202,22 @@ fn resolve(references: &[(String, bool)], base: &Url, rules: &UrlRules) -> (Vec<
     (links, more)
 }
 
+/// Whether an attribute has this value.
+fn is(tag: &Tag, attribute: &str, value: &str) -> bool {
+    tag.attribute(attribute).is_some_and(|given| given.trim().eq_ignore_ascii_case(value))
+}
+
 /// Whether a list of relations has this one.
 fn has(relations: &str, name: &str) -> bool {
     relations.split_ascii_whitespace().any(|relation| relation.eq_ignore_ascii_case(name))
 }
 
-fn decoded(text: String) -> String {
-    if text.contains('&') { html_escape::decode_html_entities(&text).into_owned() } else { text }
+fn decoded(text: &str) -> Cow<'_, str> {
+    html_escape::decode_html_entities(text)
 }
 
 /// The URL of `5; url='next.html'` (WHATWG HTML, "shared declarative refresh steps").
-fn refresh(content: &str) -> Option<String> {
+fn refresh(content: &str) -> Option<&str> {
     let rest = content.trim_start().trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
     let rest = rest.trim_start_matches(|c: char| c.is_ascii_whitespace() || matches!(c, ';' | ','));
     let named = rest
@@ -289,11 +229,13 @@ fn refresh(content: &str) -> Option<String> {
         Some(quote @ ('"' | '\'')) => url[1..].split(quote).next().unwrap_or_default(),
         _ => url,
     };
-    (!url.is_empty()).then(|| url.to_owned())
+    (!url.is_empty()).then_some(url)
 }
 
 fn title(raw: &str) -> Option<String> {
-    let text = html_escape::decode_html_entities(raw);
+    // Cut first: it may be all of a page.
+    let end = raw.char_indices().nth(TITLE_RAW_CHARS_MAX).map_or(raw.len(), |(at, _)| at);
+    let text = html_escape::decode_html_entities(&raw[..end]);
     let mut title = String::new();
     for word in text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
         if !title.is_empty() {
@@ -314,7 +256,8 @@ fn language_code(tag: &str) -> Option<String> {
 }
 
 fn language(text: &str) -> Option<String> {
-    let words = decoded(text::sample(text, LANGUAGE_BYTES_MAX));
+    let sample = text::sample(text, LANGUAGE_BYTES_MAX);
+    let words = decoded(&sample);
     let code = match words.len() {
         0 => return None,
         1..LANGUAGE_BYTES_MIN => "und",
@@ -466,7 +409,7 @@ mod tests {
             ("5; url=", None),
             ("", None),
         ] {
-            assert_eq!(refresh(content).as_deref(), expected, "{content}");
+            assert_eq!(refresh(content), expected, "{content}");
         }
     }
 

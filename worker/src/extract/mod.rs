@@ -5,4 +5,5 @@ pub mod html;
 pub mod listing;
 pub mod simhash;
 pub mod srcset;
+pub mod tags;
 pub mod text;

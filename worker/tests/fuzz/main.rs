@@ -11,4 +11,5 @@ mod manifest;
 mod robots;
 mod run;
 mod sitemap;
+mod tags;
 mod url;

@@ -1,0 +1,427 @@
+//! The start tags of a page in their order, as a browser without scripts meets them (WHATWG HTML 13.2.5).
+//!
+//! No tree is built. What the tree tells the tokenizer is followed as far as tags show it: elements that hold text only, and
+//! where SVG or MathML begins and ends (13.2.6.5). What it says beyond that, as of a `<textarea>` within a `<select>`, is not.
+
+use memchr::{memchr, memchr_iter, memchr2, memmem};
+
+/// SVG and MathML that is nested deeper is taken for what is around it.
+const DEPTH_MAX: usize = 64;
+/// Longer than any name that is looked for, bytes.
+const NAME_BYTES_MAX: usize = 16;
+
+/// The tags of a text; a tag without an end is none.
+pub struct Tags<'t> {
+    text: &'t str,
+    at: usize,
+    /// The SVG and MathML that is open, and the HTML within it, the innermost last.
+    open: Vec<Open>,
+}
+
+pub struct Tag<'t> {
+    name: Name,
+    attributes: &'t str,
+    /// What it holds, of an element that holds text only; references are not decoded.
+    pub text: Option<&'t str>,
+}
+
+/// In lower case; of a longer name its start.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Name {
+    bytes: [u8; NAME_BYTES_MAX],
+    len: usize,
+}
+
+struct Open {
+    name: Name,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// HTML at a place where SVG or MathML lets it in.
+    Html,
+    Svg,
+    Math,
+}
+
+impl<'t> Tags<'t> {
+    pub fn new(text: &'t str) -> Self {
+        Self { text, at: 0, open: Vec::new() }
+    }
+
+    /// What is still to be read.
+    fn rest(&self) -> &'t str {
+        &self.text[self.at..]
+    }
+
+    /// Goes behind `end`.
+    fn skip(&mut self, end: &str) -> Option<()> {
+        self.at += memmem::find(self.rest().as_bytes(), end.as_bytes())? + end.len();
+        Some(())
+    }
+
+    /// Behind `<!`.
+    fn skip_declaration(&mut self) -> Option<()> {
+        let rest = self.rest();
+        if let Some(comment) = rest.strip_prefix("--") {
+            self.at += 2 + comment_bytes(comment)?;
+            return Some(());
+        }
+        let in_foreign = self.open.last().is_some_and(|open| open.kind != Kind::Html);
+        self.skip(if in_foreign && rest.starts_with("[CDATA[") { "]]>" } else { ">" })
+    }
+
+    /// Reads the tag whose name begins here: its name, its attributes as they are written, and whether it closes itself.
+    fn tag(&mut self) -> Option<(Name, &'t str, bool)> {
+        let rest = self.rest();
+        let name_bytes = rest.bytes().position(|byte| is_space(byte) || matches!(byte, b'/' | b'>'))?;
+        let (name, behind) = rest.split_at(name_bytes);
+        let mut attributes = Attributes { rest: behind, closes_itself: false };
+        while attributes.next().is_some() {}
+        let end = attributes.rest.strip_prefix('>')?;
+        self.at = self.text.len() - end.len();
+        Some((Name::of(name), &behind[..behind.len() - attributes.rest.len()], attributes.closes_itself))
+    }
+
+    fn start_tag(&mut self) -> Option<Tag<'t>> {
+        let (name, attributes, closes_itself) = self.tag()?;
+        let mut tag = Tag { name, attributes, text: None };
+        let kind = self.open.last().map_or(Kind::Html, |open| open.kind);
+        if kind != Kind::Html && breaks_out(&tag) {
+            self.leave_foreign();
+        } else if let Some(kind) = within(kind, &tag) {
+            if !closes_itself && self.open.len() < DEPTH_MAX {
+                self.open.push(Open { name, kind });
+            }
+        } else if kind == Kind::Html && holds_text(tag.name()) {
+            let rest = self.rest();
+            let bytes = text_bytes(rest, tag.name());
+            self.at += bytes;
+            tag.text = Some(&rest[..bytes]);
+        }
+        Some(tag)
+    }
+
+    fn end_tag(&mut self) -> Option<()> {
+        let (name, ..) = self.tag()?;
+        let Some(innermost) = self.open.last() else { return Some(()) };
+        match innermost.kind {
+            Kind::Html if innermost.name == name => drop(self.open.pop()),
+            Kind::Html => {}
+            Kind::Svg | Kind::Math if matches!(name.as_bytes(), b"p" | b"br") => self.leave_foreign(),
+            Kind::Svg | Kind::Math => {
+                let foreign = self.open.iter().rposition(|open| open.kind == Kind::Html).map_or(0, |html| html + 1);
+                if let Some(place) = self.open[foreign..].iter().rposition(|open| open.name == name) {
+                    self.open.truncate(foreign + place);
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// To the HTML around it.
+    fn leave_foreign(&mut self) {
+        while self.open.pop_if(|open| open.kind != Kind::Html).is_some() {}
+    }
+}
+
+impl<'t> Iterator for Tags<'t> {
+    type Item = Tag<'t>;
+
+    fn next(&mut self) -> Option<Tag<'t>> {
+        loop {
+            self.at += memchr(b'<', self.rest().as_bytes())? + 1;
+            let rest = self.rest().as_bytes();
+            match rest {
+                [b'/', letter, ..] if letter.is_ascii_alphabetic() => {
+                    self.at += 1;
+                    self.end_tag()?;
+                }
+                [letter, ..] if letter.is_ascii_alphabetic() => return self.start_tag(),
+                [b'!', ..] => {
+                    self.at += 1;
+                    self.skip_declaration()?;
+                }
+                // Not a tag: a comment by mistake.
+                [b'/' | b'?', ..] => self.skip(">")?,
+                _ => {}
+            }
+        }
+    }
+}
+
+impl<'t> Tag<'t> {
+    /// In lower case. A name that is longer than any of HTML is cut.
+    pub fn name(&self) -> &[u8] {
+        self.name.as_bytes()
+    }
+
+    /// As it is written; an attribute without a value has an empty one, and of several the first counts.
+    pub fn attribute(&self, name: &str) -> Option<&'t str> {
+        let mut attributes = Attributes { rest: self.attributes, closes_itself: false };
+        attributes.find(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+}
+
+impl Name {
+    fn of(text: &str) -> Self {
+        let len = text.len().min(NAME_BYTES_MAX);
+        let mut bytes = [0; NAME_BYTES_MAX];
+        bytes[..len].copy_from_slice(&text.as_bytes()[..len]);
+        bytes.make_ascii_lowercase();
+        Self { bytes, len }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+/// Attributes with their values; ends before the `>`, or with the text.
+struct Attributes<'t> {
+    rest: &'t str,
+    /// There was a `/` before the end.
+    closes_itself: bool,
+}
+
+impl<'t> Iterator for Attributes<'t> {
+    type Item = (&'t str, &'t str);
+
+    fn next(&mut self) -> Option<(&'t str, &'t str)> {
+        let start = length(self.rest, |byte| !is_space(byte) && byte != b'/');
+        self.closes_itself = self.rest[..start].ends_with('/');
+        self.rest = &self.rest[start..];
+        // A `=` in front belongs to the name.
+        let first = self.rest.chars().next().filter(|first| *first != '>')?.len_utf8();
+        let ends_name = |byte| is_space(byte) || matches!(byte, b'/' | b'>' | b'=');
+        let (name, behind) = self.rest.split_at(first + length(&self.rest[first..], ends_name));
+        self.rest = &behind[length(behind, |byte| !is_space(byte))..];
+        let Some(value) = self.rest.strip_prefix('=') else { return Some((name, "")) };
+        let value = &value[length(value, |byte| !is_space(byte))..];
+        let (value, behind) = match value.as_bytes().first() {
+            Some(quote @ (b'"' | b'\'')) => {
+                let bytes = length(&value[1..], |byte| byte == *quote);
+                (&value[1..=bytes], value.get(bytes + 2..).unwrap_or_default())
+            }
+            _ => value.split_at(length(value, |byte| is_space(byte) || byte == b'>')),
+        };
+        self.rest = behind;
+        Some((name, value))
+    }
+}
+
+/// The bytes before the first that `ends`, which is ASCII.
+fn length(text: &str, ends: impl Fn(u8) -> bool) -> usize {
+    text.bytes().position(ends).unwrap_or(text.len())
+}
+
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b'\t' | b'\n' | b'\x0c' | b'\r' | b' ')
+}
+
+/// From behind `<!--` to behind its end; none if it has no end.
+fn comment_bytes(comment: &str) -> Option<usize> {
+    for at_once in [">", "->"] {
+        if comment.starts_with(at_once) {
+            return Some(at_once.len());
+        }
+    }
+    let ends = |end: &usize| [&b"--"[..], b"--!"].iter().any(|dashes| comment.as_bytes()[..*end].ends_with(dashes));
+    memchr_iter(b'>', comment.as_bytes()).find(ends).map(|end| end + 1)
+}
+
+/// Elements in which there are no tags. Not `noscript`: there are no scripts here.
+fn holds_text(name: &[u8]) -> bool {
+    matches!(
+        name,
+        b"title" | b"textarea" | b"script" | b"style" | b"xmp" | b"iframe" | b"noembed" | b"noframes" | b"plaintext"
+    )
+}
+
+/// The bytes of the text before the end tag of the element that holds it.
+fn text_bytes(text: &str, name: &[u8]) -> usize {
+    match name {
+        b"plaintext" => text.len(),
+        b"script" => script_bytes(text.as_bytes()),
+        _ => {
+            let mut ends = memmem::find_iter(text.as_bytes(), "</");
+            ends.find(|at| is_named(&text.as_bytes()[at + 2..], name)).unwrap_or(text.len())
+        }
+    }
+}
+
+/// An end tag ends no script that is within another one, in a comment (13.2.5.18 to 13.2.5.31).
+fn script_bytes(text: &[u8]) -> usize {
+    let (mut at, mut in_comment, mut is_inner) = (0, false, false);
+    while let Some(bytes) = memchr2(b'<', b'-', &text[at..]) {
+        at += bytes;
+        match &text[at..] {
+            [b'-', b'-', b'>', ..] => {
+                (in_comment, is_inner) = (false, false);
+                at += 3;
+            }
+            // Its dashes may be those of its end.
+            [b'<', b'!', b'-', b'-', ..] if !in_comment => {
+                in_comment = true;
+                at += 2;
+            }
+            [b'<', b'/', rest @ ..] if is_named(rest, b"script") => {
+                if !is_inner {
+                    return at;
+                }
+                is_inner = false;
+                at += 2;
+            }
+            [b'<', rest @ ..] if in_comment && is_named(rest, b"script") => {
+                is_inner = true;
+                at += 1;
+            }
+            _ => at += 1,
+        }
+    }
+    text.len()
+}
+
+/// It begins with this name, and that ends there.
+fn is_named(rest: &[u8], name: &[u8]) -> bool {
+    let ends = |byte: &u8| is_space(*byte) || matches!(byte, b'/' | b'>');
+    rest.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
+        && rest.get(name.len()).is_some_and(ends)
+}
+
+/// What a start tag opens that matters here.
+fn within(kind: Kind, tag: &Tag) -> Option<Kind> {
+    let holds_html = match (kind, tag.name()) {
+        (Kind::Html, b"svg") => return Some(Kind::Svg),
+        (Kind::Html, b"math") => return Some(Kind::Math),
+        // Only the name says so there: it is of the kind that is around it.
+        (Kind::Svg | Kind::Math, b"svg" | b"math") => return Some(kind),
+        (Kind::Svg, b"desc" | b"title" | b"foreignobject") => true,
+        (Kind::Math, b"mi" | b"mo" | b"mn" | b"ms" | b"mtext") => true,
+        (Kind::Math, b"annotation-xml") => tag.attribute("encoding").is_some_and(|encoding| {
+            ["text/html", "application/xhtml+xml"].iter().any(|html| encoding.eq_ignore_ascii_case(html))
+        }),
+        _ => false,
+    };
+    holds_html.then_some(Kind::Html)
+}
+
+/// Tags that end SVG and MathML, since nobody means them there.
+#[rustfmt::skip]
+fn breaks_out(tag: &Tag) -> bool {
+    match tag.name() {
+        b"b" | b"big" | b"blockquote" | b"body" | b"br" | b"center" | b"code" | b"dd" | b"div" | b"dl" | b"dt" | b"em"
+        | b"embed" | b"h1" | b"h2" | b"h3" | b"h4" | b"h5" | b"h6" | b"head" | b"hr" | b"i" | b"img" | b"li" | b"listing"
+        | b"menu" | b"meta" | b"nobr" | b"ol" | b"p" | b"pre" | b"ruby" | b"s" | b"small" | b"span" | b"strong" | b"strike"
+        | b"sub" | b"sup" | b"table" | b"tt" | b"u" | b"ul" | b"var" => true,
+        b"font" => ["color", "face", "size"].iter().any(|name| tag.attribute(name).is_some()),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(text: &str) -> String {
+        let tags: Vec<_> = Tags::new(text).map(|tag| String::from_utf8_lossy(tag.name()).into_owned()).collect();
+        tags.join(" ")
+    }
+
+    #[test]
+    fn tags_end_where_their_attributes_do() {
+        for (text, expected) in [
+            ("<a><B\t><c/><d / ><e=f><g\u{e9}><1><a", "a b c d e=f g\u{e9}"),
+            ("<a title='<b>'><c title=\"</c><d>\" x=y><e title=<f>", "a c e"),
+            ("<a'><b \"><c ='><d>'>", "a' b c d"),
+            ("</a><b></c x='<d>'></><e></ <f>><g><?h<i>><j>", "b e g j"),
+            ("<!doctype '><a><!x<b><c><![CDATA[<d>]]><e>", "a c e"),
+            ("<a href='x", ""),
+            ("<", ""),
+            ("</", ""),
+            ("<!", ""),
+        ] {
+            assert_eq!(names(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn attributes_as_they_are_written() {
+        let text = "<a HREF = 'x y' href=no class=\"\" hidden data-a=1/2/ =b=c d=>";
+        let tag = Tags::new(text).next().unwrap();
+        let expected = [
+            ("href", Some("x y")),
+            ("class", Some("")),
+            ("hidden", Some("")),
+            ("data-a", Some("1/2/")),
+            ("=b", Some("c")),
+            ("d", Some("")),
+            ("e", None),
+        ];
+        for (name, value) in expected {
+            assert_eq!(tag.attribute(name), value, "{name}");
+        }
+        assert_eq!(Tags::new("<a/href=x/y/>").next().unwrap().attribute("href"), Some("x/y/"));
+    }
+
+    #[test]
+    fn comments_end_as_browsers_end_them() {
+        for comment in
+            ["<!-->", "<!--->", "<!---->", "<!-- <a> -->", "<!-- <a> --!>", "<!-- -- -> <a> --->", "<!-----!>"]
+        {
+            assert_eq!(names(&format!("{comment}<b>--><c>")), "b c", "{comment}");
+        }
+        assert_eq!(names("<!-- <a> -- ><b>"), "");
+    }
+
+    #[test]
+    fn elements_that_hold_text_hold_no_tags() {
+        for name in ["title", "TextArea", "style", "xmp", "iframe", "noembed", "noframes", "script"] {
+            let text = format!("<{name}><a></{name}x></</a></{name}\n><b>");
+            assert_eq!(names(&text), format!("{} b", name.to_lowercase()));
+            assert_eq!(Tags::new(&text).next().unwrap().text, Some(&*format!("<a></{name}x></</a>")));
+        }
+        assert_eq!(names("<plaintext><a></plaintext><b>"), "plaintext");
+        assert_eq!(names("<title><a></title"), "title");
+        assert_eq!(names("<noscript><a></noscript>"), "noscript a", "there are no scripts here");
+    }
+
+    #[test]
+    fn a_script_ends_where_browsers_end_it() {
+        for (text, expected) in [
+            ("<!-- </script><a>", "a"),
+            ("<!-- <script> </script><a> </script><b>", "b"),
+            ("<!-- <script> --></script><a>", "a"),
+            ("<!--><script></script><a>", "a"),
+            ("<!-- <script </script/ </script ><a>", "a"),
+            ("<!-- <scripts> </script><a>", "a"),
+            ("<script></script><a>", "a"),
+        ] {
+            assert_eq!(names(&format!("<script>{text}")), format!("script {expected}"), "{text}");
+        }
+    }
+
+    #[test]
+    fn drawings_and_formulas_have_rules_of_their_own() {
+        for (text, expected) in [
+            ("<svg><title><a></title><style><b></style></svg><style><c></style>", "svg title a style b style"),
+            ("<svg><![CDATA[<a>]]><b></svg>", "svg b"),
+            ("<svg/><style><a></style>", "svg style"),
+            ("<svg><desc/><style><a></style>", "svg desc style a"),
+            ("<svg><foreignObject><style><a></style></foreignObject><style><b>", "svg foreignobject style style b"),
+            ("<svg><svg></svg><style><a></style></svg><style><b>", "svg svg style a style"),
+            ("<svg><g><p><style><a>", "svg g p style"),
+            ("<svg><font><style><a><font size=1><style><b>", "svg font style a font style"),
+            ("<svg></p><style><a>", "svg style"),
+            ("<math><mi><style><a></style></mi><style><b>", "math mi style style b"),
+            ("<math><annotation-xml encoding=Text/HTML><style><a>", "math annotation-xml style"),
+            ("<math><annotation-xml><style><a>", "math annotation-xml style a"),
+            ("</svg></p><style><a>", "style"),
+        ] {
+            assert_eq!(names(text), expected, "{text}");
+        }
+        let deep = "<svg>".repeat(10_000) + &"</math>".repeat(10_000) + &"</svg>".repeat(10_000) + "<style><a>";
+        assert!(names(&deep).ends_with("svg style"));
+    }
+}
