@@ -79,7 +79,7 @@ impl<'t> Tags<'t> {
         let (name, behind) = rest.split_at(name_bytes);
         let mut attributes = Attributes { rest: behind, closes_itself: false };
         while attributes.next().is_some() {}
-        let end = attributes.rest.strip_prefix('>')?;
+        let end = after(attributes.rest, b'>')?;
         self.at = self.text.len() - end.len();
         Some((Name::of(name), &behind[..behind.len() - attributes.rest.len()], attributes.closes_itself))
     }
@@ -190,14 +190,14 @@ impl<'t> Iterator for Attributes<'t> {
 
     fn next(&mut self) -> Option<(&'t str, &'t str)> {
         let start = length(self.rest, |byte| !is_space(byte) && byte != b'/');
-        self.closes_itself = self.rest[..start].ends_with('/');
+        self.closes_itself = self.rest.as_bytes()[..start].last() == Some(&b'/');
         self.rest = &self.rest[start..];
         // A `=` in front belongs to the name.
         let first = self.rest.chars().next().filter(|first| *first != '>')?.len_utf8();
         let ends_name = |byte| is_space(byte) || matches!(byte, b'/' | b'>' | b'=');
         let (name, behind) = self.rest.split_at(first + length(&self.rest[first..], ends_name));
         self.rest = &behind[length(behind, |byte| !is_space(byte))..];
-        let Some(value) = self.rest.strip_prefix('=') else { return Some((name, "")) };
+        let Some(value) = after(self.rest, b'=') else { return Some((name, "")) };
         let value = &value[length(value, |byte| !is_space(byte))..];
         let (value, behind) = match value.as_bytes().first() {
             Some(quote @ (b'"' | b'\'')) => {
@@ -209,6 +209,11 @@ impl<'t> Iterator for Attributes<'t> {
         self.rest = behind;
         Some((name, value))
     }
+}
+
+/// What follows `byte`, which is ASCII.
+fn after(text: &str, byte: u8) -> Option<&str> {
+    (text.as_bytes().first() == Some(&byte)).then(|| &text[1..])
 }
 
 /// The bytes before the first that `ends`, which is ASCII.

@@ -38,8 +38,7 @@ use crate::settings::{Patience, Settings};
 
 /// The product token of our user agent: what robots.txt groups are matched against (RFC 9309 2.2.1).
 pub const AGENT: &str = "dodo";
-/// Idle connections kept for each host, and for how long.
-const IDLE_MAX: usize = 64;
+/// How long a connection is kept without a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Headers of one answer. hyper takes 100 when nothing is said, which honest sites pass. It holds no more than 408 KiB of
 /// a head; the 1xx answers before it are dropped as they come, and end with the patience for the head.
@@ -75,6 +74,8 @@ pub struct Fetcher {
     certificates: Vec<Certificate>,
     body_bytes_max: usize,
     patience: Patience,
+    /// Connections kept for each host without a request: as many as may be under way, or they would be opened again and again.
+    idle_max: usize,
     /// What follows the product in our user agent.
     contact: String,
 }
@@ -96,6 +97,7 @@ impl Fetcher {
             certificates: certificates(&settings.fetch_ca_file)?,
             body_bytes_max: settings.body_bytes_max,
             patience: settings.patience.clone(),
+            idle_max: usize::from(settings.permits),
             contact,
         };
         if pool.is_empty() {
@@ -134,7 +136,7 @@ impl Fetcher {
     fn way(&self, proxy: Option<Proxy>) -> anyhow::Result<Way> {
         let uplink = proxy.map(|proxy| Arc::new(Uplink::new(proxy)));
         let client = |idle_max| client(&self.patience, &self.contact, uplink.as_ref(), &self.certificates, idle_max);
-        Ok(Way { pooled: client(IDLE_MAX)?, single: client(0)?, uplink })
+        Ok(Way { pooled: client(self.idle_max)?, single: client(0)?, uplink })
     }
 
     fn way_of<'a>(&self, exit: &'a Exit) -> Result<&'a Way, FetchError> {
