@@ -12,6 +12,7 @@ import bench_crawl
 import bench_death
 import bench_fleet
 import bench_frontier
+import bench_limit
 import bench_polite
 import bench_rates
 from bench_row import Row, table
@@ -31,6 +32,7 @@ PARTS = {
     "restarts": (bench_fleet.restarts, False),
     "frontier": (bench_frontier.frontier, False),
     "discovery": (bench_frontier.discovery, False),
+    "limit": (bench_limit.limit, False),
     "tls": (bench_crawl.tls, False),
     "scale": (bench_crawl.scale, False),
     "polite": (bench_polite.polite, False),

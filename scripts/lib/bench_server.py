@@ -38,7 +38,8 @@ POSTGRES = {
 
 
 class Redis:
-    """A server with an append-only file, and one connection to it."""
+    """A server with an append-only file, packed and rewritten as `dodo up` has it (scheduler/src/local/redis.rs), and one
+    connection to it."""
 
     def __init__(self, work: pathlib.Path) -> None:
         self.port = free_port()
@@ -47,6 +48,7 @@ class Redis:
         directory.mkdir()
         program = shutil.which("redis-server") or shutil.which("valkey-server")
         words = [program, "--port", self.port, "--bind", "127.0.0.1", "--dir", directory, "--appendonly", "yes", "--save", ""]
+        words += ["--auto-aof-rewrite-min-size", "256mb", "--rdbcompression", "no"]
         self.process = start([*words, "--maxmemory-policy", "noeviction"], work, (work / "redis.log").open("wb"))
         await_port(self.port, self.process, "Redis")
         self.socket = socket.create_connection(("127.0.0.1", self.port), timeout=30)
