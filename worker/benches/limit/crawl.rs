@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use futures::future::try_join_all;
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{HeaderMap, Request, header};
@@ -17,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use uuid::Uuid;
 
 use crate::archive::{self, Archived};
@@ -124,8 +123,17 @@ async fn crawl(asked: Asked<'_>) -> Result<Value> {
     let (fetched, to_append) = mpsc::channel(BATCH_MAX);
     let (appended, to_commit) = mpsc::channel(1);
     let (committed, to_archive) = watch::channel(String::new());
-    let fetchers = (0..CONNECTIONS).map(|_| tokio::spawn(fetch(Arc::clone(&crawl), fetched.clone())));
-    let fetchers = try_join_all(fetchers.map(joined).collect::<Vec<_>>());
+    let mut fetchers: JoinSet<Result<()>> = JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        fetchers.spawn(fetch(Arc::clone(&crawl), fetched.clone()));
+    }
+    // The first that fails ends it all: the others wait for what would come of its page.
+    let fetchers = async {
+        while let Some(ended) = fetchers.join_next().await {
+            ended??;
+        }
+        Ok(())
+    };
     drop(fetched);
     let appender = tokio::spawn(async move { commit::append(&mut appending, to_append, appended).await });
     let committer = tokio::spawn({
@@ -142,7 +150,7 @@ async fn crawl(asked: Asked<'_>) -> Result<Value> {
         }
     });
     crawl.push([asked.seed.to_owned()].into_iter());
-    let (_, (), done, archived) = tokio::try_join!(fetchers, joined(appender), joined(committer), joined(archiver))?;
+    let ((), (), done, archived) = tokio::try_join!(fetchers, joined(appender), joined(committer), joined(archiver))?;
     let (seconds, cpu_s) = (began.elapsed().as_secs_f64(), crate::cpu_s()? - began_cpu_s);
 
     ensure!(done.pages == asked.pages, "{} pages were committed instead of {}", done.pages, asked.pages);
