@@ -30,7 +30,7 @@ use crate::context::{Context, Term};
 use crate::frontier::budget::Rules;
 use crate::frontier::exits::Exits;
 use crate::frontier::host_budget::HostRules;
-use crate::frontier::{FlowKey, Frontier, Pick, SettledJob};
+use crate::frontier::{FlowKey, Frontier, Pick, SettledJob, Wanted};
 use crate::reaper;
 use crate::window::{self, WindowError};
 
@@ -423,9 +423,8 @@ impl<'a> Dispatcher<'a> {
 
     async fn refill(&mut self) -> Result<(), WindowError> {
         let wanted = self.frontier.wants_refill(self.ctx.clock.now_ms(), REFILL_FLOWS);
-        if !wanted.is_empty() {
-            let (flows, limits): (Vec<FlowKey>, Vec<i64>) = wanted.into_iter().unzip();
-            let refills = schedule::refill(&self.ctx.db, &flows, &limits, &self.frontier.idle()).await?;
+        for Wanted { flows, limits, past } in wanted {
+            let refills = schedule::refill(&self.ctx.db, &flows, &limits, &past).await?;
             let now = self.ctx.clock.now_ms();
             for (refill, limit) in refills.into_iter().zip(limits) {
                 self.frontier.refilled(now, refill, limit);
@@ -536,7 +535,7 @@ fn rules_of(open: &Dispatch) -> Rules {
     let (delay_ms, concurrency, max_pages, host) = match open.kind.as_str() {
         "crawl" => serde_json::from_value::<CrawlSpec>(open.spec.clone()).map_or(plain, |spec| {
             let host = host_rules(&spec);
-            region = spec.region;
+            region = spec.region.map(Arc::from);
             (spec.delay_ms, spec.host_concurrency, spec.max_pages, host)
         }),
         "paged" => serde_json::from_value::<PagedSpec>(open.spec.clone())

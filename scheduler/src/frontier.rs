@@ -4,6 +4,7 @@
 //! with the requests in flight and the time of the last completion. A job is issued only when both
 //! clocks allow it. Tenants take turns, and within a tenant its hosts do.
 
+pub mod aside;
 pub mod budget;
 pub mod exits;
 pub mod flow;
@@ -28,8 +29,9 @@ use dodo_common::stream::question::Standing;
 use slotmap::SlotMap;
 use uuid::Uuid;
 
+use crate::frontier::aside::Asides;
 use crate::frontier::budget::{Budgets, Room, Rules};
-use crate::frontier::exits::Exits;
+use crate::frontier::exits::{Exits, Gate, Region};
 use crate::frontier::flow::{Flow, FlowId};
 use crate::frontier::host_budget::{HostBudgets, HostRoom, Over};
 use crate::frontier::place::{HostId, Places, Stay};
@@ -45,6 +47,16 @@ const RULES_MS: Millis = 5;
 
 /// (tenant, host), as the schedule names it.
 pub type FlowKey = (String, String);
+
+/// Flows to refill by one statement.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    pub flows: Vec<FlowKey>,
+    /// How many rows to ask for of each.
+    pub limits: Vec<i64>,
+    /// Dispatches whose jobs are looked past.
+    pub past: Vec<Uuid>,
+}
 
 /// A job to issue.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +100,7 @@ struct Issued {
 pub struct Frontier {
     places: Places,
     exits: Exits,
+    asides: Asides,
     budgets: Budgets,
     host_budgets: HostBudgets,
     /// What these hosts have given these dispatches must be read before anything more is issued.
@@ -128,6 +141,7 @@ impl Frontier {
         Self {
             places: Places::default(),
             exits: Exits::default(),
+            asides: Asides::default(),
             budgets: Budgets::default(),
             host_budgets: HostBudgets::default(),
             unread: HashSet::new(),
@@ -155,6 +169,7 @@ impl Frontier {
     pub fn complete_all(&mut self, now: Millis) {
         self.places.complete_all(now);
         self.exits.complete_all(now);
+        self.asides.clear();
         self.budgets.clear();
         self.host_budgets.clear();
         self.unread.clear();
@@ -209,11 +224,6 @@ impl Frontier {
         self.enqueue_all(woken);
     }
 
-    /// Dispatches whose jobs a refill must look past.
-    pub fn idle(&self) -> Vec<Uuid> {
-        self.budgets.idle()
-    }
-
     /// True when a dispatch goes on whose jobs were passed over: nothing else would bring them back soon; asking
     /// forgets it.
     pub fn take_resumed(&mut self) -> bool {
@@ -262,12 +272,15 @@ impl Frontier {
         true
     }
 
-    /// Whether another flow can be held.
+    /// Whether another flow can be held. What has stepped aside makes room: the scan brings it back.
     pub fn has_room(&mut self) -> bool {
-        let room = self.flows.len() < self.flows_max;
-        self.crowded |= !room;
-        self.refused |= !room;
-        room
+        let full = self.flows.len() >= self.flows_max;
+        self.crowded |= full;
+        self.refused |= full;
+        if full {
+            self.drop_asides();
+        }
+        self.flows.len() < self.flows_max
     }
 
     /// A scan over all hosts with work is through. True: it is to begin again, since there are more than are held.
@@ -294,8 +307,8 @@ impl Frontier {
         }
     }
 
-    /// Flows to refill now with how many rows to ask for, at most `count` of them.
-    pub fn wants_refill(&mut self, now: Millis, count: usize) -> Vec<(FlowKey, i64)> {
+    /// Flows to refill now, at most `count` of them.
+    pub fn wants_refill(&mut self, now: Millis, count: usize) -> Vec<Wanted> {
         while let Some((at, _)) = self.refill_timers.first()
             && *at <= now
         {
@@ -307,13 +320,31 @@ impl Frontier {
             }
         }
         let ids: Vec<FlowId> = self.hungry.iter().take(count).copied().collect();
-        ids.into_iter()
-            .filter_map(|id| {
-                self.hungry.remove(&id);
-                let key = self.key_of(id)?;
-                Some((key, self.flows.get_mut(id)?.asks(now) as i64))
-            })
-            .collect()
+        let shut = if self.crowded { self.shut(now) } else { Vec::new() };
+        // Flows that look past the same regions are read together: mostly all of them, since they look past none.
+        let mut wanted: HashMap<Vec<Region>, Wanted> = HashMap::new();
+        for id in ids {
+            self.hungry.remove(&id);
+            let (Some(key), Some(flow)) = (self.key_of(id), self.flows.get_mut(id)) else { continue };
+            let mut regions: Vec<Region> = flow.asides().iter().map(|aside| aside.region.clone()).collect();
+            if !key.1.is_empty() {
+                regions.extend(shut.iter().cloned());
+                regions.sort();
+                regions.dedup();
+            }
+            let limit = flow.asks(now) as i64;
+            let past = |regions: &Vec<Region>| Wanted { past: self.budgets.past(regions), ..Wanted::default() };
+            let wanted = wanted.entry(regions).or_insert_with_key(past);
+            wanted.flows.push(key);
+            wanted.limits.push(limit);
+        }
+        wanted.into_values().collect()
+    }
+
+    /// Regions by which nothing may leave now.
+    fn shut(&self, now: Millis) -> Vec<Region> {
+        let regions = self.budgets.regions().into_iter();
+        regions.filter(|region| self.exits.gate(now, region) == Gate::Shut).cloned().collect()
     }
 
     /// Takes what a refill found; `limit` is what was asked for.
@@ -384,6 +415,7 @@ impl Frontier {
         }
         let woken = self.exits.wake();
         self.enqueue_all(woken);
+        self.wake_asides(now);
         let mut picks = Vec::new();
         while picks.len() < count {
             let Some(id) = self.turns.take() else { break };
@@ -399,6 +431,51 @@ impl Frontier {
             }
         }
         picks
+    }
+
+    /// Brings back what stepped aside where its region is open again; for a trial one at a time, and if that does not leave
+    /// at once, another one at the next turn.
+    fn wake_asides(&mut self, now: Millis) {
+        for region in self.asides.regions() {
+            let mut count = match self.exits.gate(now, &region) {
+                Gate::Open => usize::MAX,
+                Gate::Trial => 1,
+                Gate::Shut => 0,
+            };
+            while count > 0
+                && let Some(id) = self.asides.take(&region)
+            {
+                if self.flows.get_mut(id).is_some_and(|flow| flow.come_back(&region)) {
+                    // What stands behind it is in the schedule.
+                    self.hungry.insert(id);
+                    self.enqueue(id);
+                    count -= 1;
+                }
+            }
+        }
+    }
+
+    /// The next job of a flow steps aside: its region is shut.
+    fn step_aside(&mut self, id: FlowId, region: Region, suspects_too: bool) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let Some(job) = flow.queue(suspects_too).pop_front() else { return };
+        // While there are more flows than are held, nothing stays for it.
+        if !self.crowded && flow.step_aside(region.clone(), job) {
+            self.asides.push(region, id);
+        }
+    }
+
+    fn drop_asides(&mut self) {
+        for region in self.asides.regions() {
+            while self.flows.len() >= self.flows_max
+                && let Some(id) = self.asides.take(&region)
+            {
+                if let Some(flow) = self.flows.get_mut(id) {
+                    flow.take_aside(&region);
+                }
+                self.forget_if_idle(id);
+            }
+        }
     }
 
     fn wait(&mut self, now: Millis, id: FlowId, wait: Wait) {
@@ -531,6 +608,10 @@ impl Frontier {
             count(issued.key.tenant.as_str(), issued.dispatch, Cause::Request);
         }
         for flow in self.flows.values() {
+            let is_active = |dispatch| self.budgets.get(dispatch).is_some_and(|rules| !rules.idle);
+            for aside in flow.asides().iter().filter(|aside| is_active(aside.job.dispatch)) {
+                count(&flow.tenant, aside.job.dispatch, Cause::Quarantine);
+            }
             let cause = if flow.in_ring { Cause::Turn } else { flow.waits };
             if let Some(job) = flow.front().filter(|_| cause != Cause::Busy) {
                 count(&flow.tenant, job.dispatch, cause);
@@ -543,13 +624,16 @@ impl Frontier {
     pub fn standing(&self, now: Millis, host: &str, dispatch: Uuid) -> Standing {
         let known = self.places.id(host);
         let clock = known.and_then(|host| self.places.clock(host));
-        let wait = match (known, self.budgets.get(dispatch)) {
-            (Some(host), Some(rules)) if rules.room() == Room::Some => {
-                self.places.would_allow(now, host, &rules.limit()).err().or_else(|| self.waits_for_proxy(host))
+        let wait = self.budgets.get(dispatch).and_then(|rules| {
+            if rules.room() != Room::Some {
+                return Some(Wait::event(Cause::Budget));
             }
-            (_, Some(rules)) if rules.room() != Room::Some => Some(Wait::event(Cause::Budget)),
-            _ => None,
-        };
+            if !host.is_empty() && self.exits.gate(now, &rules.region) == Gate::Shut {
+                return Some(self.exits.shut(now, &rules.region));
+            }
+            let host = known?;
+            self.places.would_allow(now, host, &rules.limit()).err().or_else(|| self.waits_for_proxy(host))
+        });
         Standing {
             cause: wait.map_or(Cause::Turn, |wait| wait.cause),
             until_ms: wait.and_then(|wait| wait.until),
@@ -561,8 +645,7 @@ impl Frontier {
     /// A place at a proxy is asked for last.
     fn waits_for_proxy(&self, host: HostId) -> Option<Wait> {
         let mut flows = self.places.get(host)?.flows.iter().filter_map(|id| self.flows.get(*id));
-        let waits = flows.find(|flow| !flow.in_ring && matches!(flow.waits, Cause::Proxy | Cause::Quarantine))?;
-        Some(Wait::event(waits.waits))
+        flows.find(|flow| !flow.in_ring && flow.waits == Cause::Proxy).map(|flow| Wait::event(flow.waits))
     }
 
     fn pick_one(&mut self, now: Millis, id: FlowId) -> Result<Option<Pick>, Wait> {
@@ -578,6 +661,8 @@ impl Frontier {
                 }
                 if more {
                     self.refill_or_leave(id);
+                } else {
+                    self.forget_if_idle(id);
                 }
                 return Ok(None);
             };
@@ -618,9 +703,14 @@ impl Frontier {
             let name = self.places.get(host).map(|host| Arc::clone(&host.name)).unwrap_or_default();
             let (mut stay, mut proxy) = (Stay::default(), None);
             if !name.is_empty() {
+                let Ok(exit) = self.exits.choose(now, &name, &rules.region) else {
+                    let region = rules.region.clone();
+                    self.step_aside(id, region, suspects_too);
+                    continue;
+                };
                 stay = self.places.allow(now, host, &limit, id)?;
                 // Last: whoever is woken for a place at a proxy has nothing else to wait for.
-                proxy = self.exits.choose(now, &name, rules.region.as_deref(), id)?;
+                proxy = exit.map(|exit| self.exits.allow(now, exit, id)).transpose()?;
                 self.places.enter(&stay);
             }
             if let Some(address) = &proxy {
@@ -718,14 +808,20 @@ impl Frontier {
         if flow.is_empty() {
             if flow.more {
                 self.refill_or_leave(id);
-            } else if flow.taken == 0 && flow.timers == 0 && !self.hungry.contains(&id) {
-                // Nothing waits here: it comes back with a hint or the scan.
-                self.forget_flow(id);
+            } else {
+                self.forget_if_idle(id);
             }
             return;
         }
         flow.in_ring = true;
         self.turns.push(&flow.tenant, id);
+    }
+
+    /// Nothing waits here, and nothing is under way: it comes back with a hint or the scan.
+    fn forget_if_idle(&mut self, id: FlowId) {
+        if self.flows.get(id).is_some_and(Flow::is_idle) && !self.hungry.contains(&id) {
+            self.forget_flow(id);
+        }
     }
 }
 

@@ -164,9 +164,9 @@ macro_rules! priorities {
     };
 }
 
-/// The due jobs of several (tenant, host), at most `limit` each, in their order, but for those of `idle` dispatches:
+/// The due jobs of several (tenant, host), at most `limit` each, in their order, but for those of the dispatches `past`:
 /// they are passed over in the index, so that what lies behind them does not wait.
-pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64], idle: &[Uuid]) -> DbResult<Vec<Refill>> {
+pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64], past: &[Uuid]) -> DbResult<Vec<Refill>> {
     let (tenants, hosts): (Vec<&str>, Vec<&str>) =
         flows.iter().map(|(tenant, host)| (tenant.as_str(), host.as_str())).unzip();
     let client = db.client().await?;
@@ -186,7 +186,7 @@ pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64], idle: &
         ))
         .await?;
     let rows =
-        client.query(&statement, &[&tenants, &hosts, &limits, &SUSPECT_CRASHES, &ALONE_CRASHES_MAX, &idle]).await?;
+        client.query(&statement, &[&tenants, &hosts, &limits, &SUSPECT_CRASHES, &ALONE_CRASHES_MAX, &past]).await?;
     let mut refills: Vec<Refill> = flows
         .iter()
         .map(|(tenant, host)| Refill { tenant: tenant.clone(), host: host.clone(), due: Vec::new() })

@@ -9,6 +9,7 @@ use dodo_common::clock::Millis;
 use dodo_common::db::explain::{self, HostReport, JobReport};
 use dodo_common::db::worker::{self, consumer_name};
 use dodo_common::db::{dispatch, segment};
+use dodo_common::model::cause::Cause;
 use dodo_common::model::job::{ALONE_CRASHES_MAX, SUSPECT_CRASHES, TENANT_DEFAULT};
 use dodo_common::model::revisit::{Last, Revisit};
 use dodo_common::model::robots::Robots;
@@ -175,7 +176,11 @@ fn standing_line(standing: Option<&Standing>) -> String {
     };
     let mut line = format!("It waits: {}", cause.meaning());
     if let Some(until) = until_ms {
-        line.push_str(&format!("; its host is free again at {}", moment(*until)));
+        let what = match cause {
+            Cause::Quarantine => "the first of its proxies is tried at",
+            _ => "its host is free again at",
+        };
+        line.push_str(&format!("; {what} {}", moment(*until)));
     }
     let requests = if *in_flight == 1 { "1 request is".to_owned() } else { format!("{in_flight} requests are") };
     line.push_str(&format!(". {requests} under way there"));

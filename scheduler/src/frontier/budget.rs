@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use dodo_common::clock::Millis;
 use uuid::Uuid;
 
+use crate::frontier::exits::Region;
 use crate::frontier::flow::FlowId;
 use crate::frontier::host_budget::HostRules;
 use crate::politeness::Limit;
@@ -14,8 +15,8 @@ use crate::politeness::Limit;
 pub struct Rules {
     pub delay_ms: Millis,
     pub host_concurrency: u32,
-    /// Its requests leave by a proxy of this region.
-    pub region: Option<String>,
+    /// What its requests leave by.
+    pub region: Region,
     /// Pages it may still fetch; none means no budget.
     pub max_pages: Option<i64>,
     /// Pages fetched, as far as reports and the last reading of the progress tell; never too low.
@@ -107,9 +108,15 @@ impl Budgets {
         woken
     }
 
-    /// Dispatches whose jobs a refill must look past.
-    pub fn idle(&self) -> Vec<Uuid> {
-        self.rules.iter().filter(|(_, rules)| rules.idle).map(|(id, _)| *id).collect()
+    /// Dispatches whose jobs a refill must look past: those that are idle, and those of these regions.
+    pub fn past(&self, regions: &[Region]) -> Vec<Uuid> {
+        let is_past = |rules: &Rules| rules.idle || regions.contains(&rules.region);
+        self.rules.iter().filter(|(_, rules)| is_past(rules)).map(|(id, _)| *id).collect()
+    }
+
+    /// What the requests of all of them leave by.
+    pub fn regions(&self) -> HashSet<&Region> {
+        self.rules.values().map(|rules| &rules.region).collect()
     }
 
     /// True when a dispatch goes on whose jobs were passed over; asking forgets it.

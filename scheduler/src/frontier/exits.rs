@@ -21,6 +21,23 @@ use crate::politeness::{Clock, Limit, Wait};
 /// Hosts that are remembered for what they refused.
 const MARKS_MAX: usize = 10_000;
 
+/// What a request may leave by: the proxies of this region; none means any.
+pub type Region = Option<Arc<str>>;
+
+/// Whether a request may leave by a region now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    Open,
+    /// One request, which decides over its proxy.
+    Trial,
+    /// Every proxy of it is in quarantine, or on trial.
+    Shut,
+}
+
+/// A proxy that was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitId(usize);
+
 /// What is asked of each proxy.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
@@ -99,38 +116,20 @@ impl Exits {
         }
     }
 
-    /// The proxy for a request to `host`, none where there is no pool; or what to wait for. `flow` is woken by what it
-    /// waits for, where that is no moment. It takes no place yet.
-    pub fn choose(
-        &mut self,
-        now: Millis,
-        host: &str,
-        region: Option<&str>,
-        flow: FlowId,
-    ) -> Result<Option<Arc<str>>, Wait> {
+    /// The proxy for a request to `host`, none where there is no pool; or until when its region is shut. Nobody waits, and it
+    /// takes no place yet.
+    pub fn choose(&self, now: Millis, host: &str, region: &Region) -> Result<Option<ExitId>, Wait> {
         if self.exits.is_empty() && region.is_none() {
             return Ok(None);
         }
-        let (mut best, mut soonest, mut tried) = (None, None, None);
-        for (index, exit) in self.exits.iter().enumerate() {
-            if region.is_some_and(|region| region != &*exit.region) {
-                continue;
-            }
-            match exit.health.state() {
-                State::Quarantined { until_ms } if until_ms > now => {
-                    soonest = Some(soonest.map_or(until_ms, |at: Millis| at.min(until_ms)));
-                }
-                // What left before its quarantine must not be taken for the trial.
-                State::Trial | State::Quarantined { .. } if exit.clock.in_flight > 0 => tried = Some(index),
-                _ => best = best.max(Some((xxh3_64_with_seed(host.as_bytes(), exit.seed), index))),
-            }
-        }
-        let Some((_, index)) = best else {
-            if let Some(index) = tried {
-                self.exits[index].wait(flow);
-            }
-            return Err(Wait { until: soonest, cause: Cause::Quarantine });
-        };
+        let usable = self.of(region).filter(|(_, exit)| exit.is_usable(now));
+        let best = usable.max_by_key(|(index, exit)| (xxh3_64_with_seed(host.as_bytes(), exit.seed), *index));
+        best.map(|(index, _)| Some(ExitId(index))).ok_or_else(|| self.shut(now, region))
+    }
+
+    /// The address of the proxy that was chosen, or what to wait for. `flow` is woken by what it waits for, where that is no
+    /// moment.
+    pub fn allow(&mut self, now: Millis, ExitId(index): ExitId, flow: FlowId) -> Result<Arc<str>, Wait> {
         let limit = Limit { concurrency: self.bounds.concurrency, delay_ms: self.bounds.delay_ms };
         let exit = &mut self.exits[index];
         exit.clock.allows(&limit, now).map_err(|wait| {
@@ -139,7 +138,38 @@ impl Exits {
             }
             Wait { cause: Cause::Proxy, ..wait }
         })?;
-        Ok(Some(Arc::clone(&exit.address)))
+        Ok(Arc::clone(&exit.address))
+    }
+
+    /// Whether anything may leave by a region now.
+    pub fn gate(&self, now: Millis, region: &Region) -> Gate {
+        if self.exits.is_empty() && region.is_none() {
+            return Gate::Open;
+        }
+        let mut gate = Gate::Shut;
+        for (_, exit) in self.of(region).filter(|(_, exit)| exit.is_usable(now)) {
+            if exit.health.state() == State::Healthy {
+                return Gate::Open;
+            }
+            gate = Gate::Trial;
+        }
+        gate
+    }
+
+    /// What is waited for at a region that is shut: the first quarantine of it that ends; without a moment what comes of a
+    /// trial.
+    pub fn shut(&self, now: Millis, region: &Region) -> Wait {
+        let quarantines = self.of(region).filter_map(|(_, exit)| match exit.health.state() {
+            State::Quarantined { until_ms } => Some(until_ms).filter(|until_ms| *until_ms > now),
+            State::Healthy | State::Trial => None,
+        });
+        Wait { until: quarantines.min(), cause: Cause::Quarantine }
+    }
+
+    fn of(&self, region: &Region) -> impl Iterator<Item = (usize, &Exit)> {
+        let region = region.as_deref();
+        let exits = self.exits.iter().enumerate();
+        exits.filter(move |(_, exit)| region.is_none_or(|region| region == &*exit.region))
     }
 
     /// A request that was chosen for leaves by this proxy.
@@ -232,6 +262,15 @@ impl Exits {
 }
 
 impl Exit {
+    /// What left before its quarantine must not be taken for the trial.
+    fn is_usable(&self, now: Millis) -> bool {
+        match self.health.state() {
+            State::Healthy => true,
+            State::Quarantined { until_ms } if until_ms > now => false,
+            State::Quarantined { .. } | State::Trial => self.clock.in_flight == 0,
+        }
+    }
+
     fn wait(&mut self, flow: FlowId) {
         if self.waiting.insert(flow) {
             self.queue.push_back(flow);
@@ -265,9 +304,21 @@ mod tests {
         SlotMap::with_key().insert(())
     }
 
+    /// Where a request may leave now.
+    fn ask(
+        exits: &mut Exits,
+        now: Millis,
+        host: &str,
+        region: Option<&str>,
+        flow: FlowId,
+    ) -> Result<Option<Arc<str>>, Wait> {
+        let chosen = exits.choose(now, host, &region.map(Arc::from))?;
+        chosen.map(|exit| exits.allow(now, exit, flow)).transpose()
+    }
+
     /// Where each of many hosts would go.
     fn places(exits: &mut Exits, now: Millis) -> Vec<String> {
-        let place = |n| exits.choose(now, &format!("http://h{n}.test"), None, flow()).unwrap().unwrap().to_string();
+        let place = |n| ask(exits, now, &format!("http://h{n}.test"), None, flow()).unwrap().unwrap().to_string();
         (0..900).map(place).collect()
     }
 
@@ -293,7 +344,7 @@ mod tests {
         say_of(&mut exits, BASE_MS, "b:1", "http://x.test", ProxyWord::Good);
         assert_eq!(places(&mut exits, BASE_MS), before);
         assert!(
-            exits.choose(0, "http://h.test", Some("us"), flow()).unwrap().is_some_and(|address| &*address == "c:1")
+            ask(&mut exits, 0, "http://h.test", Some("us"), flow()).unwrap().is_some_and(|address| &*address == "c:1")
         );
     }
 
@@ -305,23 +356,21 @@ mod tests {
             say_of(&mut exits, 0, "a:1", "http://h.test", ProxyWord::Down);
         }
         let quarantined = Err(Wait::until(BASE_MS, Cause::Quarantine));
-        assert_eq!(exits.choose(0, "http://h.test", None, flow()), quarantined);
-        let (early, late) = (flow(), flow());
-        let choose = |exits: &mut Exits, now, flow| exits.choose(now, "http://h.test", None, flow);
-        assert_eq!(
-            choose(&mut exits, BASE_MS, early),
-            Err(Wait::event(Cause::Quarantine)),
-            "one had left before, which is no trial"
-        );
-        assert_eq!(exits.leave(BASE_MS, "a:1", "http://h.test", true, Some(ProxyWord::Good)), [early]);
-        assert!(choose(&mut exits, BASE_MS, late).is_ok());
+        assert_eq!(ask(&mut exits, 0, "http://h.test", None, flow()), quarantined);
+        assert_eq!(exits.gate(0, &None), Gate::Shut);
+        let flow = flow();
+        let choose = |exits: &mut Exits| ask(exits, BASE_MS, "http://h.test", None, flow);
+        assert_eq!(choose(&mut exits), Err(Wait::event(Cause::Quarantine)), "one had left before, which is no trial");
+        exits.leave(BASE_MS, "a:1", "http://h.test", true, Some(ProxyWord::Good));
+        assert_eq!(exits.gate(BASE_MS, &None), Gate::Trial);
+        assert!(choose(&mut exits).is_ok());
         exits.enter("a:1");
-        assert_eq!(choose(&mut exits, BASE_MS, late), Err(Wait::event(Cause::Quarantine)));
-        assert_eq!(exits.wake(), []);
+        assert_eq!((exits.gate(BASE_MS, &None), exits.wake()), (Gate::Shut, Vec::new()));
+        assert_eq!(choose(&mut exits), Err(Wait::event(Cause::Quarantine)));
         let row = &exits.take_changed(BASE_MS)[0];
         assert_eq!((row.quarantined_ms, row.failures, row.successes), (Some(0), 3, 1));
         exits.leave(BASE_MS, "a:1", "http://h.test", true, Some(ProxyWord::Good));
-        assert!(choose(&mut exits, BASE_MS, late).is_ok());
+        assert_eq!(exits.gate(BASE_MS, &None), Gate::Open);
         assert_eq!(exits.take_changed(BASE_MS)[0].quarantined_ms, None);
         assert_eq!(exits.take_changed(BASE_MS), []);
     }
@@ -331,7 +380,7 @@ mod tests {
         let mut exits = exits("eu=http://a:1", 2);
         let mut flows = SlotMap::with_key();
         let flows: Vec<FlowId> = (0..3).map(|_| flows.insert(())).collect();
-        let choose = |exits: &mut Exits, flow| exits.choose(0, "http://h.test", None, flow);
+        let choose = |exits: &mut Exits, flow| ask(exits, 0, "http://h.test", None, flow);
         for _ in 0..2 {
             assert!(choose(&mut exits, flows[0]).is_ok());
             exits.enter("a:1");
@@ -356,7 +405,7 @@ mod tests {
         let host = "http://h.test";
         let mut used = Vec::new();
         for _ in 0..100 {
-            let address = exits.choose(0, host, None, flow()).unwrap().unwrap();
+            let address = ask(&mut exits, 0, host, None, flow()).unwrap().unwrap();
             say_of(&mut exits, 0, &address, host, ProxyWord::Blocked);
             used.push(address.to_string());
         }
@@ -375,9 +424,9 @@ mod tests {
     fn nothing_leaves_without_a_proxy_of_its_region() {
         let mut exits = exits("eu=http://a:1", 8);
         let nowhere = Err(Wait::event(Cause::Quarantine));
-        assert_eq!(exits.choose(0, "http://h.test", Some("us"), flow()), nowhere);
+        assert_eq!(ask(&mut exits, 0, "http://h.test", Some("us"), flow()), nowhere);
         let mut none = Exits::default();
-        assert_eq!(none.choose(0, "http://h.test", Some("us"), flow()), nowhere);
-        assert_eq!(none.choose(0, "http://h.test", None, flow()), Ok(None));
+        assert_eq!(ask(&mut none, 0, "http://h.test", Some("us"), flow()), nowhere);
+        assert_eq!(ask(&mut none, 0, "http://h.test", None, flow()), Ok(None));
     }
 }

@@ -9,6 +9,8 @@ use dodo_common::model::cause::Cause;
 use slotmap::new_key_type;
 use uuid::Uuid;
 
+use crate::frontier::aside::Aside;
+use crate::frontier::exits::Region;
 use crate::frontier::place::HostId;
 use crate::politeness::NEVER;
 
@@ -33,6 +35,8 @@ pub struct Flow {
     buffer: VecDeque<DueJob>,
     /// Those that run alone: few at a time are issued, and nobody waits behind them.
     suspects: VecDeque<DueJob>,
+    /// One for each region that is shut and has jobs here; what stands behind them is not buffered.
+    asides: Vec<Aside>,
     /// How many the next refill asks for.
     pub room: usize,
     refilled_ms: Millis,
@@ -56,6 +60,7 @@ impl Flow {
             host,
             buffer: VecDeque::new(),
             suspects: VecDeque::new(),
+            asides: Vec::new(),
             room: BUFFER_MIN,
             refilled_ms: NEVER,
             stale: false,
@@ -81,6 +86,11 @@ impl Flow {
         self.buffer.is_empty() && self.suspects.is_empty()
     }
 
+    /// Nothing waits here, nothing of it is under way, and it is not known to be refilled.
+    pub fn is_idle(&self) -> bool {
+        self.is_empty() && self.asides.is_empty() && self.taken == 0 && self.timers == 0
+    }
+
     pub fn has_suspects(&self) -> bool {
         !self.suspects.is_empty()
     }
@@ -88,6 +98,32 @@ impl Flow {
     /// Where its next job comes from: suspects have waited longer.
     pub fn queue(&mut self, suspects_too: bool) -> &mut VecDeque<DueJob> {
         if suspects_too && !self.suspects.is_empty() { &mut self.suspects } else { &mut self.buffer }
+    }
+
+    /// A job steps aside; true: it is the first one of its region.
+    pub fn step_aside(&mut self, region: Region, job: DueJob) -> bool {
+        let first = self.asides.iter().all(|aside| aside.region != region);
+        if first {
+            self.asides.push(Aside { region, job });
+        }
+        first
+    }
+
+    /// The job of this region that stepped aside comes back before all others; false: there is none.
+    pub fn come_back(&mut self, region: &Region) -> bool {
+        let Some(job) = self.take_aside(region) else { return false };
+        let queue = if job.alone { &mut self.suspects } else { &mut self.buffer };
+        queue.push_front(job);
+        true
+    }
+
+    pub fn take_aside(&mut self, region: &Region) -> Option<DueJob> {
+        let at = self.asides.iter().position(|aside| aside.region == *region)?;
+        Some(self.asides.swap_remove(at).job)
+    }
+
+    pub fn asides(&self) -> &[Aside] {
+        &self.asides
     }
 
     /// The first job that waits.

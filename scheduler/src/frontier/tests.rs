@@ -9,6 +9,8 @@ use crate::frontier::exits::Bounds;
 use crate::frontier::flow::{BUFFER_MAX, BUFFER_MIN, STALE_MS};
 use crate::frontier::host_budget::HostRules;
 
+mod region;
+
 const TENANT: &str = "default";
 
 struct Bench {
@@ -321,7 +323,7 @@ fn a_paused_dispatch_is_dropped_from_the_buffer_and_found_again() {
     bench.add("http://a", "10.0.0.1", 3);
     let rules = |idle| Rules { host_concurrency: 8, idle, ..Rules::idle() };
     bench.frontier.set_rules(bench.dispatch, rules(true));
-    assert_eq!(bench.frontier.idle(), [bench.dispatch]);
+    assert_eq!(bench.frontier.budgets.past(&[]), [bench.dispatch]);
     assert!(bench.pick(0).is_empty());
     assert_eq!(bench.frontier.next_due_ms(), None, "nothing spins");
     assert!(!bench.frontier.take_resumed());
@@ -339,7 +341,8 @@ fn a_paused_dispatch_is_dropped_from_the_buffer_and_found_again() {
 /// Refills the only flow as the schedule would, were it endless; returns how many rows were asked for.
 fn refill_endless(bench: &mut Bench, now: Millis) -> usize {
     let asked = bench.frontier.wants_refill(now, 10);
-    let [(key, limit)] = asked.as_slice() else { return 0 };
+    let [Wanted { flows, limits, .. }] = asked.as_slice() else { return 0 };
+    let (key, limit) = (&flows[0], &limits[0]);
     // What is issued is still in the schedule, and in front.
     let busy: Vec<Uuid> = bench.frontier.issued.values().map(|issued| issued.key.id).collect();
     let fresh = std::iter::repeat_with(Uuid::now_v7).take(*limit as usize - busy.len());

@@ -26,6 +26,7 @@ mod proxies;
 mod proxy;
 mod proxy_pool;
 mod refuse;
+mod region;
 mod revisit;
 mod rules;
 mod security;
