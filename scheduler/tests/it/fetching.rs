@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,17 +10,10 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use dodo_scheduler::local::free_port;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use crate::cluster::Cluster;
+use crate::tls::Ca;
 use crate::web::Web;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -84,52 +76,6 @@ async fn plain(hits: &Hits) -> Result<String> {
     Ok(place)
 }
 
-/// A private CA.
-struct Ca {
-    dir: TempDir,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Ca {
-    fn new() -> Result<Self> {
-        let dir = tempfile::tempdir()?;
-        let mut about = CertificateParams::new(Vec::new())?;
-        about.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate()?;
-        std::fs::write(dir.path().join("ca.pem"), about.self_signed(&key)?.pem())?;
-        Ok(Self { dir, issuer: Issuer::new(about, key) })
-    }
-
-    fn file(&self) -> PathBuf {
-        self.dir.path().join("ca.pem")
-    }
-
-    /// A TLS site that it vouches for, which offers these protocols.
-    async fn site(&self, hits: &Hits, protocols: &[&str]) -> Result<String> {
-        let key = KeyPair::generate()?;
-        let certificate = CertificateParams::new(vec!["127.0.0.1".to_owned()])?.signed_by(&key, &self.issuer)?;
-        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        let mut tls =
-            ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key)?;
-        tls.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-        let acceptor = TlsAcceptor::from(Arc::new(tls));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-        let place = listener.local_addr()?.to_string();
-        let site = site(hits);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (acceptor, site) = (acceptor.clone(), TowerToHyperService::new(site.clone()));
-                tokio::spawn(async move {
-                    let Ok(stream) = acceptor.accept(stream).await else { return };
-                    let builder = auto::Builder::new(TokioExecutor::new());
-                    let _ = builder.serve_connection(TokioIo::new(stream), site).await;
-                });
-            }
-        });
-        Ok(place)
-    }
-}
-
 /// Path and row of each page of a crawl.
 fn pages(cluster: &Cluster, dispatch: &str) -> Result<HashMap<String, Value>> {
     let text = cluster.dodo_text(&["export", "pages", "--dispatch", dispatch])?;
@@ -147,11 +93,13 @@ async fn http_2_is_spoken_where_a_private_ca_vouches_for_it() -> Result<()> {
     let mut cluster = Cluster::start().await?;
     let (ca, other) = (Ca::new()?, Ca::new()?);
     let (new, old, unknown) = (Hits::default(), Hits::default(), Hits::default());
+    let here = Ipv4Addr::LOCALHOST;
     let places = [
-        ca.site(&new, &["h2", "http/1.1"]).await?,
-        ca.site(&old, &["http/1.1"]).await?,
-        other.site(&unknown, &["h2", "http/1.1"]).await?,
-    ];
+        ca.serve("127.0.0.1", here, &["h2", "http/1.1"], site(&new)).await?,
+        ca.serve("127.0.0.1", here, &["http/1.1"], site(&old)).await?,
+        other.serve("127.0.0.1", here, &["h2", "http/1.1"], site(&unknown)).await?,
+    ]
+    .map(|place| place.to_string());
     cluster.open(&places);
     cluster.worker_env.push(("DODO_FETCH_CA_FILE".to_owned(), ca.file().display().to_string()));
     let _scheduler = cluster.scheduler().await?;

@@ -30,6 +30,8 @@ pub enum Kind {
 pub struct Proxy {
     pub port: u16,
     targets: Arc<Mutex<Vec<String>>>,
+    /// An HTTP proxy says this to everything, if it says anything: a status.
+    refusal: Arc<Mutex<Option<u16>>>,
     /// Ends it with every connection.
     pub stop: CancellationToken,
 }
@@ -43,26 +45,31 @@ impl Proxy {
     pub async fn start_at(kind: Kind, port: u16, outside: Ipv4Addr) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
         let port = listener.local_addr()?.port();
-        let targets = Arc::new(Mutex::new(Vec::new()));
+        let (targets, refusal) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(None)));
         let stop = CancellationToken::new();
-        let (seen, stopped) = (Arc::clone(&targets), stop.clone());
+        let (seen, refused, stopped) = (Arc::clone(&targets), Arc::clone(&refusal), stop.clone());
         tokio::spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let client = tokio::select! { client = listener.accept() => client, () = stopped.cancelled() => break };
                 let Ok((client, _)) = client else { break };
-                let seen = Arc::clone(&seen);
+                let (seen, refused) = (Arc::clone(&seen), Arc::clone(&refused));
                 connections.spawn(async move {
                     // A connection that breaks is a client that has gone.
                     let _ = match kind {
                         Kind::Socks5 => socks5(client, outside, &seen).await,
-                        Kind::Http => http(client, outside, &seen).await,
+                        Kind::Http => http(client, outside, &seen, &refused).await,
                     };
                 });
             }
             // The listener and every connection end here.
         });
-        Ok(Self { port, targets, stop })
+        Ok(Self { port, targets, refusal, stop })
+    }
+
+    /// From here on an HTTP proxy refuses what comes, by this status.
+    pub fn refuse(&self, status: Option<u16>) {
+        *self.refusal.lock().expect("no panic under this lock") = status;
     }
 
     pub fn targets(&self) -> BTreeSet<String> {
@@ -111,8 +118,13 @@ async fn counted(client: &mut TcpStream) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A forward proxy: requests in absolute form, one a connection. It knows where the site is by itself.
-async fn http(mut client: TcpStream, outside: Ipv4Addr, seen: &Mutex<Vec<String>>) -> Result<()> {
+/// A forward proxy: requests in absolute form, one a connection, and CONNECT. It knows where the site is by itself.
+async fn http(
+    mut client: TcpStream,
+    outside: Ipv4Addr,
+    seen: &Mutex<Vec<String>>,
+    refused: &Mutex<Option<u16>>,
+) -> Result<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(client.read_u8().await?);
@@ -121,12 +133,25 @@ async fn http(mut client: TcpStream, outside: Ipv4Addr, seen: &Mutex<Vec<String>
     let (first, headers) = head.split_once("\r\n").context("no request line")?;
     let basic = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{PASSWORD}"));
     let is_ours = |line: &&str| !line.to_lowercase().starts_with("proxy-");
-    if !headers.lines().any(|line| line.eq_ignore_ascii_case(&format!("proxy-authorization: Basic {basic}"))) {
-        let refusal =
-            "HTTP/1.1 407 Who Are You\r\nproxy-authenticate: Basic\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    let known = headers.lines().any(|line| line.eq_ignore_ascii_case(&format!("proxy-authorization: Basic {basic}")));
+    let refusal = refused.lock().expect("no panic under this lock").or((!known).then_some(407));
+    if let Some(status) = refusal {
+        let refusal = format!(
+            "HTTP/1.1 {status} No\r\nproxy-authenticate: Basic\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        );
         return Ok(client.write_all(refusal.as_bytes()).await?);
     }
-    let target = first.split(' ').nth(1).context("no target")?;
+    let mut words = first.split(' ');
+    let (method, target) = words.next().zip(words.next()).context("no target")?;
+    if method == "CONNECT" {
+        seen.lock().expect("no panic under this lock").push(format!("CONNECT {target}"));
+        let (name, port) = target.rsplit_once(':').context("no port")?;
+        ensure!(name.ends_with(NAME), "another site");
+        let mut server = connect(outside, (SITE, port.parse()?).into()).await?;
+        client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
+        copy_bidirectional(&mut client, &mut server).await?;
+        return Ok(());
+    }
     seen.lock().expect("no panic under this lock").push(target.to_owned());
     let (place, path) =
         target.strip_prefix("http://").and_then(|rest| rest.split_once('/')).context("no absolute form")?;

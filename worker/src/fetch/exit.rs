@@ -5,12 +5,13 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
-use dodo_common::model::proxy::{Proxy, ProxyKind, ProxyWord};
+use dodo_common::model::proxy::{Proxy, ProxyWord};
 use reqwest::Client;
+use url::Url;
 
 use crate::fetch::block;
 use crate::fetch::fetched::Fetched;
-use crate::fetch::proxy::{FetchError, Uplink};
+use crate::fetch::proxy::{self, FetchError, Uplink};
 
 tokio::task_local! {
     static TRIP: Arc<Trip>;
@@ -62,8 +63,8 @@ impl Trip {
         *self.word.lock().expect("no panic under this lock")
     }
 
-    /// Notes what an answer, or none, says of the proxy, and marks an answer that looks blocked.
-    pub fn note(&self, answer: &mut Result<Fetched, FetchError>) {
+    /// Notes what an answer from `url`, or none, says of the proxy, and marks an answer that looks blocked.
+    pub fn note(&self, url: &Url, answer: &mut Result<Fetched, FetchError>) {
         let word = match answer {
             Err(FetchError::Proxy(_)) => ProxyWord::Down,
             Err(FetchError::Failed(_)) => ProxyWord::Failed,
@@ -73,7 +74,7 @@ impl Trip {
                     _ if fetched.block.is_some() => ProxyWord::Blocked,
                     // What a proxy says where it does not reach the site (RFC 9110 15.6.3 and 15.6.5); the site may have
                     // said it, too, which the leader finds out.
-                    502 | 504 if self.exit.proxy.kind == ProxyKind::Http => ProxyWord::Failed,
+                    502 | 504 if proxy::may_answer(&self.exit.proxy, url) => ProxyWord::Failed,
                     _ => ProxyWord::Good,
                 }
             }

@@ -164,7 +164,7 @@ impl Fetcher {
             Ok(way) => self.get_by(way, ask).await,
             Err(error) => Err(error),
         };
-        trip.note(&mut answer);
+        trip.note(ask.url, &mut answer);
         answer
     }
 
@@ -174,7 +174,7 @@ impl Fetcher {
         let mut response = self.send(way, ask, started + Duration::from_millis(head_ms)).await?;
         let mut address = response.remote_addr().map(|address| address.ip());
         if let Some(uplink) = &way.uplink {
-            address = uplink.accept(address, response.status().as_u16(), ask.addresses)?;
+            address = uplink.accept(address, response.status().as_u16(), ask.url, ask.addresses)?;
         } else if address.is_some_and(|address| !ask.addresses.contains(&address)) {
             return Err("the connection went to an address that is not pinned".into());
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use dodo_common::model::proxy::{Proxy, ProxyKind};
 use tokio::net::{TcpStream, lookup_host};
+use url::Url;
 
 /// What the HTTP client calls the proxy. No page can have this name (RFC 6761 6.4), so its addresses and those
 /// pinned for pages never mix.
@@ -23,6 +24,17 @@ const PAUSE: Duration = Duration::from_secs(1);
 const DOUBLINGS_MAX: u32 = 5;
 /// Addresses of the proxy that are remembered: idle connections may be to an earlier one.
 const ADDRESSES_MAX: usize = 64;
+
+/// What the HTTP client says where CONNECT or SOCKS5 ends with our credentials. Compared as a whole: what a certificate says
+/// is in other errors, and is a stranger's.
+const REFUSALS: [&str; 4] = [
+    "tunnel error: proxy authorization required",
+    "SOCKS error: credentials not accepted",
+    "SOCKS error: server does not support user/pass authentication",
+    "SOCKS error: server implements authentication incorrectly",
+];
+/// What it says where CONNECT was answered, and by no 200 (RFC 9110 9.3.6).
+const NO_TUNNEL: &str = "tunnel error: unsuccessful";
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -73,15 +85,22 @@ impl Uplink {
         Ok(found)
     }
 
-    /// Checks an answer that came from `remote`; returns the address of the site if that is certain. A SOCKS5
+    /// Checks an answer from `url` that came from `remote`; returns the address of the site if that is certain. A SOCKS5
     /// proxy was told the first pinned one; an HTTP proxy resolves names by itself.
-    pub fn accept(&self, remote: Option<IpAddr>, status: u16, pinned: &[IpAddr]) -> Result<Option<IpAddr>, FetchError> {
+    pub fn accept(
+        &self,
+        remote: Option<IpAddr>,
+        status: u16,
+        url: &Url,
+        pinned: &[IpAddr],
+    ) -> Result<Option<IpAddr>, FetchError> {
         let known = |address| self.addresses.lock().expect("no panic under this lock").contains(&address);
         if !remote.is_some_and(known) {
             return Err("the connection did not go to the proxy".into());
         }
-        // Only a proxy says 407 (RFC 9110 15.5.8); taken for a site's answer it would end jobs.
-        if self.proxy.kind == ProxyKind::Http && status == 407 {
+        // Only a proxy says 407 (RFC 9110 15.5.8); taken for a site's answer it would end jobs. What a site says in a tunnel
+        // must not be taken for the proxy's: it would stop this worker.
+        if status == 407 && may_answer(&self.proxy, url) {
             return Err(self.in_trouble("it does not accept our credentials (407)".to_owned()));
         }
         self.troubles.store(0, Ordering::Relaxed);
@@ -96,9 +115,13 @@ impl Uplink {
         if !error.is_connect() {
             return FetchError::Failed(why);
         }
-        // What the SOCKS5 and the CONNECT handshake say of credentials.
-        if ["credentials", "authentication", "proxy authorization"].iter().any(|word| why.contains(word)) {
+        let cause = why.split_once(": ").map_or("", |(_, cause)| cause);
+        if REFUSALS.contains(&cause) {
             return self.in_trouble(why);
+        }
+        if cause == NO_TUNNEL {
+            // It answers, and has not reached the site: whose fault that is, it does not say.
+            return FetchError::Failed(format!("the proxy {} did not connect to the site", self.proxy));
         }
         match self.probe().await {
             Ok(()) => FetchError::Failed(why),
@@ -136,4 +159,9 @@ impl Uplink {
             Err(_) => Err(format!("the proxy {} does not answer in time", self.proxy)),
         }
     }
+}
+
+/// Whether an answer to a request for `url` may be the proxy's own: in a tunnel (CONNECT, SOCKS5) it is the site's.
+pub fn may_answer(proxy: &Proxy, url: &Url) -> bool {
+    proxy.kind == ProxyKind::Http && url.scheme() == "http"
 }
