@@ -10,8 +10,9 @@ use dodo_common::clock::Millis;
 use dodo_common::db::host::{HostState, HostView};
 use dodo_common::db::schedule::{DueJob, Refill};
 use dodo_common::model::stream_id::StreamId;
+use dodo_scheduler::frontier::Frontier;
 use dodo_scheduler::frontier::budget::Rules;
-use dodo_scheduler::frontier::{Frontier, SettledJob};
+use dodo_scheduler::frontier::issued::SettledJob;
 use uuid::Uuid;
 
 const TENANT: &str = "default";

@@ -15,7 +15,8 @@ use dodo_common::stream::{control, queue, raw};
 use uuid::Uuid;
 
 use crate::context::{Context, Term};
-use crate::frontier::{Adopted, Frontier};
+use crate::frontier::Frontier;
+use crate::frontier::issued::Adopted;
 
 /// Raw results reconciled in one round.
 const RECONCILE_BATCH: i64 = 1000;

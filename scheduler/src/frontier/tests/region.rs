@@ -1,10 +1,19 @@
 //! Jobs whose region is shut step aside, and nobody else waits for them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use dodo_common::db::proxy::ProxyRow;
+use dodo_common::model::cause::Cause;
+use dodo_common::model::proxy::ProxyWord;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::frontier::exits::Bounds;
+use crate::frontier::flow::BUFFER_MAX;
+use crate::frontier::issued::Adopted;
+use crate::frontier::pick::Pick;
+use crate::frontier::refill::Wanted;
 
 const DELAY_MS: Millis = 100;
 const QUARANTINE_MS: Millis = 1000;
@@ -79,6 +88,49 @@ impl Schedule {
 }
 
 #[test]
+fn a_job_leaves_by_a_proxy_or_waits_and_takes_no_place_meanwhile() {
+    let mut bench = Bench::new(0, 1);
+    let bounds = Bounds { concurrency: 1, delay_ms: 0, quarantine_ms: 1000 };
+    bench.frontier.set_exits(Exits::new(0, &"eu=http://a:1".parse().unwrap(), bounds, &[]));
+    bench.add("http://a", "10.0.0.1", 5);
+    bench.add("http://b", "10.0.0.2", 5);
+    let first = bench.frontier.pick(0, 100);
+    assert_eq!(first.iter().map(|pick| pick.proxy.as_deref()).collect::<Vec<_>>(), [Some("a:1")]);
+    let census = bench.frontier.census();
+    assert_eq!(census[&(TENANT, bench.dispatch, Cause::Proxy)], 1, "the other host waits for the proxy");
+    let down = SettledJob { proxy: Some(ProxyWord::Down), due_in_ms: Some(0), ..SettledJob::default() };
+    let (mut serial, mut next) = (0, first);
+    for _ in 0..3 {
+        for pick in next {
+            serial += 1;
+            let entry = StreamId { ms: serial, seq: 0 };
+            bench.frontier.issued(0, entry, pick);
+            bench.frontier.settled(0, entry, &down);
+        }
+        next = bench.frontier.pick(0, 1);
+    }
+    assert!(next.is_empty() && bench.frontier.pick(999, 100).is_empty());
+    assert_eq!(bench.frontier.census()[&(TENANT, bench.dispatch, Cause::Quarantine)], 2);
+    assert_eq!(bench.frontier.take_exits(0)[0].quarantined_ms, Some(1000));
+    assert_eq!(bench.frontier.pick(1000, 100).len(), 1, "the trial");
+
+    // A new leader finds it in the stream; the places of the proxy are counted as before.
+    bench.frontier.complete_all(1000);
+    let adopted = Adopted {
+        key: JobKey { tenant: TENANT.to_owned(), id: Uuid::now_v7(), attempt: 0 },
+        host: "http://a".to_owned(),
+        dispatch: bench.dispatch,
+        alone: false,
+        proxy: Some("a:1".to_owned()),
+    };
+    bench.frontier.adopt(1000, StreamId { ms: 90, seq: 0 }, adopted);
+    bench.add("http://c", "10.0.0.3", 1);
+    assert!(bench.pick(1000).is_empty(), "one is under way by the proxy");
+    bench.frontier.settled(1001, StreamId { ms: 90, seq: 0 }, &SettledJob::default());
+    assert_eq!(bench.pick(1001), ["http://c"]);
+}
+
+#[test]
 fn a_region_that_is_shut_steps_aside_and_its_hosts_go_on() {
     let (eu, us, host) = (Uuid::now_v7(), Uuid::now_v7(), "http://a");
     let (mut frontier, mut schedule) = (Frontier::default(), Schedule::default());
@@ -134,6 +186,35 @@ fn a_region_that_is_shut_steps_aside_and_its_hosts_go_on() {
     now = QUARANTINE_MS + 10;
     frontier.settled(now, trial[0].1, &good);
     assert_eq!(pick(&mut frontier, now + DELAY_MS).len(), 1);
+}
+
+#[test]
+fn for_a_trial_one_flow_comes_back_and_then_all() {
+    const HOSTS: usize = 10;
+    let eu = Uuid::now_v7();
+    let (mut frontier, mut schedule) = (Frontier::default(), Schedule::default());
+    frontier.set_exits(exits());
+    frontier.set_rules(eu, rules(Some("eu")));
+    for host in 0..HOSTS {
+        schedule.add(&format!("http://h{host}"), eu, 2);
+    }
+    schedule.scan(&mut frontier);
+    let address = |host: &str| format!("10.0.0.{}", host.as_bytes()[host.len() - 1]);
+    schedule.serve(&mut frontier, 0, address);
+    assert!(frontier.pick(0, 100).is_empty());
+    assert_eq!(frontier.census()[&(TENANT, eu, Cause::Quarantine)], HOSTS as i64);
+    assert!(frontier.pick(QUARANTINE_MS, 0).is_empty());
+    assert!(frontier.wants_refill(QUARANTINE_MS, 100).is_empty(), "nobody comes back while the window is full");
+    let trial = frontier.pick(QUARANTINE_MS, 100);
+    assert_eq!(trial.len(), 1);
+    let read: usize = frontier.wants_refill(QUARANTINE_MS, 100).iter().map(|wanted| wanted.flows.len()).sum();
+    assert_eq!(read, 1, "only that one is read anew");
+    assert_eq!(frontier.census()[&(TENANT, eu, Cause::Quarantine)], HOSTS as i64 - 1);
+    let entry = StreamId { ms: 1, seq: 0 };
+    frontier.issued(QUARANTINE_MS, entry, trial[0].clone());
+    let good = SettledJob { requested: true, proxy: Some(ProxyWord::Good), ..SettledJob::default() };
+    frontier.settled(QUARANTINE_MS + 10, entry, &good);
+    assert_eq!(frontier.pick(QUARANTINE_MS + 10, 100).len(), HOSTS - 1, "it is healthy");
 }
 
 /// A pool whose first proxy is down until `heals_ms`, and three crawls of six hosts at three addresses: every job is done,

@@ -1,0 +1,65 @@
+//! What jobs wait for: of one dispatch at one host, and counted over all.
+
+use std::collections::HashMap;
+
+use dodo_common::clock::Millis;
+use dodo_common::model::cause::Cause;
+use dodo_common::stream::question::Standing;
+use uuid::Uuid;
+
+use crate::frontier::Frontier;
+use crate::frontier::budget::Room;
+use crate::frontier::exits::Gate;
+use crate::frontier::place::HostId;
+use crate::politeness::{NEVER, Wait};
+
+impl Frontier {
+    /// What the jobs of each (tenant, dispatch) wait for: one for each request under way, and one for each flow whose next
+    /// job waits for something else, or has stepped aside.
+    pub fn census(&self) -> HashMap<(&str, Uuid, Cause), i64> {
+        let mut census = HashMap::new();
+        let mut count = |tenant, dispatch, cause| *census.entry((tenant, dispatch, cause)).or_default() += 1;
+        for issued in self.issued.values() {
+            count(issued.key.tenant.as_str(), issued.dispatch, Cause::Request);
+        }
+        for flow in self.flows.values() {
+            let is_active = |dispatch| self.budgets.get(dispatch).is_some_and(|rules| !rules.idle);
+            for aside in flow.asides().iter().filter(|aside| is_active(aside.job.dispatch)) {
+                count(&flow.tenant, aside.job.dispatch, Cause::Quarantine);
+            }
+            let cause = if flow.in_ring { Cause::Turn } else { flow.waits };
+            if let Some(job) = flow.front().filter(|_| cause != Cause::Busy) {
+                count(&flow.tenant, job.dispatch, cause);
+            }
+        }
+        census
+    }
+
+    /// How things stand for the jobs of this dispatch at this host.
+    pub fn standing(&self, now: Millis, host: &str, dispatch: Uuid) -> Standing {
+        let known = self.places.id(host);
+        let clock = known.and_then(|host| self.places.clock(host));
+        let wait = self.budgets.get(dispatch).and_then(|rules| {
+            if rules.room() != Room::Some {
+                return Some(Wait::event(Cause::Budget));
+            }
+            if !host.is_empty() && self.exits.gate(now, &rules.region) == Gate::Shut {
+                return Some(self.exits.shut(now, &rules.region));
+            }
+            let host = known?;
+            self.places.would_allow(now, host, &rules.limit()).err().or_else(|| self.waits_for_proxy(host))
+        });
+        Standing {
+            cause: wait.map_or(Cause::Turn, |wait| wait.cause),
+            until_ms: wait.and_then(|wait| wait.until),
+            in_flight: clock.map_or(0, |clock| clock.in_flight),
+            last_completion_ms: clock.map(|clock| clock.last_completion_ms).filter(|at| *at > NEVER),
+        }
+    }
+
+    /// A place at a proxy is asked for last.
+    fn waits_for_proxy(&self, host: HostId) -> Option<Wait> {
+        let mut flows = self.places.get(host)?.flows.iter().filter_map(|id| self.flows.get(*id));
+        flows.find(|flow| !flow.in_ring && flow.waits == Cause::Proxy).map(|flow| Wait::event(flow.waits))
+    }
+}

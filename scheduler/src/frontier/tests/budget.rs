@@ -1,0 +1,144 @@
+//! Budgets, of crawls and of hosts, and what is paused.
+
+use super::*;
+use crate::frontier::host_budget::HostRules;
+use crate::frontier::pick::RULES_MS;
+
+/// What visits a page again spends no budget of pages, and is held by none.
+#[test]
+fn a_spent_budget_lets_visits_go_on() {
+    let mut bench = Bench::new(0, 8);
+    let rules = Rules { host_concurrency: 8, idle: false, max_pages: Some(1), ..Rules::idle() };
+    bench.frontier.set_rules(bench.dispatch, rules.clone());
+    let due = [true, false, true, false, true].map(|revisit| DueJob {
+        id: Uuid::now_v7(),
+        attempt: 0,
+        dispatch: bench.dispatch,
+        alone: false,
+        revisit,
+    });
+    let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due: due.to_vec() };
+    bench.frontier.refilled(0, refill, 10_000);
+    let asked = bench.frontier.wants_view(10);
+    bench.frontier.viewed(0, &asked, vec![prepared("http://a", &["10.0.0.1"])]);
+    assert_eq!(bench.pick(0).len(), 3, "two visits and the one page");
+    for page in [false, true, false] {
+        let entry = bench.open.remove(0);
+        bench.frontier.settled(1, entry, &SettledJob { requested: true, page, ..SettledJob::default() });
+    }
+    bench.frontier.set_rules(bench.dispatch, Rules { pages: 1, ..rules });
+    assert_eq!(bench.pick(2).len(), 1, "the last visit");
+    assert_eq!(bench.frontier.take_over_budget().len(), 1, "the second page");
+}
+
+#[test]
+fn a_budget_is_never_exceeded_and_the_rest_is_skipped() {
+    let mut bench = Bench::new(0, 8);
+    let rules = Rules {
+        delay_ms: 0,
+        host_concurrency: 8,
+        region: None,
+        max_pages: Some(3),
+        pages: 0,
+        in_flight: 0,
+        exact: true,
+        idle: false,
+        host: None,
+    };
+    bench.frontier.set_rules(bench.dispatch, rules);
+    bench.add("http://a", "10.0.0.1", 10);
+    assert_eq!(bench.pick(0).len(), 3);
+    assert!(bench.pick(50).is_empty());
+    assert_eq!(bench.frontier.next_due_ms(), None, "it waits for one of them, and for no timer");
+    for _ in 0..3 {
+        bench.settle(60);
+    }
+    assert!(bench.pick(100).is_empty());
+    assert!(bench.frontier.take_over_budget().is_empty(), "only the progress in Postgres says that it is used up");
+    let rules = Rules {
+        delay_ms: 0,
+        host_concurrency: 8,
+        region: None,
+        max_pages: Some(3),
+        pages: 3,
+        in_flight: 0,
+        exact: true,
+        idle: false,
+        host: None,
+    };
+    bench.frontier.set_rules(bench.dispatch, rules);
+    assert!(bench.pick(200).is_empty());
+    assert_eq!(bench.frontier.take_over_budget().len(), 7);
+}
+
+#[test]
+fn a_flow_at_its_budget_goes_on_when_a_job_was_no_page() {
+    let mut bench = Bench::new(0, 8);
+    let rules = Rules {
+        delay_ms: 0,
+        host_concurrency: 8,
+        region: None,
+        max_pages: Some(2),
+        pages: 0,
+        in_flight: 0,
+        exact: true,
+        idle: false,
+        host: None,
+    };
+    bench.frontier.set_rules(bench.dispatch, rules);
+    bench.add("http://a", "10.0.0.1", 5);
+    assert_eq!(bench.pick(0).len(), 2);
+    assert!(bench.pick(10).is_empty());
+    let entry = bench.open.remove(0);
+    bench.frontier.settled(20, entry, &SettledJob { requested: true, ..SettledJob::default() });
+    assert_eq!(bench.pick(20).len(), 1);
+}
+
+#[test]
+fn the_budget_of_a_host_is_its_own_and_what_is_over_ends() {
+    let mut bench = Bench::new(0, 8);
+    let host = Some(HostRules { max_pages: Some(2), allowance: None });
+    bench.frontier.set_rules(bench.dispatch, Rules { idle: false, host_concurrency: 8, host, ..Rules::idle() });
+    bench.add("http://a", "10.0.0.1", 5);
+    bench.add("http://b", "10.0.0.2", 5);
+    assert!(bench.pick(0).is_empty(), "what they have given is not known");
+    let read = |bench: &mut Bench, pages| {
+        for key in bench.frontier.take_unread(10) {
+            bench.frontier.set_given(&key, (pages, 0));
+        }
+    };
+    read(&mut bench, 0);
+    assert_eq!(bench.pick(RULES_MS).len(), 4, "two of each");
+    assert!(bench.pick(50).is_empty());
+    for _ in 0..4 {
+        bench.settle(60);
+    }
+    assert!(bench.pick(100).is_empty());
+    assert!(bench.frontier.take_over_budget().is_empty(), "only the tally in Postgres says that it is used up");
+    read(&mut bench, 2);
+    assert!(bench.pick(100 + RULES_MS).is_empty());
+    let over = bench.frontier.take_over_budget();
+    assert_eq!(over.len(), 6);
+    assert!(over.iter().all(|(_, over)| *over == Over::Pages { max: 2 }), "{over:?}");
+}
+
+#[test]
+fn a_paused_dispatch_is_dropped_from_the_buffer_and_found_again() {
+    let mut bench = Bench::new(0, 8);
+    bench.add("http://a", "10.0.0.1", 3);
+    let rules = |idle| Rules { host_concurrency: 8, idle, ..Rules::idle() };
+    bench.frontier.set_rules(bench.dispatch, rules(true));
+    assert_eq!(bench.frontier.budgets.past(&[]), [bench.dispatch]);
+    assert!(bench.pick(0).is_empty());
+    assert_eq!(bench.frontier.next_due_ms(), None, "nothing spins");
+    assert!(!bench.frontier.take_resumed());
+    bench.frontier.set_rules(bench.dispatch, rules(false));
+    assert!(bench.frontier.take_resumed());
+    bench.add("http://a", "10.0.0.1", 3);
+    assert_eq!(bench.pick(0).len(), 3);
+    // A worker that found it paused first says so.
+    bench.add("http://a", "10.0.0.1", 2);
+    let entry = bench.open.remove(0);
+    bench.frontier.settled(1, entry, &SettledJob { due_in_ms: Some(0), idle: true, ..SettledJob::default() });
+    assert!(bench.pick(1).is_empty());
+}

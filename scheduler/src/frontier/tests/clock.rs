@@ -1,0 +1,118 @@
+//! Clocks: of a host, of an address, of one that is new or slow.
+
+use super::*;
+
+#[test]
+fn a_host_waits_its_delay_after_each_completion() {
+    let mut bench = Bench::new(1000, 1);
+    bench.add("http://a", "10.0.0.1", 3);
+    assert_eq!(bench.pick(0), ["http://a"]);
+    assert!(bench.pick(5000).is_empty(), "one in flight");
+    bench.settle(5000);
+    assert!(bench.pick(5999).is_empty(), "the delay counts from the completion");
+    assert_eq!(bench.pick(6000), ["http://a"]);
+}
+
+#[test]
+fn hosts_of_one_address_share_its_clock() {
+    let mut bench = Bench::new(1000, 1);
+    bench.add("http://a", "10.0.0.1", 2);
+    bench.add("http://b", "10.0.0.1", 2);
+    bench.add("http://c", "10.0.0.2", 2);
+    assert_eq!(bench.pick(0).len(), 2, "one of a and b, and c");
+    bench.settle(100);
+    bench.settle(100);
+    assert!(bench.pick(1099).is_empty());
+    assert_eq!(bench.pick(1100).len(), 2);
+}
+
+#[test]
+fn a_new_host_gets_one_job_until_it_is_prepared() {
+    let mut bench = Bench::new(0, 8);
+    bench.frontier.gained(TENANT, "http://a");
+    let due = (0..5)
+        .map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: false, revisit: false })
+        .collect();
+    let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due };
+    bench.frontier.refilled(0, refill, 100);
+    let asked = bench.frontier.wants_view(10);
+    bench.frontier.viewed(0, &asked, Vec::new());
+    assert_eq!(bench.pick(0).len(), 1);
+    assert!(bench.pick(10).is_empty());
+}
+
+#[test]
+fn a_second_report_of_an_entry_does_nothing() {
+    let mut bench = Bench::new(0, 1);
+    bench.add("http://a", "10.0.0.1", 3);
+    assert_eq!(bench.pick(0).len(), 1);
+    let entry = bench.open[0];
+    bench.settle(1);
+    assert_eq!(bench.pick(1).len(), 1);
+    bench.frontier.settled(1, entry, &SettledJob::default());
+    assert!(bench.pick(1).is_empty(), "the place of the second job is not given away");
+}
+
+#[test]
+fn the_delay_counts_from_the_end_of_the_request_and_not_from_its_report() {
+    let mut bench = Bench::new(1000, 1);
+    bench.add("http://a", "10.0.0.1", 4);
+    // One is issued at 100, ends at 300 and is reported at 900.
+    let settle = |bench: &mut Bench, now, ended_ms_ago| {
+        let entry = bench.open.remove(0);
+        let settled = SettledJob { requested: true, ended_ms_ago, ..SettledJob::default() };
+        bench.frontier.settled(now, entry, &settled);
+    };
+    assert_eq!(bench.pick(100).len(), 1);
+    settle(&mut bench, 900, 600);
+    assert!(bench.pick(1299).is_empty());
+    assert_eq!(bench.pick(1300).len(), 1);
+    // No request ends before it is issued, nor after its report.
+    settle(&mut bench, 2000, 5000);
+    assert!(bench.pick(2299).is_empty());
+    assert_eq!(bench.pick(2300).len(), 1);
+    settle(&mut bench, 2400, -5000);
+    assert!(bench.pick(3399).is_empty());
+    assert_eq!(bench.pick(3400).len(), 1);
+}
+
+#[test]
+fn a_host_is_looked_up_again_after_a_loss() {
+    let mut bench = Bench::new(0, 1);
+    bench.frontier.gained(TENANT, "http://a");
+    let due = (0..2)
+        .map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: false, revisit: false })
+        .collect();
+    let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due };
+    bench.frontier.refilled(0, refill, 100);
+    let asked = bench.frontier.wants_view(10);
+    bench.frontier.viewed(0, &asked, Vec::new());
+    assert_eq!(bench.pick(0).len(), 1);
+    // Its worker prepared the host, committed that, and died before it could report.
+    let entry = bench.open.remove(0);
+    bench.frontier.settled(10, entry, &SettledJob::lost());
+    assert_eq!(bench.frontier.wants_view(10), ["http://a"]);
+    assert!(bench.pick(10).is_empty(), "nothing is issued by what was known before");
+}
+
+#[test]
+fn a_slow_host_is_asked_less_often_and_the_next_leader_knows() {
+    let mut bench = Bench::new(100, 1);
+    bench.add("http://a", "10.0.0.1", 30);
+    let mut now = 0;
+    for _ in 0..10 {
+        assert_eq!(bench.pick(now).len(), 1);
+        now += 4000;
+        let entry = bench.open.remove(0);
+        let settled = SettledJob { requested: true, answered: Some((4000, true)), ..SettledJob::default() };
+        bench.frontier.settled(now, entry, &settled);
+        now += 4000;
+    }
+    let paces = bench.frontier.take_paces(10);
+    assert_eq!(paces, [("http://a".to_owned(), 4000)]);
+    assert!(bench.frontier.take_paces(10).is_empty());
+    assert_eq!(bench.pick(now).len(), 1);
+    bench.settle(now + 10);
+    assert!(bench.pick(now + 4009).is_empty());
+    assert_eq!(bench.pick(now + 4010).len(), 1);
+}
