@@ -31,6 +31,8 @@ pub enum Cause {
     Budget,
     /// Its proxy, which has as many requests under way as it may, or rests between two.
     Proxy,
+    /// A suspect: its turn. As many as may run alone do.
+    Suspects,
     /// A proxy: every one of its region is in quarantine.
     Quarantine,
     /// A worker: the window is full.
@@ -40,7 +42,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    const ALL: [Cause; 14] = [
+    const ALL: [Cause; 15] = [
         Cause::Turn,
         Cause::Delay,
         Cause::CrawlDelay,
@@ -52,6 +54,7 @@ impl Cause {
         Cause::Robots,
         Cause::Budget,
         Cause::Proxy,
+        Cause::Suspects,
         Cause::Quarantine,
         Cause::Workers,
         Cause::Backpressure,
@@ -70,6 +73,7 @@ impl Cause {
             Cause::Robots => "robots",
             Cause::Budget => "budget",
             Cause::Proxy => "proxy",
+            Cause::Suspects => "suspects",
             Cause::Quarantine => "quarantine",
             Cause::Workers => "workers",
             Cause::Backpressure => "backpressure",
@@ -93,6 +97,7 @@ impl Cause {
             Cause::Robots => "addresses and robots.txt of new hosts",
             Cause::Budget => "its page budget is in flight",
             Cause::Proxy => "politeness: the bounds of the proxies (DODO_PROXY_CONCURRENCY, DODO_PROXY_DELAY_MS)",
+            Cause::Suspects => "other suspects run alone, as many at a time as half of the workers (more workers)",
             Cause::Quarantine => "no proxy of their region is healthy (dodo status)",
             Cause::Workers => "all workers are busy (more workers, DODO_WORKER_PERMITS)",
             Cause::Backpressure => "backpressure: the archive is behind",

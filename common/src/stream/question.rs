@@ -21,12 +21,25 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// An answer that nobody fetches is gone after this long, seconds.
 const KEPT_S: u64 = 10;
 
-/// What do the jobs of this dispatch wait for at this host?
+/// What does this job of a dispatch wait for at its host?
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
     pub id: Uuid,
+    #[serde(flatten)]
+    pub of: Waiting,
+}
+
+/// A due job that nobody has, as far as it matters for what it waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
     pub host: String,
     pub dispatch: Uuid,
+    /// It visits a page again: no budget of pages holds it. What a scheduler of an earlier version asks leaves both out.
+    #[serde(default)]
+    pub revisit: bool,
+    /// It is a suspect, which runs alone.
+    #[serde(default)]
+    pub alone: bool,
 }
 
 /// How things stand at a host, as the leader sees it.
@@ -42,9 +55,9 @@ pub struct Standing {
 }
 
 /// Asks the leader; nothing if none answers in time.
-pub async fn ask(redis: &Redis, host: &str, dispatch: Uuid) -> StreamResult<Option<Standing>> {
+pub async fn ask(redis: &Redis, of: Waiting) -> StreamResult<Option<Standing>> {
     let id = Uuid::now_v7();
-    let question = Question { id, host: host.to_owned(), dispatch };
+    let question = Question { id, of };
     queue::tell(redis, &Report { asked: vec![question], ..Report::default() }).await?;
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {

@@ -17,7 +17,7 @@ use dodo_common::model::source::api_origin;
 use dodo_common::model::spec::CrawlSpec;
 use dodo_common::model::url::{Canonical, canonical, ruled};
 use dodo_common::model::url_rules::UrlRules;
-use dodo_common::stream::question::{self, Standing};
+use dodo_common::stream::question::{self, Standing, Waiting};
 use dodo_common::stream::queue;
 use serde::{Deserialize, Serialize};
 use url::Url;
@@ -117,6 +117,11 @@ pub async fn why(State(api): State<Api>, Params(query): Params<WhyQuery>) -> Api
         match present(ctx, job).await {
             Ok(Present::Held(by)) => {
                 lines.push(by.line());
+                if is_suspect(job) && by.worker.is_some() {
+                    lines.push(
+                        "As a suspect it begins there when all else that this worker holds is settled.".to_owned(),
+                    );
+                }
                 holder = Some(by);
             }
             Ok(Present::Waits(how)) => {
@@ -155,7 +160,9 @@ async fn present(ctx: &Context, job: &JobReport) -> anyhow::Result<Present> {
     if dispatch.is_some_and(|dispatch| dispatch.paused_at.is_some() || dispatch.ending.is_some()) {
         return Ok(Present::Paused);
     }
-    Ok(Present::Waits(question::ask(&ctx.redis, &job.host, job.dispatch).await?))
+    let revisit = job.visit.as_ref().is_some_and(|visit| visit.last.is_some());
+    let of = Waiting { host: job.host.clone(), dispatch: job.dispatch, revisit, alone: is_suspect(job) };
+    Ok(Present::Waits(question::ask(&ctx.redis, of).await?))
 }
 
 impl Holder {
@@ -288,12 +295,17 @@ impl View {
     }
 }
 
+/// It runs alone: too many workers were lost while they held it.
+fn is_suspect(job: &JobReport) -> bool {
+    job.state == "pending" && job.crashes >= SUSPECT_CRASHES
+}
+
 /// Who was lost with it, and what follows of that.
 fn crash_line(job: &JobReport) -> Option<String> {
     let (crashes, alone) = (job.crashes, job.alone_crashes);
     let then = match () {
         () if crashes == 0 => return None,
-        () if job.state == "pending" && crashes >= SUSPECT_CRASHES => {
+        () if is_suspect(job) => {
             format!(": it is a suspect and runs alone; {ALONE_CRASHES_MAX} losses while it does end it")
         }
         () => String::new(),

@@ -19,7 +19,7 @@ use crate::window::WindowError;
 impl Dispatcher<'_> {
     /// Answers what a job waits for. Its turn is that of a worker, or of the archive, while the window is full.
     pub(super) async fn answer(&self, question: &Question) -> Result<(), WindowError> {
-        let mut standing = self.frontier.standing(self.ctx.clock.now_ms(), &question.host, question.dispatch);
+        let mut standing = self.frontier.standing(self.ctx.clock.now_ms(), &question.of);
         if standing.cause == Cause::Turn {
             standing.cause = self.fullness();
         }

@@ -84,13 +84,14 @@ impl Frontier {
             let (tenant, host) = (Arc::clone(&flow.tenant), flow.host);
             let queue = flow.queue(suspects_too);
             let Some(job) = queue.front() else {
-                if suspects {
-                    self.suspect_waiters.insert(id);
-                }
                 if more {
                     self.refill_or_leave(id);
                 } else {
                     self.forget_if_idle(id);
+                }
+                if suspects {
+                    self.suspect_waiters.insert(id);
+                    return Err(Wait::event(Cause::Suspects));
                 }
                 return Ok(None);
             };

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use dodo_common::clock::Millis;
 use dodo_common::model::cause::Cause;
-use dodo_common::stream::question::Standing;
+use dodo_common::stream::question::{Standing, Waiting};
 use uuid::Uuid;
 
 use crate::frontier::Frontier;
@@ -35,20 +35,27 @@ impl Frontier {
         census
     }
 
-    /// How things stand for the jobs of this dispatch at this host.
-    pub fn standing(&self, now: Millis, host: &str, dispatch: Uuid) -> Standing {
-        let known = self.places.id(host);
+    /// How things stand for this job, in the order in which [`Frontier::pick`] asks.
+    pub fn standing(&self, now: Millis, of: &Waiting) -> Standing {
+        let known = self.places.id(&of.host);
         let clock = known.and_then(|host| self.places.clock(host));
-        let wait = self.budgets.get(dispatch).and_then(|rules| {
-            if rules.room() != Room::Some {
-                return Some(Wait::event(Cause::Budget));
-            }
-            if !host.is_empty() && self.exits.gate(now, &rules.region) == Gate::Shut {
-                return Some(self.exits.shut(now, &rules.region));
-            }
-            let host = known?;
-            self.places.would_allow(now, host, &rules.limit()).err().or_else(|| self.waits_for_proxy(host))
-        });
+        let wait = if of.alone && self.suspects >= self.suspects_max {
+            Some(Wait::event(Cause::Suspects))
+        } else {
+            self.budgets.get(of.dispatch).and_then(|rules| {
+                if !of.revisit && rules.room() != Room::Some {
+                    return Some(Wait::event(Cause::Budget));
+                }
+                if of.host.is_empty() {
+                    return None;
+                }
+                if self.exits.gate(now, &rules.region) == Gate::Shut {
+                    return Some(self.exits.shut(now, &rules.region));
+                }
+                let host = known?;
+                self.places.would_allow(now, host, &rules.limit()).err().or_else(|| self.waits_for_proxy(host))
+            })
+        };
         Standing {
             cause: wait.map_or(Cause::Turn, |wait| wait.cause),
             until_ms: wait.and_then(|wait| wait.until),

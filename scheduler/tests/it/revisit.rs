@@ -234,6 +234,31 @@ async fn pages_are_visited_again_as_often_as_they_change() -> Result<()> {
     Ok(())
 }
 
+/// A visit needs no budget of pages: `why` names what it really waits for.
+#[tokio::test(flavor = "multi_thread")]
+async fn why_names_no_budget_for_a_visit() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let site = Site::start(&mut cluster).await?;
+    let _processes = [cluster.scheduler().await?, cluster.worker()?];
+    let urls = ["/stable", "/plain"].map(|path| site.url(path));
+    let body =
+        json!({ "urls": urls, "delay_ms": 4000, "depth": 0, "max_pages": 2, "revisit": { "min_s": 1, "max_s": 1 } });
+    let dispatch = cluster.post("/v1/crawls", &body).await?;
+    cluster.wait_finished(&dispatch, 2).await?;
+    let waits = async || {
+        for url in &urls {
+            let why: Value = serde_json::from_str(&cluster.dodo_text(&["why", url, "--json"])?)?;
+            ensure!(why["standing"]["cause"] != "budget", "{why}");
+            if why["standing"]["cause"] == "delay" {
+                ensure!(why["standing"]["until_ms"].is_i64(), "{why}");
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    cluster.until("a visit that waits for the delay", LIMIT, waits).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_worker_loses_no_visit() -> Result<()> {
     let mut cluster = Cluster::start().await?;

@@ -9,7 +9,7 @@ use dodo_common::db::suspect::{self, Counted};
 use dodo_common::db::{leader, worker};
 use dodo_common::model::job::JobKey;
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::cluster::{Cluster, Process};
@@ -178,15 +178,16 @@ async fn jobs_whose_workers_are_killed_twice_end_well() -> Result<()> {
     Ok(())
 }
 
-/// A dispatch of one job that a leader finds with two crashes, as if its workers had been lost.
-async fn submit_suspect(cluster: &Cluster) -> Result<String> {
+/// A dispatch of jobs that a leader finds with two crashes each, as if their workers had been lost.
+async fn submit_suspects(cluster: &Cluster, jobs: &[Uuid], sleep_ms: i64) -> Result<String> {
     let dispatch = Uuid::now_v7();
+    let spec = json!({ "jobs": jobs.len(), "sleep_ms": sleep_ms });
     let sql = cluster.sql().await?;
     sql.execute(
-        "WITH d AS (INSERT INTO dispatch (tenant, id, kind, spec) VALUES ('default', $1, 'noop', '{\"jobs\": 1}')),
-              p AS (INSERT INTO dispatch_progress (tenant, dispatch, scheduled) VALUES ('default', $1, 1))
-         INSERT INTO crawl_schedule (tenant, id, dispatch, kind, crashes) VALUES ('default', $2, $1, 'noop', 2)",
-        &[&dispatch, &Uuid::now_v7()],
+        "WITH d AS (INSERT INTO dispatch (tenant, id, kind, spec) VALUES ('default', $1, 'noop', $3)),
+              p AS (INSERT INTO dispatch_progress (tenant, dispatch, scheduled) VALUES ('default', $1, cardinality($2::uuid[])))
+         INSERT INTO crawl_schedule (tenant, id, dispatch, kind, crashes) SELECT 'default', id, $1, 'noop', 2 FROM unnest($2::uuid[]) id",
+        &[&dispatch, &jobs, &spec],
     )
     .await?;
     // Its coming is told by that of another.
@@ -201,7 +202,7 @@ async fn a_drain_hands_a_waiting_suspect_back() -> Result<()> {
     let mut leaving = cluster.worker_with(&[("DODO_DRAIN_MS", "30000")])?;
     let long = cluster.post("/v1/noops", &json!({ "count": 1, "sleep_ms": 12000 })).await?;
     let first = holds(&cluster, 1, &[]).await?;
-    let suspect = submit_suspect(&cluster).await?;
+    let suspect = submit_suspects(&cluster, &[Uuid::now_v7()], 0).await?;
     holds(&cluster, 2, &[]).await?;
     leaving.signal(Signal::SIGTERM);
     let _other = cluster.worker()?;
@@ -213,6 +214,30 @@ async fn a_drain_hands_a_waiting_suspect_back() -> Result<()> {
     assert_eq!(leaving.ended(LIMIT).await?, Some(0));
     cluster.wait_done(&long, LIMIT).await?;
     assert_eq!(all_well(&cluster, &long, 1).await?[0].crashes, 0, "who drains is not lost");
+    Ok(())
+}
+
+/// One worker may have one suspect: the other waits for its turn, and no clock says when that comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn why_says_that_a_suspect_waits_for_another() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let _scheduler = cluster.scheduler().await?;
+    let _worker = cluster.worker()?;
+    let jobs = [Uuid::now_v7(), Uuid::now_v7()];
+    let dispatch = submit_suspects(&cluster, &jobs, 5000).await?;
+    holds(&cluster, 1, &[]).await?;
+    let mut why = Vec::new();
+    for job in jobs {
+        why.push(serde_json::from_str::<Value>(&cluster.dodo_text(&["why", &job.to_string(), "--json"])?)?);
+    }
+    why.sort_by_key(|why| why["holder"].is_null());
+    let [held, waits] = &why[..] else { anyhow::bail!("{why:?}") };
+    assert!(held["lines"].to_string().contains("As a suspect it begins there when all else"), "{held}");
+    assert_eq!((&waits["holder"], &waits["standing"]["cause"]), (&Value::Null, &json!("suspects")), "{waits}");
+    assert!(waits["standing"]["until_ms"].is_null(), "{waits}");
+    let lines = waits["lines"].to_string();
+    assert!(lines.contains("it is a suspect and runs alone") && lines.contains("It waits: other suspects"), "{lines}");
+    cluster.wait_done(&dispatch, LIMIT).await?;
     Ok(())
 }
 

@@ -1,5 +1,8 @@
 //! Budgets, of crawls and of hosts, and what is paused.
 
+use dodo_common::model::cause::Cause;
+use dodo_common::stream::question::Waiting;
+
 use super::*;
 use crate::frontier::host_budget::HostRules;
 use crate::frontier::pick::RULES_MS;
@@ -27,6 +30,11 @@ fn a_spent_budget_lets_visits_go_on() {
         bench.frontier.settled(1, entry, &SettledJob { requested: true, page, ..SettledJob::default() });
     }
     bench.frontier.set_rules(bench.dispatch, Rules { pages: 1, ..rules });
+    let cause = |revisit| {
+        let of = Waiting { host: "http://a".to_owned(), dispatch: bench.dispatch, revisit, alone: false };
+        bench.frontier.standing(2, &of).cause
+    };
+    assert_eq!([cause(true), cause(false)], [Cause::Turn, Cause::Budget]);
     assert_eq!(bench.pick(2).len(), 1, "the last visit");
     assert_eq!(bench.frontier.take_over_budget().len(), 1, "the second page");
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dodo_common::db::proxy::ProxyRow;
 use dodo_common::model::cause::Cause;
 use dodo_common::model::proxy::ProxyWord;
+use dodo_common::stream::question::Waiting;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
@@ -163,9 +164,9 @@ fn a_region_that_is_shut_steps_aside_and_its_hosts_go_on() {
     for _ in 0..3 {
         let picked = pick(&mut frontier, now);
         assert_eq!(picked.iter().map(|(dispatch, _)| *dispatch).collect::<Vec<_>>(), [us]);
-        let standing = frontier.standing(now, host, eu);
+        let standing = frontier.standing(now, &waiting(host, eu));
         assert_eq!((standing.cause, standing.until_ms), (Cause::Quarantine, Some(QUARANTINE_MS)));
-        assert_eq!(frontier.standing(now, host, us).cause, Cause::Busy);
+        assert_eq!(frontier.standing(now, &waiting(host, us)).cause, Cause::Busy);
         let census = frontier.census();
         assert_eq!((census[&(TENANT, eu, Cause::Quarantine)], census[&(TENANT, us, Cause::Request)]), (1, 1));
         now += 10;
@@ -180,7 +181,7 @@ fn a_region_that_is_shut_steps_aside_and_its_hosts_go_on() {
 
     let trial = pick(&mut frontier, QUARANTINE_MS);
     assert_eq!(trial.len(), 1, "it is the trial");
-    let standing = frontier.standing(QUARANTINE_MS, host, eu);
+    let standing = frontier.standing(QUARANTINE_MS, &waiting(host, eu));
     assert_eq!((standing.cause, standing.until_ms), (Cause::Quarantine, None), "what the trial says");
     assert!(serve(&mut frontier, QUARANTINE_MS).is_empty(), "nothing is looked past any more");
     now = QUARANTINE_MS + 10;
@@ -292,4 +293,8 @@ fn whatever_the_order_nothing_is_lost_and_no_clock_broken() {
         simulate(seed, Frontier::default());
         simulate(seed, Frontier::bounded(3));
     }
+}
+
+fn waiting(host: &str, dispatch: Uuid) -> Waiting {
+    Waiting { host: host.to_owned(), dispatch, revisit: false, alone: false }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use dodo_common::model::cause::Cause;
+use dodo_common::stream::question::Waiting;
 
 use super::*;
 use crate::frontier::issued::Adopted;
@@ -45,9 +46,16 @@ fn suspects_wait_for_one_another_and_nobody_waits_for_them() {
     let frontier = &mut bench.frontier;
     assert_eq!(pick(frontier), [true, false, false, false], "those behind the suspects go on");
     assert!(pick(frontier).is_empty());
+    let dispatch = bench.dispatch;
+    let cause = |frontier: &Frontier, alone| {
+        frontier.standing(0, &Waiting { host: String::new(), dispatch, revisit: false, alone }).cause
+    };
+    assert_eq!([cause(frontier, true), cause(frontier, false)], [Cause::Suspects, Cause::Turn]);
+    assert_eq!(frontier.census()[&(TENANT, dispatch, Cause::Suspects)], 1);
     frontier.settled(1, StreamId { ms: 2, seq: 0 }, &SettledJob::default());
     assert!(pick(frontier).is_empty(), "another than the suspect was settled");
     frontier.settled(1, StreamId { ms: 1, seq: 0 }, &SettledJob::default());
+    assert_eq!(cause(frontier, true), Cause::Turn, "there is room again");
     assert_eq!(pick(frontier), [true]);
     frontier.set_suspects_max(3);
     assert_eq!(pick(frontier), [true, true]);
