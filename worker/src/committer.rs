@@ -279,10 +279,10 @@ fn batch_of(done: Vec<Done>) -> (Batch, Ended) {
         let mut answered = None;
         let verdict = match d.effect {
             Effect::Finished { job, dispatch, .. } => {
-                let well = matches!(job.outcome, Outcome::Ok | Outcome::Redirect | Outcome::Unwanted);
+                let well = job.outcome.is_page() || matches!(job.outcome, Outcome::Redirect | Outcome::Unwanted);
                 answered = job.fetch_ms.map(|ms| (i64::from(ms), well));
                 let fresh = job.given.as_ref().is_some_and(|given| given.novelty == Novelty::Fresh);
-                let page = job.outcome == Outcome::Ok && !job.is_revisit();
+                let page = job.outcome.is_page() && !job.is_revisit();
                 let verdict = Verdict::Finished { job: job.key.id, page, fresh };
                 ended.dispatches.push(dispatch);
                 batch.finished.push(*job);

@@ -66,6 +66,13 @@ impl Crawl {
         self.spec.user_agent.as_deref().unwrap_or(AGENT)
     }
 
+    /// Its product token alone (RFC 9309 2.2.1), as pages name it that speak to one crawler.
+    pub fn product(&self) -> &str {
+        let agent = self.agent();
+        let end = agent.find(|c: char| !c.is_ascii_alphabetic() && !matches!(c, '-' | '_'));
+        &agent[..end.unwrap_or(agent.len())]
+    }
+
     /// The headers of a request to a page, beside those of every request.
     pub fn headers_for(&self, host: &str, url: &Url) -> HeaderMap {
         let mut headers = HeaderMap::new();

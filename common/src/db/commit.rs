@@ -79,7 +79,7 @@ impl Finished {
 
     /// It is a page that had been visited before.
     pub fn is_revisit(&self) -> bool {
-        self.outcome == Outcome::Ok && self.revisited.as_ref().is_some_and(|revisited| revisited.again)
+        self.outcome.is_page() && self.revisited.as_ref().is_some_and(|revisited| revisited.again)
     }
 }
 
@@ -185,7 +185,7 @@ WITH j AS MATERIALIZED (
 ), delta AS (
   INSERT INTO dispatch_delta (tenant, dispatch, scheduled, finished, pages, failed, skipped, links, duplicates, bytes, raw, items)
   SELECT won.tenant, won.dispatch, coalesce(sum(g.n), 0), count(*),
-    count(*) FILTER (WHERE j.outcome = 'ok' AND won.remake_of IS NULL AND won.kind IN ('crawl', 'noop', 'get_page')
+    count(*) FILTER (WHERE j.outcome IN ('ok', 'noindex') AND won.remake_of IS NULL AND won.kind IN ('crawl', 'noop', 'get_page')
       AND NOT ", stored_by_another!(), "),
     count(*) FILTER (WHERE j.outcome IN ('dead', 'failed', 'http_error', 'unknown')),
     count(*) FILTER (WHERE j.outcome IN ('robots', 'refused', 'unwanted', 'budget', 'cancelled')),

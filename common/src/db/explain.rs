@@ -21,8 +21,8 @@ pub struct JobReport {
     /// Which page of how many, for pages of an API.
     pub page: Option<i32>,
     pub total_pages: Option<i32>,
-    /// `pending`, or how it ended: ok, redirect, http_error, robots, refused, unwanted, budget, dead, failed, duplicate, cancelled, unknown,
-    /// quarantined.
+    /// `pending`, or how it ended: ok, redirect, http_error, robots, refused, unwanted, noindex, budget, dead, failed, duplicate,
+    /// cancelled, unknown, quarantined.
     pub state: String,
     pub reason: Option<String>,
     pub attempt: i16,
@@ -228,7 +228,8 @@ pub(crate) fn of_row(row: &tokio_postgres::Row) -> JobReport {
     let visit: Option<Plan> = visit.and_then(|visit| serde_json::from_value(visit).ok());
     let (state, digest): (String, Option<String>) = (row.get("state"), row.get("digest"));
     let last = visit.as_ref().and_then(|visit| visit.last.as_ref());
-    let unchanged = state == "ok" && last.is_some_and(|last| Some(&last.seen.content) == digest.as_ref());
+    let unchanged = matches!(state.as_str(), "ok" | "noindex")
+        && last.is_some_and(|last| Some(&last.seen.content) == digest.as_ref());
     JobReport {
         tenant: row.get("tenant"),
         id: row.get("id"),

@@ -102,6 +102,8 @@ pub enum Outcome {
     Refused,
     /// Its media type is none that its crawl keeps; its body was not read.
     Unwanted,
+    /// Fetched, and read for its links; it asks not to be indexed, and its crawl heeds that: its body is not kept.
+    Noindex,
     /// Its dispatch had reached its budget; nothing was requested.
     Budget,
     /// Out of tries.
@@ -119,6 +121,12 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// It counts as a page, against budgets too. One that asks not to be indexed does: what it links to is fetched, and
+    /// a site of nothing else would never come to its end.
+    pub fn is_page(self) -> bool {
+        matches!(self, Outcome::Ok | Outcome::Noindex)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Outcome::Ok => "ok",
@@ -127,6 +135,7 @@ impl Outcome {
             Outcome::Robots => "robots",
             Outcome::Refused => "refused",
             Outcome::Unwanted => "unwanted",
+            Outcome::Noindex => "noindex",
             Outcome::Budget => "budget",
             Outcome::Dead => "dead",
             Outcome::Failed => "failed",

@@ -132,7 +132,8 @@ pub struct Seen {
     pub etag: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_modified: Option<String>,
-    /// The record of the archive that holds its body; none for a redirect, and for a body that is not whole.
+    /// The record of the archive that holds its body; none for a redirect, for a body that is not whole, and for one that
+    /// is not kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original: Option<Original>,
 }

@@ -65,6 +65,9 @@ pub struct CrawlSpec {
     pub sitemaps: bool,
     #[serde(default)]
     pub nofollow: Nofollow,
+    /// Pages that ask not to be indexed are not kept: fetched, read for their links, and left out of the archive.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub noindex: bool,
     /// What pages are shown with counts as a link: images, media, scripts, style sheets.
     #[serde(default)]
     pub assets: bool,

@@ -61,6 +61,10 @@ pub struct CrawlRequest {
     /// What becomes of links that ask not to be followed: `honour` or `ignore`; `honour` when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nofollow: Option<Nofollow>,
+    /// Whether pages that ask not to be indexed (`noindex`, by a meta element or `X-Robots-Tag`) are left out of the archive:
+    /// they are fetched and their links followed, but not kept. False when not given.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub noindex: bool,
     /// Whether what pages are shown with counts as their links: images, media, scripts, style sheets; false when not
     /// given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -299,6 +303,7 @@ pub fn checked(request: CrawlRequest, contact: &str, now: Millis) -> ApiResult<C
     spec.host_concurrency = request.host_concurrency.unwrap_or(spec.host_concurrency);
     spec.sitemaps = request.sitemaps.unwrap_or(spec.sitemaps);
     spec.nofollow = request.nofollow.unwrap_or(spec.nofollow);
+    spec.noindex = request.noindex;
     spec.assets = request.assets.unwrap_or(spec.assets);
     spec.url_rules = request.url_rules;
     spec.drop_params = request.drop_params;

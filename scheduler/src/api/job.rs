@@ -15,7 +15,7 @@ pub const PAGE_MAX: i64 = 1000;
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub struct ListQuery {
-    /// `pending`, or an outcome: ok, redirect, http_error, robots, refused, unwanted, budget, dead, failed, duplicate,
+    /// `pending`, or an outcome: ok, redirect, http_error, robots, refused, unwanted, noindex, budget, dead, failed, duplicate,
     /// cancelled, unknown, quarantined; finished jobs when not given.
     pub state: Option<String>,
     pub dispatch: Option<Uuid>,

@@ -346,8 +346,8 @@ fn visit_line(job: &JobReport) -> Option<String> {
         line.push_str(&format!("; the last {failures} have found no page"));
     }
     line.push_str(match job.state.as_str() {
-        "ok" if job.unchanged => ". It found the page as it had been.",
-        "ok" => ". It found that the page had changed.",
+        "ok" | "noindex" if job.unchanged => ". It found the page as it had been.",
+        "ok" | "noindex" => ". It found that the page had changed.",
         _ => ".",
     });
     Some(line)

@@ -46,6 +46,9 @@ pub struct CrawlFlags {
     /// Links that ask not to be followed: honour or ignore that [default: honour]
     #[arg(long)]
     pub nofollow: Option<Nofollow>,
+    /// Do not keep pages that ask not to be indexed; their links are followed
+    #[arg(long)]
+    pub noindex: bool,
     /// Fetch what pages are shown with as well: images, media, scripts, style sheets
     #[arg(long)]
     pub assets: bool,
@@ -157,6 +160,7 @@ impl CrawlFlags {
             host_concurrency: self.host_concurrency,
             sitemaps: self.no_sitemaps.then_some(false),
             nofollow: self.nofollow,
+            noindex: self.noindex,
             assets: self.assets.then_some(true),
             url_rules: self.rules.url_rules.clone(),
             drop_params: self.rules.drop_param.clone(),

@@ -30,7 +30,7 @@ pub struct Status {
 
 #[derive(Args, Debug)]
 pub struct Jobs {
-    /// pending, or an outcome: ok, redirect, http_error, robots, refused, unwanted, budget, dead, failed, duplicate, cancelled, unknown, quarantined
+    /// pending, or an outcome: ok, redirect, http_error, robots, refused, unwanted, noindex, budget, dead, failed, duplicate, cancelled, unknown, quarantined
     #[arg(long)]
     state: Option<String>,
     /// Only those of this dispatch

@@ -41,7 +41,8 @@ impl Sample {
         let options = json!({
             "depth": flags.depth, "max_pages": flags.max_pages, "scope": flags.scope,
             "delay_ms": flags.delay.unwrap_or(DELAY_MS), "host_concurrency": flags.host_concurrency,
-            "sitemaps": flags.no_sitemaps.then_some(false), "nofollow": flags.nofollow, "assets": flags.assets.then_some(true),
+            "sitemaps": flags.no_sitemaps.then_some(false), "nofollow": flags.nofollow, "noindex": flags.noindex,
+            "assets": flags.assets.then_some(true),
             "url_rules": flags.rules.url_rules, "drop_params": flags.rules.drop_param,
             "include": flags.include, "exclude": flags.exclude,
             "max_pages_per_host": flags.bounds.max_pages_per_host, "host_allowance": flags.bounds.host_allowance,

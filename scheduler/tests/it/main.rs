@@ -9,6 +9,7 @@ mod commit;
 mod connect;
 mod control;
 mod dead;
+mod directive;
 mod feed;
 mod fetching;
 mod gc;

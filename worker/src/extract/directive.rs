@@ -3,9 +3,10 @@
 /// Directives that have a value behind a colon; before any other colon stands the name of an agent.
 const WITH_VALUE: [&str; 4] = ["max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"];
 
-/// Whether the links of the page are not to be followed. `headers` are all of that name; what follows the name of an
-/// agent, up to the end of its header or to the next name, is for that one alone.
-pub fn nofollow<'h>(headers: impl IntoIterator<Item = &'h str>, agent_product: &str) -> bool {
+/// Whether they say this word, or `none`, which is all of them. `headers` are all of that name; what follows the name of
+/// an agent, up to the end of its header or to the next name, is for that one alone. What is said to all and what is said
+/// to the agent add up: "the more restrictive rule applies".
+pub fn says<'h>(headers: impl IntoIterator<Item = &'h str>, agent_product: &str, word: &str) -> bool {
     headers.into_iter().any(|header| {
         let mut is_ours = true;
         header.split(',').any(|part| {
@@ -16,7 +17,7 @@ pub fn nofollow<'h>(headers: impl IntoIterator<Item = &'h str>, agent_product: &
                 is_ours = name.trim().eq_ignore_ascii_case(agent_product);
                 directive = rest.trim();
             }
-            is_ours && ["nofollow", "none"].iter().any(|word| directive.eq_ignore_ascii_case(word))
+            is_ours && [word, "none"].iter().any(|word| directive.eq_ignore_ascii_case(word))
         })
     })
 }
@@ -45,7 +46,16 @@ mod tests {
             (&["max-snippet:-1, none"], true),
             (&["nofollows", ",:, :nofollow"], false),
         ] {
-            assert_eq!(nofollow(headers.iter().copied(), "dodo"), expected, "{headers:?}");
+            assert_eq!(says(headers.iter().copied(), "dodo", "nofollow"), expected, "{headers:?}");
+        }
+        for (headers, expected) in [
+            (&["NoIndex"][..], true),
+            (&["all", "dodo: none"], true),
+            (&["index, dodo: nofollow, noindex"], true),
+            (&["nofollow"], false),
+            (&["googlebot: noindex"], false),
+        ] {
+            assert_eq!(says(headers.iter().copied(), "dodo", "noindex"), expected, "{headers:?}");
         }
     }
 }

@@ -38,9 +38,10 @@ pub struct Page {
     /// The shortest ISO 639 code: what `<html lang>` says, else what the words look like, `und`
     /// where they are too few. None: there are no words.
     pub language: Option<String>,
-    /// `<meta name=robots>`; the header `X-Robots-Tag` is not looked at here.
+    /// `<meta name=robots>`, or one for this agent by name: of all of them the sum (Google, "Robots meta tag, data-nosnippet,
+    /// and X-Robots-Tag specifications"). The header `X-Robots-Tag` is not looked at here.
     pub noindex: bool,
-    /// Of the same element. The links are listed all the same.
+    /// Of the same elements. The links are listed all the same.
     pub nofollow: bool,
     /// Distinct, in document order.
     pub links: Vec<Link>,
@@ -65,15 +66,17 @@ pub struct Reading<'r> {
     /// What the page is shown with is among them: images, media, scripts and style sheets.
     pub assets: bool,
     pub rules: &'r UrlRules,
+    /// The product token by which a page may speak to us alone.
+    pub agent: &'r str,
     /// Its fingerprint is wanted.
     pub fingerprint: bool,
 }
 
 /// Reads `body`, which came from `page`. Never fails: of a broken page it tells what it could read.
 pub fn html(body: &[u8], content_type: Option<&str>, page: &Url, reading: Reading) -> Page {
-    let Reading { assets, rules, fingerprint } = reading;
+    let Reading { assets, rules, agent, fingerprint } = reading;
     let text = text::decode(body, content_type);
-    let mut found = Found { assets, ..Found::default() };
+    let mut found = Found { agent, assets, ..Found::default() };
     Tags::new(&text).for_each(|tag| found.read(&tag));
 
     // The first <base> holds for all links, even for those before it (WHATWG HTML 4.2.3).
@@ -95,6 +98,7 @@ pub fn html(body: &[u8], content_type: Option<&str>, page: &Url, reading: Readin
 /// What one pass over the tags collects, as it is written.
 #[derive(Default)]
 struct Found<'t> {
+    agent: &'t str,
     title: Option<&'t str>,
     language: Option<String>,
     noindex: bool,
@@ -169,7 +173,7 @@ impl<'t> Found<'t> {
 
     fn meta(&mut self, tag: &Tag<'t>) {
         let content = || tag.attribute("content").unwrap_or_default();
-        if is(tag, "name", "robots") {
+        if is(tag, "name", "robots") || is(tag, "name", self.agent) {
             for directive in content().to_ascii_lowercase().split(',').map(str::trim) {
                 self.noindex |= matches!(directive, "noindex" | "none");
                 self.nofollow |= matches!(directive, "nofollow" | "none");
@@ -295,7 +299,7 @@ mod tests {
 
     fn read(body: &str, assets: bool) -> Page {
         let page = Url::parse("https://a.example/dir/page").unwrap();
-        let reading = Reading { assets, rules: UrlRules::none(), fingerprint: false };
+        let reading = Reading { assets, rules: UrlRules::none(), agent: "dodo", fingerprint: false };
         html(body.as_bytes(), Some("text/html; charset=utf-8"), &page, reading)
     }
 
@@ -380,7 +384,7 @@ mod tests {
     fn a_link_is_that_of_its_base_and_rules() {
         let ruled = |page: &str, href: &str, rules: &UrlRules| {
             let body = format!("<a href='{href}'>");
-            let reading = Reading { assets: false, rules, fingerprint: false };
+            let reading = Reading { assets: false, rules, agent: "dodo", fingerprint: false };
             html(body.as_bytes(), None, &Url::parse(page).unwrap(), reading).links[0].to.text.clone()
         };
         let link = |page: &str, href: &str| ruled(page, href, UrlRules::none());
@@ -450,6 +454,10 @@ mod tests {
             (false, true)
         );
         assert_eq!(flags("<meta name=other content=noindex>"), (false, false));
+        // To one crawler by name, and to all: what is said adds up.
+        assert_eq!(flags("<meta name=DODO content=noindex><meta name=robots content='all'>"), (true, false));
+        assert_eq!(flags("<meta name=robots content=nofollow><meta name=dodo content=index,noindex>"), (true, true));
+        assert_eq!(flags("<meta name=dodobot content=none><meta name='' content=none>"), (false, false));
     }
 
     #[test]
@@ -468,7 +476,7 @@ mod tests {
         assert_eq!(links("<a href=/x><a href='/y"), ["https://a.example/x"]);
         let bytes: Vec<u8> = (0..=255).cycle().take(5000).collect();
         let url = Url::parse("http://a.example/").unwrap();
-        let reading = Reading { assets: true, rules: UrlRules::none(), fingerprint: true };
+        let reading = Reading { assets: true, rules: UrlRules::none(), agent: "dodo", fingerprint: true };
         html(&bytes, None, &url, reading);
         html(b"", None, &url, reading);
     }

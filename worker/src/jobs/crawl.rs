@@ -35,8 +35,16 @@ use crate::jobs::end::{body_of, clean, finish, is_last_try, is_refusal, raw_entr
 use crate::jobs::revisit::{self, Before};
 use crate::jobs::target::{self, Target};
 
-/// What a sitemap says of the pages it lists: their first interval, milliseconds.
-type Hints = HashMap<UrlHash, i64>;
+/// What a body says, beside its links.
+#[derive(Default)]
+struct Said {
+    /// The fingerprint of its words, where the crawl wants to know.
+    print: Option<u64>,
+    /// A meta element asks not to be indexed.
+    noindex: bool,
+    /// Of the pages that a sitemap lists, their first interval, milliseconds.
+    hints: HashMap<UrlHash, i64>,
+}
 
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     let Loaded { job, host, .. } = row;
@@ -147,10 +155,9 @@ impl Visit<'_> {
         }
         let mut finished = self.ended(outcome, why, &fetched);
         let same = self.before.filter(|_| outcome == Outcome::Ok).and_then(|before| before.identical(&fetched));
-        let mut hints = Hints::new();
         // Whatever a seed answers, the sitemaps of its host may lead further.
         let mut found = target::named(job, crawl, url, self.robots);
-        let mut print = None;
+        let mut said = Said::default();
         let led = match outcome {
             Outcome::Redirect => {
                 let location = fetched.location().unwrap_or_default();
@@ -160,9 +167,9 @@ impl Visit<'_> {
             // The same page has the same links.
             Outcome::Ok if same.is_some() => Ok(Vec::new()),
             Outcome::Ok if is_html(fetched.content_type().as_deref()) => {
-                self.read_page(&fetched, &mut finished, &mut print)
+                self.read_page(&fetched, &mut finished, &mut said)
             }
-            Outcome::Ok => self.read_listing(&fetched, &mut finished, &mut hints),
+            Outcome::Ok => self.read_listing(&fetched, &mut finished, &mut said),
             _ => Ok(Vec::new()),
         };
         match led {
@@ -170,22 +177,28 @@ impl Visit<'_> {
             Err(why) => finished.reason = Some(why),
         }
         keep_unknown(ctx, job, found, &mut finished);
+        if outcome == Outcome::Ok
+            && let Some(by) = self.noindex(&fetched, said.noindex)
+        {
+            leave_out(by, warc::payload_digest(&fetched.body), &mut finished);
+        }
         let raw = match same {
-            _ if outcome == Outcome::Unwanted => None,
+            _ if matches!(finished.outcome, Outcome::Unwanted | Outcome::Noindex) => None,
             Some(original) => {
                 Some(self.revisit_record(&fetched, original, Profile::IdenticalPayloadDigest, &mut finished))
             }
             None => Some(self.record(&fetched, &mut finished)),
         };
-        if let Some(before) = self.before.filter(|_| matches!(outcome, Outcome::Ok | Outcome::Redirect)) {
+        let is_there = finished.outcome.is_page() || outcome == Outcome::Redirect;
+        if let Some(before) = self.before.filter(|_| is_there) {
             let kept = same.map(|original| (original, Spared::Storage(finished.body_bytes)));
             let mut revisited = before.answered(ctx, job, &finished, &fetched, kept);
-            let hinted = |found: &Found| Some((found.id, *hints.get(&UrlHash::from_uuid(found.hash))?));
+            let hinted = |found: &Found| Some((found.id, *said.hints.get(&UrlHash::from_uuid(found.hash))?));
             revisited.hints = finished.found.iter().filter_map(hinted).collect();
             finished.revisited = Some(revisited);
         }
-        if outcome == Outcome::Ok && !finished.is_revisit() {
-            self.tally(&mut finished, print);
+        if finished.outcome.is_page() && !finished.is_revisit() {
+            self.tally(&mut finished, said.print);
         }
         let raw = raw.map(|raw| (PAGES, raw));
         Done::new(entry, Effect::Finished { job: Box::new(finished), raw, dispatch: job.dispatch })
@@ -203,10 +216,17 @@ impl Visit<'_> {
         };
         let mut finished = self.ended(Outcome::Ok, None, fetched);
         keep_unknown(ctx, job, target::named(job, crawl, url, self.robots), &mut finished);
-        let raw = self.revisit_record(fetched, original, Profile::ServerNotModified, &mut finished);
+        let raw = match self.noindex(fetched, false) {
+            Some(by) => {
+                leave_out(by, original.digest.clone(), &mut finished);
+                None
+            }
+            None => Some(self.revisit_record(fetched, original, Profile::ServerNotModified, &mut finished)),
+        };
         let kept = Some((original, Spared::Transfer(original.body_bytes)));
         finished.revisited = Some(before.answered(ctx, job, &finished, fetched, kept));
-        Done::new(entry, Effect::Finished { job: Box::new(finished), raw: Some((PAGES, raw)), dispatch: job.dispatch })
+        let raw = raw.map(|raw| (PAGES, raw));
+        Done::new(entry, Effect::Finished { job: Box::new(finished), raw, dispatch: job.dispatch })
     }
 
     /// What is to be said of every answer.
@@ -222,23 +242,30 @@ impl Visit<'_> {
         finished
     }
 
-    /// The links of a page; `print` is its fingerprint, where the crawl wants to know.
-    fn read_page(
-        &self,
-        fetched: &Fetched,
-        finished: &mut Finished,
-        print: &mut Option<u64>,
-    ) -> Result<Vec<Target>, String> {
+    /// By what a good answer asks not to be indexed, where its crawl heeds that; `by_meta`: its body does.
+    fn noindex(&self, fetched: &Fetched, by_meta: bool) -> Option<&'static str> {
+        if !self.crawl.spec.noindex {
+            return None;
+        }
+        if says(fetched, self.crawl, "noindex") {
+            return Some("its X-Robots-Tag");
+        }
+        by_meta.then_some("its meta element")
+    }
+
+    /// The links of a page.
+    fn read_page(&self, fetched: &Fetched, finished: &mut Finished, said: &mut Said) -> Result<Vec<Target>, String> {
         let body = body_of(self.ctx, fetched)?;
         let spec = &self.crawl.spec;
         let fingerprint = spec.tells_near_duplicates();
-        let reading = Reading { assets: spec.assets, rules: &self.crawl.rules, fingerprint };
+        let (rules, agent) = (&self.crawl.rules, self.crawl.product());
+        let reading = Reading { assets: spec.assets, rules, agent, fingerprint };
         let page = html(&body, fetched.content_type().as_deref(), self.url, reading);
-        *print = page.fingerprint;
+        (said.print, said.noindex) = (page.fingerprint, page.noindex);
         finished.title = page.title;
         finished.language = page.language;
         keep_links(page.links.iter().map(|link| &link.to), finished);
-        let nofollow = page.nofollow || nofollow(fetched, self.crawl.agent());
+        let nofollow = page.nofollow || says(fetched, self.crawl, "nofollow");
         let followed = target::followed(self.job, self.crawl, page.links, nofollow);
         // What is known needs no second look: it is in scope, or its job would not be.
         let unknown = self.ctx.seen.unknown(self.job.dispatch, followed.iter().map(|link| link.hash));
@@ -260,20 +287,14 @@ impl Visit<'_> {
         let (novelty, original) = ctx.contents.look(page);
         if let Some(original) = original {
             let word = if novelty == Novelty::Duplicate { "duplicate" } else { "near duplicate" };
-            let before = finished.reason.take().map_or(String::new(), |reason| format!("{reason}; "));
-            finished.reason = Some(clean(&format!("{before}{word} of {original}")));
+            note(&format!("{word} of {original}"), finished);
         }
         let (dispatch, host, bytes) = (job.dispatch, job.host.clone(), finished.body_bytes);
         finished.given = Some(Box::new(Given { dispatch, host, bytes, novelty }));
     }
 
     /// A sitemap or a feed; of anything else there is nothing to read.
-    fn read_listing(
-        &self,
-        fetched: &Fetched,
-        finished: &mut Finished,
-        hints: &mut Hints,
-    ) -> Result<Vec<Target>, String> {
+    fn read_listing(&self, fetched: &Fetched, finished: &mut Finished, said: &mut Said) -> Result<Vec<Target>, String> {
         let (encoding, content_type) = (fetched.content_encoding(), fetched.content_type());
         let file = File {
             is_whole: fetched.cut.is_none(),
@@ -286,12 +307,12 @@ impl Visit<'_> {
         let Some(listing) = read else { return Ok(Vec::new()) };
         keep_links(listing.entries.iter(), finished);
         if self.before.is_some() {
-            hints.extend(hints_of(&listing));
+            said.hints.extend(hints_of(&listing));
         }
         if listing.truncated {
             finished.reason = Some(format!("it lists more than {ENTRIES_MAX} URLs; the others are not read"));
         }
-        target::listed(self.job, self.crawl, self.url, listing, nofollow(fetched, self.crawl.agent()))
+        target::listed(self.job, self.crawl, self.url, listing, says(fetched, self.crawl, "nofollow"))
     }
 
     /// The page as one gzip member of a WARC record, with what the index says of it.
@@ -344,10 +365,23 @@ impl Visit<'_> {
     }
 }
 
-/// Whether a header asks that no link be followed.
-fn nofollow(fetched: &Fetched, agent: &str) -> bool {
+/// Whether its headers say this word to the crawl.
+fn says(fetched: &Fetched, crawl: &Crawl, word: &str) -> bool {
     let headers = fetched.headers.get_all("x-robots-tag").iter().filter_map(|value| value.to_str().ok());
-    directive::nofollow(headers, agent)
+    directive::says(headers, crawl.product(), word)
+}
+
+/// A page that asks not to be indexed: its links, its figures and its digest, by which a change is told, are all that
+/// stays of it.
+fn leave_out(by: &str, digest: String, finished: &mut Finished) {
+    (finished.outcome, finished.digest, finished.title) = (Outcome::Noindex, Some(digest), None);
+    note(&format!("noindex, says {by}: its body is not kept"), finished);
+}
+
+/// Adds to what is said of a job's end.
+fn note(text: &str, finished: &mut Finished) {
+    let before = finished.reason.take().map_or(String::new(), |reason| format!("{reason}; "));
+    finished.reason = Some(clean(&format!("{before}{text}")));
 }
 
 fn hints_of(listing: &Listing) -> impl Iterator<Item = (UrlHash, i64)> + '_ {
