@@ -19,7 +19,8 @@ const ROUNDS: usize = 10;
 fn main() {
     let pages: Vec<(Url, String)> = (0..PAGES).map(page).collect();
     let (seen, dispatch) = (Seen::default(), Uuid::now_v7());
-    let reading = Reading { assets: false, rules: UrlRules::none(), agent: "dodo", fingerprint: false };
+    let reading =
+        Reading { assets: false, rules: UrlRules::none(), agent: "dodo", canonical: false, fingerprint: false };
     let (mut links, mut fresh) = (0, 0);
     let start = Instant::now();
     for _ in 0..ROUNDS {

@@ -120,6 +120,8 @@ pub struct Options {
     pub nofollow: Option<Nofollow>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub noindex: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub follow_canonical: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assets: Option<bool>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -316,7 +318,7 @@ pub fn crawl_spec(service: &str, url: &str, options: &Options) -> Result<(CrawlS
     spec.host_concurrency = options.host_concurrency.unwrap_or(spec.host_concurrency);
     spec.sitemaps = options.sitemaps.unwrap_or(spec.sitemaps);
     spec.nofollow = options.nofollow.unwrap_or(spec.nofollow);
-    spec.noindex = options.noindex;
+    (spec.noindex, spec.follow_canonical) = (options.noindex, options.follow_canonical);
     spec.assets = options.assets.unwrap_or(spec.assets);
     spec.url_rules.clone_from(&options.url_rules);
     spec.drop_params.clone_from(&options.drop_params);
@@ -381,14 +383,14 @@ mod tests {
         };
         let given = spec(
             "crawl",
-            json!({ "depth": 3, "sitemaps": false, "nofollow": "ignore", "noindex": true, "assets": true, "region": "eu" }),
+            json!({ "depth": 3, "sitemaps": false, "nofollow": "ignore", "noindex": true, "follow_canonical": true, "assets": true, "region": "eu" }),
         );
         assert_eq!((given.depth, given.sitemaps, given.nofollow, given.assets), (3, false, Nofollow::Ignore, true));
-        assert!(given.noindex);
+        assert!(given.noindex && given.follow_canonical);
         assert_eq!(given.region.as_deref(), Some("eu"));
         let plain = spec("page", json!({}));
         assert_eq!((plain.depth, plain.sitemaps, plain.nofollow, plain.assets), (0, true, Nofollow::Honour, false));
-        assert!(!plain.noindex);
+        assert!(!plain.noindex && !plain.follow_canonical);
     }
 
     #[test]

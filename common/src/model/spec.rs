@@ -68,6 +68,9 @@ pub struct CrawlSpec {
     /// Pages that ask not to be indexed are not kept: fetched, read for their links, and left out of the archive.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub noindex: bool,
+    /// What a page says that its own URL is, by a `link` element or a `Link` header, is a link of it, and is noted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub follow_canonical: bool,
     /// What pages are shown with counts as a link: images, media, scripts, style sheets.
     #[serde(default)]
     pub assets: bool,

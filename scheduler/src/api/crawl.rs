@@ -65,6 +65,10 @@ pub struct CrawlRequest {
     /// they are fetched and their links followed, but not kept. False when not given.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub noindex: bool,
+    /// Whether the URL that a page says is its own is followed where only a `Link` header names it, too, and noted where it
+    /// is another one in scope. False when not given.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub follow_canonical: bool,
     /// Whether what pages are shown with counts as their links: images, media, scripts, style sheets; false when not
     /// given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -303,7 +307,7 @@ pub fn checked(request: CrawlRequest, contact: &str, now: Millis) -> ApiResult<C
     spec.host_concurrency = request.host_concurrency.unwrap_or(spec.host_concurrency);
     spec.sitemaps = request.sitemaps.unwrap_or(spec.sitemaps);
     spec.nofollow = request.nofollow.unwrap_or(spec.nofollow);
-    spec.noindex = request.noindex;
+    (spec.noindex, spec.follow_canonical) = (request.noindex, request.follow_canonical);
     spec.assets = request.assets.unwrap_or(spec.assets);
     spec.url_rules = request.url_rules;
     spec.drop_params = request.drop_params;

@@ -49,6 +49,9 @@ pub struct CrawlFlags {
     /// Do not keep pages that ask not to be indexed; their links are followed
     #[arg(long)]
     pub noindex: bool,
+    /// Follow what a page says that its own URL is, by a Link header too, and note that
+    #[arg(long)]
+    pub follow_canonical: bool,
     /// Fetch what pages are shown with as well: images, media, scripts, style sheets
     #[arg(long)]
     pub assets: bool,
@@ -161,6 +164,7 @@ impl CrawlFlags {
             sitemaps: self.no_sitemaps.then_some(false),
             nofollow: self.nofollow,
             noindex: self.noindex,
+            follow_canonical: self.follow_canonical,
             assets: self.assets.then_some(true),
             url_rules: self.rules.url_rules.clone(),
             drop_params: self.rules.drop_param.clone(),

@@ -41,7 +41,7 @@ impl Sample {
         let options = json!({
             "depth": flags.depth, "max_pages": flags.max_pages, "scope": flags.scope,
             "delay_ms": flags.delay.unwrap_or(DELAY_MS), "host_concurrency": flags.host_concurrency,
-            "sitemaps": flags.no_sitemaps.then_some(false), "nofollow": flags.nofollow, "noindex": flags.noindex,
+            "sitemaps": flags.no_sitemaps.then_some(false), "nofollow": flags.nofollow, "noindex": flags.noindex, "follow_canonical": flags.follow_canonical,
             "assets": flags.assets.then_some(true),
             "url_rules": flags.rules.url_rules, "drop_params": flags.rules.drop_param,
             "include": flags.include, "exclude": flags.exclude,

@@ -1,4 +1,4 @@
-//! What pages say of themselves: that they are not to be indexed.
+//! What pages say of themselves: that they are not to be indexed, and what their own URL is.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,6 +29,18 @@ async fn answer(State(asked): State<Asked>, request: Request) -> Response {
         "/file" => ([("x-robots-tag", "otherbot: nofollow, dodo: noindex")], "a text").into_response(),
         "/other" => Html("<meta name=otherbot content=noindex>").into_response(),
         "/behind" => Html("a page").into_response(),
+        // Canonical URLs: of the page itself, of others, of one that is not there, out of scope, of one another.
+        "/copies" => {
+            let links = (1..=6).map(|n| format!("<a href=/copy/{n}>x</a>")).collect::<String>();
+            Html(format!("<link rel=canonical href=/copies>{links}")).into_response()
+        }
+        "/copy/1" => Html("<link rel=canonical href=/whole>").into_response(),
+        "/copy/2" => ([("link", "</first>; rel=first, </whole-text>; rel=canonical")], "a text").into_response(),
+        "/copy/3" => Html("<link rel=canonical href=/gone>").into_response(),
+        "/copy/4" => Html("<link rel=canonical href='http://b.test/'>").into_response(),
+        "/copy/5" => Html("<link rel=canonical href=/copy/6>").into_response(),
+        "/copy/6" => ([("link", "</never>; rel=canonical")], Html("<link rel=canonical href=/copy/5>")).into_response(),
+        "/whole" | "/whole-text" => Html("a page").into_response(),
         // Once it is known it does not want to be kept any more.
         "/turning" if conditional => (StatusCode::NOT_MODIFIED, [("x-robots-tag", "noindex")]).into_response(),
         "/turning" => ([("etag", "\"a\"")], Html("as it was")).into_response(),
@@ -95,6 +107,14 @@ async fn a_page_that_asks_not_to_be_indexed_is_read_and_not_kept() -> Result<()>
     }
     assert!(cluster.dodo_text(&["why", &format!("http://{place}/file")])?.contains("noindex, says its X-Robots-Tag"));
 
+    // A crawl under another name is spoken to by that.
+    let options = json!({ "noindex": true, "user_agent": "OtherBot/2.0 (for tests)" });
+    let dispatch = crawl(&cluster, &place, &["/named", "/file", "/other"], options).await?;
+    cluster.wait_done(&dispatch, LIMIT).await?;
+    let found = ended(&cluster, &place, &dispatch).await?;
+    let states: Vec<(&str, &str)> = found.iter().map(|(path, visits)| (path.as_str(), visits[0].0.as_str())).collect();
+    assert_eq!(states, [("/file", "ok"), ("/named", "ok"), ("/never", "http_error"), ("/other", "noindex")]);
+
     // They spend the budget of pages like all others; and without the setting they are kept like all others.
     asked.lock().expect("no panic under this lock").clear();
     let dispatch = crawl(&cluster, &place, &["/meta"], json!({ "noindex": true, "max_pages": 1 })).await?;
@@ -152,5 +172,43 @@ async fn a_page_that_turns_noindex_is_visited_on_and_its_visits_are_not_kept() -
     }
     assert_eq!(cluster.dodo_text(&["archive", "cat", "pages"])?.lines().count(), turns);
     assert!(cluster.dodo(&["archive", "verify"]).status.success());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_page_says_is_its_url_is_followed_and_noted() -> Result<()> {
+    let (cluster, place, _, _processes) = ground().await?;
+    let url = |path: &str| format!("http://{place}{path}");
+    let dispatch = crawl(&cluster, &place, &["/copies"], json!({ "follow_canonical": true })).await?;
+    cluster.wait_done(&dispatch, LIMIT).await?;
+    let mut found = ended(&cluster, &place, &dispatch).await?;
+    let reasons: Vec<(String, Value, bool)> = std::mem::take(&mut found)
+        .into_iter()
+        .map(|(path, mut visits)| (path, visits[0].2["reason"].take(), visits[0].1))
+        .collect();
+    let says = |path: &str| json!(format!("canonical: {}", url(path)));
+    let expected = [
+        ("/copies", Value::Null),
+        ("/copy/1", says("/whole")),
+        ("/copy/2", says("/whole-text")),
+        ("/copy/3", says("/gone")),
+        ("/copy/4", Value::Null),
+        ("/copy/5", says("/copy/6")),
+        ("/copy/6", says("/copy/5")),
+        ("/gone", Value::Null),
+        ("/whole", Value::Null),
+        ("/whole-text", Value::Null),
+    ];
+    // Each of them is kept: nobody could bring back the copy of what is gone.
+    assert_eq!(reasons, expected.map(|(path, reason)| (path.to_owned(), reason, true)));
+    let why = cluster.dodo_text(&["why", &url("/copy/2")])?;
+    assert!(why.contains(&format!("Reason: canonical: {}.", url("/whole-text"))), "{why}");
+
+    // Without the setting the header is not read.
+    let dispatch = crawl(&cluster, &place, &["/copies"], json!({})).await?;
+    cluster.wait_done(&dispatch, LIMIT).await?;
+    let found = ended(&cluster, &place, &dispatch).await?;
+    assert!(found.values().flatten().all(|(_, _, job)| job["reason"].is_null()), "{found:?}");
+    assert!(found.contains_key("/whole") && !found.contains_key("/whole-text"), "{found:?}");
     Ok(())
 }

@@ -30,6 +30,14 @@ const LANGUAGE_BYTES_MIN: usize = 64;
 const PAGE_RELATIONS: [&str; 4] = ["alternate", "canonical", "next", "prev"];
 /// Those that lead to what a page is shown with.
 const ASSET_RELATIONS: [&str; 2] = ["stylesheet", "icon"];
+/// Canonical URLs looked at of one page: the first that is one counts.
+const CANONICALS_MAX: usize = 8;
+/// Elements that may stand before a page's body: any other ends its head (WHATWG HTML 13.2.6.4.4, 'The "in head" insertion
+/// mode'), and behind that a page holds what others have written. Images are those that a `noscript` of the head holds.
+const HEAD: [&[u8]; 14] = [
+    b"html", b"head", b"base", b"basefont", b"bgsound", b"link", b"meta", b"title", b"noscript", b"noframes", b"style",
+    b"script", b"template", b"img",
+];
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
@@ -49,6 +57,8 @@ pub struct Page {
     pub link_count_seen: usize,
     /// There were more distinct links, or so many references that there may have been.
     pub links_truncated: bool,
+    /// What it says that its own URL is (RFC 6596), where it was asked for.
+    pub canonical: Option<Spelt>,
     /// Of its words, where it was asked for and there are enough of them.
     pub fingerprint: Option<u64>,
 }
@@ -68,15 +78,17 @@ pub struct Reading<'r> {
     pub rules: &'r UrlRules,
     /// The product token by which a page may speak to us alone.
     pub agent: &'r str,
+    /// Its canonical URL is wanted.
+    pub canonical: bool,
     /// Its fingerprint is wanted.
     pub fingerprint: bool,
 }
 
 /// Reads `body`, which came from `page`. Never fails: of a broken page it tells what it could read.
 pub fn html(body: &[u8], content_type: Option<&str>, page: &Url, reading: Reading) -> Page {
-    let Reading { assets, rules, agent, fingerprint } = reading;
+    let Reading { assets, rules, agent, canonical: wants_canonical, fingerprint } = reading;
     let text = text::decode(body, content_type);
-    let mut found = Found { agent, assets, ..Found::default() };
+    let mut found = Found { agent, assets, wants_canonical, ..Found::default() };
     Tags::new(&text).for_each(|tag| found.read(&tag));
 
     // The first <base> holds for all links, even for those before it (WHATWG HTML 4.2.3).
@@ -91,6 +103,7 @@ pub fn html(body: &[u8], content_type: Option<&str>, page: &Url, reading: Readin
         links,
         link_count_seen: found.reference_count,
         links_truncated: more || found.references.len() == REFERENCES_MAX && found.reference_count > REFERENCES_MAX,
+        canonical: found.canonicals.iter().find_map(|href| spell(href, base, rules).ok()),
         fingerprint: fingerprint.then(|| simhash(&text)).flatten(),
     }
 }
@@ -106,6 +119,11 @@ struct Found<'t> {
     base: Option<Cow<'t, str>>,
     /// What the page is shown with is wanted, too.
     assets: bool,
+    wants_canonical: bool,
+    /// The head of the page is over.
+    in_body: bool,
+    /// As they are written, in the head.
+    canonicals: Vec<Cow<'t, str>>,
     /// As they are written, and whether they are not to be followed.
     references: Vec<(Cow<'t, str>, bool)>,
     reference_count: usize,
@@ -113,6 +131,7 @@ struct Found<'t> {
 
 impl<'t> Found<'t> {
     fn read(&mut self, tag: &Tag<'t>) {
+        self.in_body = self.in_body || self.wants_canonical && !HEAD.contains(&tag.name());
         match tag.name() {
             b"a" | b"area" => {
                 let nofollow = tag.attribute("rel").is_some_and(|relations| has(relations, "nofollow"));
@@ -159,6 +178,11 @@ impl<'t> Found<'t> {
         let leads_to_page = PAGE_RELATIONS.iter().any(|name| has(relations, name)) && !has(relations, "stylesheet");
         if leads_to_page || self.assets && ASSET_RELATIONS.iter().any(|name| has(relations, name)) {
             self.refer(tag.attribute("href"), false);
+        }
+        let wants_canonical = self.wants_canonical && !self.in_body && self.canonicals.len() < CANONICALS_MAX;
+        if wants_canonical && has(relations, "canonical") {
+            let href = tag.attribute("href").filter(|href| href.len() <= 4 * URL_BYTES_MAX);
+            self.canonicals.extend(href.filter(|href| !href.trim().is_empty()).map(decoded));
         }
     }
 
@@ -299,7 +323,7 @@ mod tests {
 
     fn read(body: &str, assets: bool) -> Page {
         let page = Url::parse("https://a.example/dir/page").unwrap();
-        let reading = Reading { assets, rules: UrlRules::none(), agent: "dodo", fingerprint: false };
+        let reading = Reading { assets, rules: UrlRules::none(), agent: "dodo", canonical: true, fingerprint: false };
         html(body.as_bytes(), Some("text/html; charset=utf-8"), &page, reading)
     }
 
@@ -384,7 +408,7 @@ mod tests {
     fn a_link_is_that_of_its_base_and_rules() {
         let ruled = |page: &str, href: &str, rules: &UrlRules| {
             let body = format!("<a href='{href}'>");
-            let reading = Reading { assets: false, rules, agent: "dodo", fingerprint: false };
+            let reading = Reading { assets: false, rules, agent: "dodo", canonical: false, fingerprint: false };
             html(body.as_bytes(), None, &Url::parse(page).unwrap(), reading).links[0].to.text.clone()
         };
         let link = |page: &str, href: &str| ruled(page, href, UrlRules::none());
@@ -461,6 +485,32 @@ mod tests {
     }
 
     #[test]
+    fn the_first_canonical_url_of_the_head_counts() {
+        let canonical = |body: &str| page(body).canonical.map(|url| url.text);
+        for (body, expected) in [
+            ("<head><link rel='Next Canonical' href='../x?a=1&amp;b=2#c'></head>", Some("https://a.example/x?a=1&b=2")),
+            ("<link rel=canonical href=/x><base href=http://b.example/>", Some("http://b.example/x")),
+            (
+                "<link rel=canonical href><link rel=canonical href='mailto:x@y.z'><link rel=canonical href=/2>
+              <link rel=canonical href=/3>",
+                Some("https://a.example/2"),
+            ),
+            (
+                "<title>a</title><noscript><img src=x></noscript><script>'<p>'</script><style></style></head>
+              <link rel=canonical href=/x>",
+                Some("https://a.example/x"),
+            ),
+            ("<body><link rel=canonical href=/x>", None),
+            ("<title>a</title><p>written by somebody <link rel=canonical href=/x>", None),
+            ("<link rel=alternate href=/x><a rel=canonical href=/y>", None),
+        ] {
+            assert_eq!(canonical(body).as_deref(), expected, "{body}");
+        }
+        let many = "<link rel=canonical href='data:,'>".repeat(CANONICALS_MAX) + "<link rel=canonical href=/x>";
+        assert_eq!(canonical(&many), None);
+    }
+
+    #[test]
     fn too_many_links_are_said_to_be() {
         let many = |count: usize| (0..count).map(|number| format!("<a href=/{number}>")).collect::<String>();
         let all = page(&many(LINKS_MAX));
@@ -476,7 +526,8 @@ mod tests {
         assert_eq!(links("<a href=/x><a href='/y"), ["https://a.example/x"]);
         let bytes: Vec<u8> = (0..=255).cycle().take(5000).collect();
         let url = Url::parse("http://a.example/").unwrap();
-        let reading = Reading { assets: true, rules: UrlRules::none(), agent: "dodo", fingerprint: true };
+        let reading =
+            Reading { assets: true, rules: UrlRules::none(), agent: "dodo", canonical: true, fingerprint: true };
         html(&bytes, None, &url, reading);
         html(b"", None, &url, reading);
     }

@@ -2,6 +2,7 @@
 
 pub mod directive;
 pub mod html;
+pub mod link_header;
 pub mod listing;
 pub mod simhash;
 pub mod srcset;

@@ -24,13 +24,13 @@ use uuid::Uuid;
 use crate::committer::{Done, Effect};
 use crate::content::Page;
 use crate::context::{Context, Crawl};
-use crate::extract::directive;
-use crate::extract::html::{Reading, html};
+use crate::extract::html::{LINKS_MAX, Link, Reading, html};
 use crate::extract::listing::{ENTRIES_MAX, File, Listing, listing};
 use crate::fetch::Ask;
 use crate::fetch::body::Cut;
 use crate::fetch::fetched::Fetched;
 use crate::fetch::proxy::FetchError;
+use crate::jobs::declaration;
 use crate::jobs::end::{body_of, clean, finish, is_last_try, is_refusal, raw_entry, ready, refused, retry, unread};
 use crate::jobs::revisit::{self, Before};
 use crate::jobs::target::{self, Target};
@@ -42,6 +42,8 @@ struct Said {
     print: Option<u64>,
     /// A meta element asks not to be indexed.
     noindex: bool,
+    /// The URL that it says is its own.
+    canonical: Option<Spelt>,
     /// Of the pages that a sitemap lists, their first interval, milliseconds.
     hints: HashMap<UrlHash, i64>,
 }
@@ -177,8 +179,11 @@ impl Visit<'_> {
             Err(why) => finished.reason = Some(why),
         }
         keep_unknown(ctx, job, found, &mut finished);
+        if let Some(canonical) = said.canonical.filter(|canonical| declaration::names_another(crawl, url, canonical)) {
+            note(&format!("canonical: {}", canonical.text), &mut finished);
+        }
         if outcome == Outcome::Ok
-            && let Some(by) = self.noindex(&fetched, said.noindex)
+            && let Some(by) = declaration::noindex(crawl, &fetched, said.noindex)
         {
             leave_out(by, warc::payload_digest(&fetched.body), &mut finished);
         }
@@ -216,7 +221,7 @@ impl Visit<'_> {
         };
         let mut finished = self.ended(Outcome::Ok, None, fetched);
         keep_unknown(ctx, job, target::named(job, crawl, url, self.robots), &mut finished);
-        let raw = match self.noindex(fetched, false) {
+        let raw = match declaration::noindex(crawl, fetched, false) {
             Some(by) => {
                 leave_out(by, original.digest.clone(), &mut finished);
                 None
@@ -242,38 +247,40 @@ impl Visit<'_> {
         finished
     }
 
-    /// By what a good answer asks not to be indexed, where its crawl heeds that; `by_meta`: its body does.
-    fn noindex(&self, fetched: &Fetched, by_meta: bool) -> Option<&'static str> {
-        if !self.crawl.spec.noindex {
-            return None;
-        }
-        if says(fetched, self.crawl, "noindex") {
-            return Some("its X-Robots-Tag");
-        }
-        by_meta.then_some("its meta element")
-    }
-
     /// The links of a page.
     fn read_page(&self, fetched: &Fetched, finished: &mut Finished, said: &mut Said) -> Result<Vec<Target>, String> {
         let body = body_of(self.ctx, fetched)?;
         let spec = &self.crawl.spec;
         let fingerprint = spec.tells_near_duplicates();
         let (rules, agent) = (&self.crawl.rules, self.crawl.product());
-        let reading = Reading { assets: spec.assets, rules, agent, fingerprint };
+        let reading = Reading { assets: spec.assets, rules, agent, canonical: spec.follow_canonical, fingerprint };
         let page = html(&body, fetched.content_type().as_deref(), self.url, reading);
         (said.print, said.noindex) = (page.fingerprint, page.noindex);
         finished.title = page.title;
         finished.language = page.language;
-        keep_links(page.links.iter().map(|link| &link.to), finished);
-        let nofollow = page.nofollow || says(fetched, self.crawl, "nofollow");
-        let followed = target::followed(self.job, self.crawl, page.links, nofollow);
+        let mut links = page.links;
+        if let Some(canonical) = declaration::canonical(self.crawl, self.url, fetched, page.canonical) {
+            // That of a link element is among them.
+            if links.len() < LINKS_MAX && links.iter().all(|link| link.to.hash != canonical.hash) {
+                links.push(Link { to: canonical.clone(), nofollow: false });
+            }
+            said.canonical = Some(canonical);
+        }
+        let nofollow = page.nofollow || declaration::nofollow(self.crawl, fetched);
+        Ok(self.follow(links, nofollow, finished))
+    }
+
+    /// Keeps the links of a page; those that may be new are followed.
+    fn follow(&self, links: Vec<Link>, nofollow: bool, finished: &mut Finished) -> Vec<Target> {
+        keep_links(links.iter().map(|link| &link.to), finished);
+        let followed = target::followed(self.job, self.crawl, links, nofollow);
         // What is known needs no second look: it is in scope, or its job would not be.
         let unknown = self.ctx.seen.unknown(self.job.dispatch, followed.iter().map(|link| link.hash));
         let count = followed.len();
         let fresh: Vec<Spelt> =
             followed.into_iter().zip(unknown).filter_map(|(link, new)| new.then_some(link)).collect();
         finished.known_count += (count - fresh.len()) as i32;
-        Ok(target::links(self.job, self.crawl, fresh))
+        target::links(self.job, self.crawl, fresh)
     }
 
     /// Counts a page for its host, and says what it repeats, if it does.
@@ -293,7 +300,7 @@ impl Visit<'_> {
         finished.given = Some(Box::new(Given { dispatch, host, bytes, novelty }));
     }
 
-    /// A sitemap or a feed; of anything else there is nothing to read.
+    /// A sitemap or a feed; of anything else there is nothing to read but its headers.
     fn read_listing(&self, fetched: &Fetched, finished: &mut Finished, said: &mut Said) -> Result<Vec<Target>, String> {
         let (encoding, content_type) = (fetched.content_encoding(), fetched.content_type());
         let file = File {
@@ -304,7 +311,12 @@ impl Visit<'_> {
             url: self.url,
         };
         let read = listing(file, &self.crawl.rules).map_err(|error| error.to_string())?;
-        let Some(listing) = read else { return Ok(Vec::new()) };
+        let nofollow = || declaration::nofollow(self.crawl, fetched);
+        let Some(listing) = read else {
+            said.canonical = declaration::canonical(self.crawl, self.url, fetched, None);
+            let Some(canonical) = said.canonical.clone() else { return Ok(Vec::new()) };
+            return Ok(self.follow(vec![Link { to: canonical, nofollow: false }], nofollow(), finished));
+        };
         keep_links(listing.entries.iter(), finished);
         if self.before.is_some() {
             said.hints.extend(hints_of(&listing));
@@ -312,7 +324,7 @@ impl Visit<'_> {
         if listing.truncated {
             finished.reason = Some(format!("it lists more than {ENTRIES_MAX} URLs; the others are not read"));
         }
-        target::listed(self.job, self.crawl, self.url, listing, says(fetched, self.crawl, "nofollow"))
+        target::listed(self.job, self.crawl, self.url, listing, nofollow())
     }
 
     /// The page as one gzip member of a WARC record, with what the index says of it.
@@ -363,12 +375,6 @@ impl Visit<'_> {
         finished.digest = Some(member.payload_digest);
         raw_entry(ctx, job, about.to_string().into_bytes(), member.bytes)
     }
-}
-
-/// Whether its headers say this word to the crawl.
-fn says(fetched: &Fetched, crawl: &Crawl, word: &str) -> bool {
-    let headers = fetched.headers.get_all("x-robots-tag").iter().filter_map(|value| value.to_str().ok());
-    directive::says(headers, crawl.product(), word)
 }
 
 /// A page that asks not to be indexed: its links, its figures and its digest, by which a change is told, are all that

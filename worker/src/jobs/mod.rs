@@ -1,6 +1,7 @@
 //! Job kinds, a file each, and what they share.
 
 pub mod crawl;
+pub mod declaration;
 pub mod end;
 pub mod get_metadata;
 pub mod get_page;

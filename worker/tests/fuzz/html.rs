@@ -53,8 +53,14 @@ fn check(input: &[u8], mut draw: Draw) {
         pick(&mut draw, &["text/html", "text/html; charset=utf-8", "text/html;charset=gbk", "application/xhtml+xml"]);
     let page = Url::parse(pick(&mut draw, &["https://a.example/dir/page?x", "http://b.example/"])).expect("a URL");
     let rules = if input.len().is_multiple_of(2) { UrlRules::none() } else { &RULES };
-    let read =
-        |assets| html(input, Some(content_type), &page, Reading { assets, rules, agent: "dodo", fingerprint: false });
+    let read = |assets| {
+        html(
+            input,
+            Some(content_type),
+            &page,
+            Reading { assets, rules, agent: "dodo", canonical: true, fingerprint: false },
+        )
+    };
     let [plain, shown] = [false, true].map(read);
     for read in [&plain, &shown] {
         sound(read, rules);

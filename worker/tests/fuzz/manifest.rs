@@ -18,7 +18,7 @@ const SEEDS: &[&[u8]] = &[
     "count": 1000000000, "duration": 31536000, "version": 1, "options": { "subject": { "app": "com.example" } } }]"#,
     br#"[{"service":"crawl","url":"http://a.test/x?b=1&a=2","start":1800000000,"options":{"depth":1,"max_pages":10,"scope":"prefix",
     "delay_ms":0,"host_concurrency":4,"url_rules":["sessions","tracking","sort"],"drop_params":["ref","x*"],"include":["/x"],
-    "exclude":["/cal(endar)?/","\\?page=\\d{3}"],"sitemaps":false,"nofollow":"ignore","noindex":true,"assets":true,"cookies":true,
+    "exclude":["/cal(endar)?/","\\?page=\\d{3}"],"sitemaps":false,"nofollow":"ignore","noindex":true,"follow_canonical":true,"assets":true,"cookies":true,
     "user_agent":"examplebot/1.0","max_bytes":1000,"max_seconds":60,"retries":2,"priority":-100}}]"#,
     br#"[{"service":"reviews","url":"http://api.test","start":0,"options":{"instance":"one","subject":{"a":"b","c":"d"},"priority":1}}]"#,
 ];
