@@ -37,7 +37,8 @@ pub fn measure(site: &Path) -> Result<Value> {
         pages.push(Sample { url: Url::parse(&format!("{ORIGIN}/p{}.html", pages.len()))?, body });
     }
     ensure!(!pages.is_empty(), "{} has no pages", site.display());
-    let reading = Reading { assets: false, rules: UrlRules::none(), fingerprint: false };
+    let reading =
+        Reading { assets: false, rules: UrlRules::none(), agent: "dodo", canonical: false, fingerprint: false };
     let mut seen = Seen::default();
     Ok(json!({
         "scan_us": each(&pages, |page| references(&page.body).count())?,

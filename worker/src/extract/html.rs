@@ -35,8 +35,20 @@ const CANONICALS_MAX: usize = 8;
 /// Elements that may stand before a page's body: any other ends its head (WHATWG HTML 13.2.6.4.4, 'The "in head" insertion
 /// mode'), and behind that a page holds what others have written. Images are those that a `noscript` of the head holds.
 const HEAD: [&[u8]; 14] = [
-    b"html", b"head", b"base", b"basefont", b"bgsound", b"link", b"meta", b"title", b"noscript", b"noframes", b"style",
-    b"script", b"template", b"img",
+    b"html",
+    b"head",
+    b"base",
+    b"basefont",
+    b"bgsound",
+    b"link",
+    b"meta",
+    b"title",
+    b"noscript",
+    b"noframes",
+    b"style",
+    b"script",
+    b"template",
+    b"img",
 ];
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
