@@ -94,7 +94,8 @@ impl Done {
         let raw = raw.as_ref().map_or(0, |(_, entry)| entry.about.len() + entry.body.len());
         let kept = job.paged.as_ref().and_then(|paged| paged.kept.as_ref()).map_or(0, Vec::len);
         let found: usize = job.found.iter().map(|found| size_of::<Found>() + found.url.len() + found.host.len()).sum();
-        (raw + kept + found + job.links.as_ref().map_or(0, String::len)) as u64
+        let modified = job.revisited.as_ref().map_or(0, |revisited| size_of_val(revisited.modified.as_slice()));
+        (raw + kept + found + modified + job.links.as_ref().map_or(0, String::len)) as u64
     }
 }
 

@@ -3,6 +3,7 @@
 use tokio_postgres::Statement;
 use uuid::Uuid;
 
+use crate::clock::Millis;
 use crate::db::commit::Finished;
 use crate::db::pool::{Client, DbError, DbResult, Transaction};
 use crate::model::revisit::Plan;
@@ -17,6 +18,11 @@ pub struct Revisited {
     pub spared: Option<Spared>,
     /// What sitemaps say of pages that it found: the jobs, if they come to be, and their first interval, milliseconds.
     pub hints: Vec<(Uuid, i64)>,
+    /// What sitemaps say of pages, known ones too: the hashes of their URLs, and when they were modified, milliseconds since
+    /// the epoch.
+    pub modified: Vec<(Uuid, Millis)>,
+    /// No visit comes sooner than this after the one before, milliseconds.
+    pub min_ms: i64,
 }
 
 /// Body bytes that a visit did not cost, since the page was as it had been.
@@ -69,10 +75,35 @@ fresh AS MATERIALIZED (
     SELECT c.ctid AS place FROM crawl_schedule c WHERE c.tenant = k.tenant AND c.id = k.id) s)
 UPDATE crawl_schedule c SET payload = fresh.plan FROM fresh WHERE c.ctid = fresh.place";
 
+/// The next visits of pages that were modified later than they were visited last are due now, or as soon as the bounds of
+/// their crawl allow. A row that another commit holds is passed over: it is being ended, or brought forward already; so no
+/// two commits wait for one another. What waits for another try is left alone.
+const HASTEN: &str = "-- hasten-visits
+WITH k AS MATERIALIZED (SELECT * FROM unnest($1::text[], $2::uuid[], $3::int2[], $4::int8[], $5::uuid[], $6::int8[])
+    AS k(tenant, id, attempt, min_ms, hash, modified_ms)),
+own AS MATERIALIZED (
+  SELECT s.* FROM (SELECT DISTINCT tenant, id, attempt FROM k) d, LATERAL (
+    SELECT c.tenant, c.id, c.dispatch FROM crawl_schedule c
+     WHERE c.tenant = d.tenant AND c.id = d.id AND c.attempt = d.attempt AND c.remake_of IS NULL) s),
+later AS MATERIALIZED (
+  SELECT s.place, k.modified_ms, greatest(clock_timestamp(), to_timestamp((s.at_ms + k.min_ms) / 1000.0)) AS due
+    FROM own JOIN k ON k.tenant = own.tenant AND k.id = own.id, LATERAL (
+    SELECT r.next FROM revisit r WHERE r.tenant = k.tenant AND r.url_hash = k.hash AND r.dispatch = own.dispatch OFFSET 0) r, LATERAL (
+    SELECT c.ctid AS place, (c.payload -> 'last' ->> 'at_ms')::int8 AS at_ms FROM crawl_schedule c
+     WHERE c.tenant = k.tenant AND c.id = r.next AND c.attempt = 0 AND c.refusals = 0 AND c.started_at IS NULL
+       AND c.run_at > clock_timestamp() AND (c.payload -> 'last' ->> 'at_ms')::int8 < k.modified_ms
+       FOR UPDATE SKIP LOCKED) s),
+hastened AS (
+  UPDATE crawl_schedule c SET run_at = later.due, payload = c.payload || jsonb_build_object('modified_ms', later.modified_ms)
+    FROM later WHERE c.ctid = later.place AND c.run_at > later.due
+  RETURNING c.tenant, c.host)
+SELECT DISTINCT tenant, host FROM hastened";
+
 /// The statements of a commit of a crawl that visits again, with their parameters.
 pub(crate) struct Prepared<'a> {
     schedule: Statement,
     hint: Statement,
+    hasten: Statement,
     tenant: Vec<&'a str>,
     id: Vec<Uuid>,
     attempt: Vec<i16>,
@@ -85,6 +116,12 @@ pub(crate) struct Prepared<'a> {
     hint_tenant: Vec<&'a str>,
     hint_id: Vec<Uuid>,
     hint_plan: Vec<serde_json::Value>,
+    modified_tenant: Vec<&'a str>,
+    modified_id: Vec<Uuid>,
+    modified_attempt: Vec<i16>,
+    modified_min_ms: Vec<i64>,
+    modified_hash: Vec<Uuid>,
+    modified_ms: Vec<Millis>,
 }
 
 /// Prepares what [`schedule`] and [`hint`] send; nothing for a batch of crawls that fetch their pages once. `finished` is in
@@ -96,6 +133,7 @@ pub(crate) async fn prepare<'a>(client: &Client, finished: &[&'a Finished]) -> D
     let mut p = Prepared {
         schedule: client.prepare_cached(SCHEDULE).await?,
         hint: client.prepare_cached(HINT).await?,
+        hasten: client.prepare_cached(HASTEN).await?,
         tenant: Vec::new(),
         id: Vec::new(),
         attempt: Vec::new(),
@@ -108,6 +146,12 @@ pub(crate) async fn prepare<'a>(client: &Client, finished: &[&'a Finished]) -> D
         hint_tenant: Vec::new(),
         hint_id: Vec::new(),
         hint_plan: Vec::new(),
+        modified_tenant: Vec::new(),
+        modified_id: Vec::new(),
+        modified_attempt: Vec::new(),
+        modified_min_ms: Vec::new(),
+        modified_hash: Vec::new(),
+        modified_ms: Vec::new(),
     };
     for job in finished {
         let Some(revisited) = &job.revisited else { continue };
@@ -129,7 +173,15 @@ pub(crate) async fn prepare<'a>(client: &Client, finished: &[&'a Finished]) -> D
         for (id, interval_ms) in &revisited.hints {
             p.hint_tenant.push(&job.key.tenant);
             p.hint_id.push(*id);
-            p.hint_plan.push(json(&Plan { interval_ms: Some(*interval_ms), last: None })?);
+            p.hint_plan.push(json(&Plan { interval_ms: Some(*interval_ms), ..Plan::default() })?);
+        }
+        for (hash, modified_ms) in &revisited.modified {
+            p.modified_tenant.push(&job.key.tenant);
+            p.modified_id.push(job.key.id);
+            p.modified_attempt.push(job.key.attempt);
+            p.modified_min_ms.push(revisited.min_ms);
+            p.modified_hash.push(*hash);
+            p.modified_ms.push(*modified_ms);
         }
     }
     Ok(Some(p))
@@ -149,17 +201,19 @@ fn json(plan: &Plan) -> DbResult<serde_json::Value> {
     serde_json::to_value(plan).map_err(|error| DbError::Input(error.to_string()))
 }
 
-/// Schedules the next visits, and counts these. Before the jobs' rows go: it is they that are passed on. Returns
-/// (tenant, host) that gained jobs.
+/// Schedules the next visits, and counts these; brings those of modified pages forward, which may be among them. Before the
+/// jobs' rows go: it is they that are passed on, and that say what may be done. Returns (tenant, host) that gained jobs.
 pub(crate) async fn schedule(tx: &Transaction<'_>, p: Option<&Prepared<'_>>) -> DbResult<Vec<(String, String)>> {
     let Some(p) = p else { return Ok(Vec::new()) };
-    let rows = tx
-        .query(
-            &p.schedule,
-            &[&p.tenant, &p.id, &p.attempt, &p.next, &p.delay_ms, &p.plan, &p.again, &p.not_sent, &p.not_stored],
-        )
-        .await
-        .map_err(DbError::of)?;
+    let plans: [&(dyn tokio_postgres::types::ToSql + Sync); 9] =
+        [&p.tenant, &p.id, &p.attempt, &p.next, &p.delay_ms, &p.plan, &p.again, &p.not_sent, &p.not_stored];
+    let modified: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
+        [&p.modified_tenant, &p.modified_id, &p.modified_attempt, &p.modified_min_ms, &p.modified_hash, &p.modified_ms];
+    let hasten =
+        async { if p.modified_hash.is_empty() { Ok(Vec::new()) } else { tx.query(&p.hasten, &modified).await } };
+    let (scheduled, hastened) = futures::join!(tx.query(&p.schedule, &plans), hasten);
+    let mut rows = scheduled.map_err(DbError::of)?;
+    rows.extend(hastened.map_err(DbError::of)?);
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 

@@ -23,3 +23,4 @@ pub mod terms;
 pub mod trap;
 pub mod url;
 pub mod url_rules;
+pub mod w3c_date;

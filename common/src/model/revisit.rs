@@ -101,6 +101,9 @@ pub struct Plan {
     /// From the visit before to this one, milliseconds; before the first visit what a sitemap hints at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval_ms: Option<i64>,
+    /// A sitemap says that the page was modified then, later than the visit before: this one was brought forward.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modified_ms: Option<Millis>,
     /// The visits before, if there were any. `refill-hosts` tells by it that this is not the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<Last>,
@@ -176,7 +179,7 @@ impl Plan {
             }
             (None, _) => return None,
         };
-        Some(Plan { interval_ms: Some(interval_ms), last: Some(last) })
+        Some(Plan { interval_ms: Some(interval_ms), modified_ms: None, last: Some(last) })
     }
 }
 
@@ -208,7 +211,7 @@ mod tests {
             bounds.check().expect("they are right");
             let hints = [None, Some(0), Some(i64::MAX), Some(i64::MIN), Some(random(1 << 40))];
             let hint = hints[random(5) as usize];
-            let mut plan = Plan { interval_ms: hint, last: None };
+            let mut plan = Plan { interval_ms: hint, ..Plan::default() };
             for step in 0..60 {
                 let seen = if step > 0 && random(8) == 0 { None } else { page(["a", "b"][random(2) as usize]) };
                 let Some(next) = plan.after(&bounds, Uuid::nil(), step, seen) else { break };
@@ -239,12 +242,12 @@ mod tests {
             [("always", 60), (" Hourly\n", 3600), ("daily", 86_400), ("monthly", 604_800), ("never", 604_800)]
         {
             let hint = ChangeFrequency::parse(text).expect("it is one").interval_ms();
-            let plan = Plan { interval_ms: Some(hint), last: None };
+            let plan = Plan { interval_ms: Some(hint), ..Plan::default() };
             let first = plan.after(&bounds, Uuid::nil(), 0, page("a"));
             assert_eq!(interval(first.as_ref()), first_s * 1000, "{text}");
         }
         assert_eq!(ChangeFrequency::parse("sometimes"), None);
-        let hourly = Plan { interval_ms: Some(3_600_000), last: None };
+        let hourly = Plan { interval_ms: Some(3_600_000), ..Plan::default() };
         let first = hourly.after(&bounds, Uuid::nil(), 0, page("a")).expect("it goes on");
         assert_eq!(interval(first.after(&bounds, Uuid::nil(), 0, page("a")).as_ref()), 5_040_000);
     }
@@ -275,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_plan_is_the_payload_of_its_job() {
-        let hint = Plan { interval_ms: Some(5), last: None };
+        let hint = Plan { interval_ms: Some(5), ..Plan::default() };
         assert_eq!(serde_json::to_value(&hint).expect("it becomes JSON"), serde_json::json!({ "interval_ms": 5 }));
         let plan = hint.after(&Revisit { min_s: 1, max_s: 9 }, Uuid::nil(), 3, page("a")).expect("it goes on");
         let value = serde_json::to_value(&plan).expect("it becomes JSON");

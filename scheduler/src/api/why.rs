@@ -340,6 +340,9 @@ fn visit_line(job: &JobReport) -> Option<String> {
     let Last { visits, job: before, seen, failures, .. } = visit.last.as_ref()?;
     let (number, s) = (visits + 1, visit.interval_ms.unwrap_or_default() as f64 / 1000.0);
     let mut line = format!("It is visit {number} of the page, {s:.1} s after visit {visits} by job {before}");
+    if let Some(at) = visit.modified_ms {
+        line.push_str(&format!(" or sooner, since a sitemap says that the page was modified at {}", moment(at)));
+    }
     line.extend(seen.etag.as_ref().map(|etag| format!(", ETag {etag}")));
     line.extend(seen.last_modified.as_ref().map(|date| format!(", Last-Modified {date}")));
     if *failures > 0 {

@@ -210,14 +210,58 @@ async fn a_segment_is_recorded_only_by_its_plan() -> Result<()> {
     Ok(())
 }
 
+/// A sitemap brings those visits forward that it says anything new about, and none sooner than its crawl allows.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_modified_is_visited_sooner() -> Result<()> {
+    const MIN_MS: i64 = 60_000;
+    let bench = Bench::start().await?;
+    let now_ms: i64 = bench.sql.query_one("SELECT (extract(epoch FROM now()) * 1000)::int8", &[]).await?.get(0);
+    // Each a page with a visit to come in an hour: how long ago the last one was, and its attempt.
+    let visited = async |ago_ms: i64, attempt: i16| -> Result<Uuid> {
+        let id = Uuid::now_v7();
+        let plan = serde_json::json!({ "interval_ms": 3_600_000, "last": { "at_ms": now_ms - ago_ms } });
+        let row = "WITH r AS (INSERT INTO revisit (tenant, url_hash, dispatch, last, next) VALUES ('default', $1, $2, $1, $1))
+             INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, url, url_hash, attempt, payload, run_at)
+             VALUES ('default', $1, $2, 'crawl', 'http://b', 'http://b/', $1, $3, $4, now() + interval '1 hour')";
+        bench.sql.execute(row, &[&id, &bench.dispatch, &attempt, &plan]).await?;
+        Ok(id)
+    };
+    let [news, soon, old, again] =
+        [visited(600_000, 0).await?, visited(20_000, 0).await?, visited(600_000, 0).await?, visited(600_000, 1).await?];
+    let in_s = async |id: Uuid| -> Result<i64> {
+        let sql = "SELECT round(extract(epoch FROM run_at - to_timestamp($2::int8 / 1000.0)))::int8 FROM crawl_schedule WHERE id = $1";
+        Ok(bench.sql.query_one(sql, &[&id, &now_ms]).await?.get(0))
+    };
+    let commit = async |key: &JobKey, job: &JobKey| {
+        let modified = [news, soon, again, Uuid::now_v7()].map(|id| (id, now_ms - 10_000)).into_iter();
+        let modified = modified.chain([(old, now_ms - 600_000)]).collect();
+        let revisited = Revisited { modified, min_ms: MIN_MS, ..Revisited::default() };
+        let finished = Finished { key: key.clone(), revisited: Some(Box::new(revisited)), ..page(job, 1) };
+        commit::commit(&bench.db, &bench.worker, &Batch { finished: vec![finished], ..Batch::default() }).await
+    };
+    // The result of a job that has moved on changes nothing.
+    let sitemap = bench.job(None).await?;
+    commit(&JobKey { attempt: 3, ..sitemap.clone() }, &sitemap).await?;
+    assert_eq!(in_s(news).await?, 3600);
+    let committed = commit(&sitemap, &sitemap).await?;
+    assert!(committed.gained.contains(&("default".to_owned(), "http://b".to_owned())), "{committed:?}");
+    assert!((0..30).contains(&in_s(news).await?), "at once");
+    assert_eq!(in_s(soon).await?, (MIN_MS - 20_000) / 1000, "no sooner than the crawl allows");
+    assert_eq!([in_s(old).await?, in_s(again).await?], [3600, 3600], "nothing new, and what waits for another try");
+    let told = format!("crawl_schedule WHERE (payload ->> 'modified_ms')::int8 = {}", now_ms - 10_000);
+    assert_eq!(bench.count(&told).await?, 2);
+    Ok(())
+}
+
 /// A page that is to be visited again: its next visit comes from the job whose turn it is, and from no other.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_goes_on_by_one_job() -> Result<()> {
     let bench = Bench::start().await?;
     let visit = |key: &JobKey, ms: u64, again: bool| {
-        let plan = Plan { interval_ms: Some(3_600_000), last: None };
+        let plan = Plan { interval_ms: Some(3_600_000), ..Plan::default() };
         let next = Some((Uuid::now_v7(), plan));
-        let revisited = Revisited { next, again, spared: again.then_some(Spared::Transfer(70)), hints: Vec::new() };
+        let revisited =
+            Revisited { next, again, spared: again.then_some(Spared::Transfer(70)), ..Revisited::default() };
         let found = page(key, ms);
         let hints = vec![(found.found[0].id, 5), (Uuid::now_v7(), 6)];
         Finished { revisited: Some(Box::new(Revisited { hints, ..revisited })), ..found }

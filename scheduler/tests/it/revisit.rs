@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +10,8 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
+use chrono::DateTime;
+use dodo_common::clock::Clock;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -30,12 +32,14 @@ struct Hit {
 struct Site {
     place: String,
     hits: Arc<Mutex<Vec<Hit>>>,
+    /// When `/fresh` was modified, as its sitemap says.
+    modified: Arc<OnceLock<String>>,
 }
 
 impl Site {
     async fn start(cluster: &mut Cluster) -> Result<Self> {
         let listener = tokio::net::TcpListener::bind("127.0.1.1:0").await?;
-        let site = Self { place: listener.local_addr()?.to_string(), hits: Arc::default() };
+        let site = Self { place: listener.local_addr()?.to_string(), hits: Arc::default(), modified: Arc::default() };
         cluster.open(std::slice::from_ref(&site.place));
         let app = Router::new().fallback(answer).with_state(site.clone());
         tokio::spawn(async move {
@@ -70,6 +74,21 @@ async fn answer(State(site): State<Site>, request: Request) -> Response {
         "/sitemap.xml" => {
             let url = format!("<url><loc>{}</loc><changefreq>always</changefreq></url>", site.url("/listed"));
             ([("content-type", "text/xml")], format!("<urlset>{url}</urlset>")).into_response()
+        }
+        "/start.xml" => {
+            let pages = ["/fresh", "/old"].map(|path| format!("<url><loc>{}</loc></url>", site.url(path))).concat();
+            let news = format!("<url><loc>{}</loc><changefreq>always</changefreq></url>", site.url("/news.xml"));
+            ([("content-type", "text/xml")], format!("<urlset>{pages}{news}</urlset>")).into_response()
+        }
+        "/news.xml" => {
+            // From its second answer on, and when both pages have been seen, one of them was modified just then.
+            let known = before > 0 && ["/fresh", "/old"].iter().all(|path| !site.hits(path).is_empty());
+            let now = || DateTime::from_timestamp_millis(Clock::System.now_ms()).unwrap_or_default().to_rfc3339();
+            let fresh = if known { site.modified.get_or_init(now) } else { "2001" };
+            let urls = [("/fresh", fresh), ("/old", "2999-01-01"), ("/nowhere", "soon")]
+                .map(|(path, date)| format!("<url><loc>{}</loc><lastmod>{date}</lastmod></url>", site.url(path)));
+            ([("content-type", "text/xml")], format!("<urlset><!-- {before} -->{}</urlset>", urls.concat()))
+                .into_response()
         }
         "/" => {
             let links = ["stable", "dated", "moving", "gone", "liar"].map(|to| format!("<a href=/{to}>x</a>"));
@@ -231,6 +250,29 @@ async fn pages_are_visited_again_as_often_as_they_change() -> Result<()> {
     );
     let report = cluster.get("/v1/report").await?;
     assert_eq!(report["revisits"]["bytes_saved"], progress["bytes_saved"], "{report}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sitemap_that_says_what_was_modified_brings_a_visit_forward() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let site = Site::start(&mut cluster).await?;
+    let _processes = [cluster.scheduler().await?, cluster.worker()?];
+    // Without a word of the sitemap pages are visited again after a minute.
+    let body = json!({ "urls": [site.url("/start.xml")], "delay_ms": 0, "sitemaps": false, "depth": 1,
+        "revisit": { "min_s": 1, "max_s": 3600 } });
+    let dispatch = cluster.post("/v1/crawls", &body).await?;
+    let told = async || Ok(site.modified.get().is_some());
+    cluster.until("the sitemap's word", LIMIT, told).await?;
+    let reads = site.hits("/news.xml").len();
+    let has_come = async || Ok(site.hits("/news.xml").len() >= reads + 3 && site.hits("/fresh").len() > 1);
+    cluster.until("the visit", Duration::from_secs(40), has_come).await?;
+    let seen = visits(&cluster, &dispatch, &site).await?;
+    let numbers = |path: &str| (seen[path].ended.len(), seen[path].pending.len());
+    assert_eq!([numbers("/fresh"), numbers("/old")], [(2, 1), (1, 1)], "each word counts once: {seen:?}");
+    let why = cluster.dodo_text(&["why", &site.url("/fresh")])?;
+    assert_eq!(why.matches("since a sitemap says that the page was modified at").count(), 1, "{why}");
+    end(&cluster, &dispatch).await?;
     Ok(())
 }
 

@@ -7,11 +7,13 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
+use dodo_common::clock::Millis;
 use dodo_common::model::media::essence;
 use dodo_common::model::revisit::ChangeFrequency;
 use dodo_common::model::spelling::{Spelt, spell};
 use dodo_common::model::url::{UrlHash, canonical};
 use dodo_common::model::url_rules::UrlRules;
+use dodo_common::model::w3c_date::date_ms;
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
 use url::Url;
@@ -33,10 +35,19 @@ pub struct Listing {
     pub kind: Kind,
     /// Distinct, in document order; with the pages that are named as the same in other languages.
     pub entries: Vec<Spelt>,
-    /// How often each of them changes, as a sitemap says; shorter than `entries` where the last ones say nothing.
-    pub changes: Vec<Option<ChangeFrequency>>,
+    /// What a sitemap says of each of them; shorter than `entries` where nothing is said of the last ones.
+    pub said: Vec<Said>,
     /// There were more.
     pub truncated: bool,
+}
+
+/// What a sitemap says of an entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// How often it changes.
+    pub change: Option<ChangeFrequency>,
+    /// When it was modified (`lastmod`), milliseconds since the epoch.
+    pub modified_ms: Option<Millis>,
 }
 
 /// What the entries are.
@@ -80,13 +91,13 @@ pub fn listing(file: File, rules: &UrlRules) -> Result<Option<Listing>, DecodeEr
         whole = Cow::Owned(decode(Some("gzip"), &whole, is_whole, LISTING_BYTES_MAX)?.into_owned());
     }
     let text = text::decode(&whole, content_type);
-    let mut list = List { rules, entries: Vec::new(), changes: Vec::new(), seen: HashSet::new(), truncated: false };
+    let mut list = List { rules, entries: Vec::new(), said: Vec::new(), seen: HashSet::new(), truncated: false };
     match format {
         Format::Lines => lines(&text).filter(|line| is_url(line)).take_while(|line| list.add(line, url)).for_each(drop),
         format => read_xml(&text, format, url, &mut list),
     }
     let kind = if format == Format::Index { Kind::Sitemaps } else { Kind::Pages };
-    Ok(Some(Listing { kind, entries: list.entries, changes: list.changes, truncated: list.truncated }))
+    Ok(Some(Listing { kind, entries: list.entries, said: list.said, truncated: list.truncated }))
 }
 
 /// Whether a listing is ever served as this: XML (WHATWG MIME Sniffing, "XML MIME type"), plain text, and a file of which
@@ -158,6 +169,16 @@ impl Format {
         }
     }
 
+    /// Which child of an entry this is, of those whose text counts.
+    fn child(self, name: &[u8]) -> Option<Child> {
+        match (self, name) {
+            _ if self.is_text(name) => Some(Child::Url),
+            (Format::Sitemap, b"changefreq") => Some(Child::Change),
+            (Format::Sitemap | Format::Index, b"lastmod") => Some(Child::Modified),
+            _ => None,
+        }
+    }
+
     /// Whether a `link` of this relation, a child of an entry, leads to a page: the entry's own (RFC 4287 4.2.7.2: none
     /// means alternate), or the same in another language (Google's `xhtml:link`).
     fn is_link(self, relation: Option<&str>) -> bool {
@@ -170,10 +191,17 @@ impl Format {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Child {
+    Url,
+    Change,
+    Modified,
+}
+
 struct List<'r> {
     rules: &'r UrlRules,
     entries: Vec<Spelt>,
-    changes: Vec<Option<ChangeFrequency>>,
+    said: Vec<Said>,
     seen: HashSet<UrlHash>,
     truncated: bool,
 }
@@ -198,11 +226,11 @@ impl List<'_> {
         true
     }
 
-    /// How often the entries change that were added since there were so many.
-    fn change(&mut self, since: usize, change: ChangeFrequency) {
-        if since < self.entries.len() {
-            self.changes.resize(since, None);
-            self.changes.resize(self.entries.len(), Some(change));
+    /// What is said of the entries that were added since there were so many.
+    fn say(&mut self, since: usize, said: Said) {
+        if since < self.entries.len() && said != Said::default() {
+            self.said.resize(since, Said::default());
+            self.said.resize(self.entries.len(), said);
         }
     }
 }
@@ -215,10 +243,10 @@ fn read_xml(text: &str, format: Format, page: &Url, list: &mut List) {
     // Many write the `&` of a query as it is.
     reader.config_mut().allow_dangling_amp = true;
     let mut depth = 0;
-    // How deep the children of the entry lie that is being read, and the text of its URL as far as it was read.
+    // How deep the children of the entry lie that is being read, and the text of one of them as far as it was read.
     let (mut child, mut value) = (None, None::<String>);
-    // How many URLs there were before the entry; whether that text is how often it changes instead, and what it said.
-    let (mut since, mut is_change, mut change) = (0, false, None);
+    // Which one that is; how many URLs there were before the entry, and what is said of it.
+    let (mut kind, mut since, mut said) = (Child::Url, 0, Said::default());
     let (mut file_base, mut base) = (page.clone(), page.clone());
     // An error ends the reading; what was found before it stands.
     while let Ok(event) = reader.read_event() {
@@ -233,13 +261,11 @@ fn read_xml(text: &str, format: Format, page: &Url, list: &mut List) {
                 } else if child.is_none() && name.as_ref() == format.entry() {
                     child = Some(depth + 1);
                     base = base_of(&element, &file_base);
-                    (since, change) = (list.entries.len(), None);
+                    (since, said) = (list.entries.len(), Said::default());
                 } else if child != Some(depth) {
                     continue;
-                } else if format.is_text(name.as_ref()) {
-                    (value, is_change) = (Some(String::new()), false);
-                } else if format == Format::Sitemap && name.as_ref() == b"changefreq" {
-                    (value, is_change) = (Some(String::new()), true);
+                } else if let Some(found) = format.child(name.as_ref()) {
+                    (value, kind) = (Some(String::new()), found);
                 } else if name.as_ref() == b"link"
                     && format.is_link(attribute(&element, b"rel").as_deref())
                     && let Some(href) = attribute(&element, b"href")
@@ -251,16 +277,15 @@ fn read_xml(text: &str, format: Format, page: &Url, list: &mut List) {
             Event::End(_) => {
                 if child == Some(depth + 1) {
                     child = None;
-                    if let Some(change) = change {
-                        list.change(since, change);
-                    }
+                    list.say(since, said);
                 } else if child == Some(depth)
                     && let Some(value) = value.take()
                 {
-                    if is_change {
-                        change = ChangeFrequency::parse(&value);
-                    } else if !list.add(&value, &base) {
-                        return;
+                    match kind {
+                        Child::Change => said.change = ChangeFrequency::parse(&value),
+                        Child::Modified => said.modified_ms = date_ms(&value),
+                        Child::Url if !list.add(&value, &base) => return,
+                        Child::Url => {}
                     }
                 }
                 depth -= 1;

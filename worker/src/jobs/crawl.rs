@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use dodo_common::clock::Millis;
 use dodo_common::db::commit::{Finished, Found};
 use dodo_common::db::revisit::Spared;
 use dodo_common::db::schedule::{Loaded, LoadedHost};
@@ -46,6 +47,8 @@ struct Said {
     canonical: Option<Spelt>,
     /// Of the pages that a sitemap lists, their first interval, milliseconds.
     hints: HashMap<UrlHash, i64>,
+    /// Of the same pages, when they were modified, milliseconds since the epoch.
+    modified: Vec<(Uuid, Millis)>,
 }
 
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
@@ -200,6 +203,7 @@ impl Visit<'_> {
             let mut revisited = before.answered(ctx, job, &finished, &fetched, kept);
             let hinted = |found: &Found| Some((found.id, *said.hints.get(&UrlHash::from_uuid(found.hash))?));
             revisited.hints = finished.found.iter().filter_map(hinted).collect();
+            revisited.modified = said.modified;
             finished.revisited = Some(revisited);
         }
         if finished.outcome.is_page() && !finished.is_revisit() {
@@ -320,11 +324,23 @@ impl Visit<'_> {
         keep_links(listing.entries.iter(), finished);
         if self.before.is_some() {
             said.hints.extend(hints_of(&listing));
+            said.modified.extend(self.modified_of(&listing));
         }
         if listing.truncated {
             finished.reason = Some(format!("it lists more than {ENTRIES_MAX} URLs; the others are not read"));
         }
         target::listed(self.job, self.crawl, self.url, listing, nofollow())
+    }
+
+    /// When listed pages were modified. What was before the crawl began is later than no visit of it, and what is still to
+    /// come is a mistake, by which a page would always seem to be newer than its last visit.
+    fn modified_of(&self, listing: &Listing) -> impl Iterator<Item = (Uuid, Millis)> {
+        let begun_ms = self.job.dispatch.get_timestamp().map_or(0, |at| at.to_unix().0.saturating_mul(1000) as Millis);
+        let plausible = begun_ms..=self.ctx.clock.now_ms();
+        let said = listing.entries.iter().zip(&listing.said);
+        said.filter_map(move |(entry, said)| {
+            Some((entry.hash.to_uuid(), said.modified_ms.filter(|at| plausible.contains(at))?))
+        })
     }
 
     /// The page as one gzip member of a WARC record, with what the index says of it.
@@ -391,8 +407,8 @@ fn note(text: &str, finished: &mut Finished) {
 }
 
 fn hints_of(listing: &Listing) -> impl Iterator<Item = (UrlHash, i64)> + '_ {
-    let said = listing.entries.iter().zip(&listing.changes);
-    said.filter_map(|(entry, change)| Some((entry.hash, (*change)?.interval_ms())))
+    let said = listing.entries.iter().zip(&listing.said);
+    said.filter_map(|(entry, said)| Some((entry.hash, said.change?.interval_ms())))
 }
 
 /// The links of a page as one text, a line each.

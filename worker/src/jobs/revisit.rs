@@ -110,6 +110,8 @@ impl Before {
             again: self.plan.last.is_some(),
             spared,
             hints: Vec::new(),
+            modified: Vec::new(),
+            min_ms: self.bounds.min_s * 1000,
         })
     }
 }
@@ -186,7 +188,7 @@ mod tests {
         let last = Last { visits: 1, job: Uuid::nil(), at_ms: 1, seen, failures: 0 };
         Before {
             bounds: Revisit { min_s: 1, max_s: 9 },
-            plan: Plan { interval_ms: Some(1000), last: Some(last) },
+            plan: Plan { interval_ms: Some(1000), modified_ms: None, last: Some(last) },
             original: archived.then_some(original),
         }
     }

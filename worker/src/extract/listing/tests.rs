@@ -26,7 +26,8 @@ fn gzip(body: &[u8]) -> Vec<u8> {
 fn a_sitemap_says_how_often_its_pages_change() {
     use ChangeFrequency::{Daily, Monthly, Weekly};
     let found = read(SITEMAP, XML).unwrap().expect("a listing");
-    assert_eq!(found.changes, [Some(Monthly), Some(Weekly), Some(Weekly)], "the last two say nothing");
+    let changes = |found: &Listing| found.said.iter().map(|said| said.change).collect::<Vec<_>>();
+    assert_eq!(changes(&found), [Some(Monthly), Some(Weekly), Some(Weekly), None, None]);
     // Before the URL or behind it, for it and the same page in other languages; another word says nothing.
     let body = "<urlset><url><loc>http://a.example/1</loc></url>
         <url><changefreq> daily </changefreq><loc>http://a.example/2</loc>
@@ -35,10 +36,28 @@ fn a_sitemap_says_how_often_its_pages_change() {
         <url><changefreq>daily</changefreq><loc>http://a.example/1</loc></url>
         <changefreq>daily</changefreq></urlset>";
     let found = read(body, XML).unwrap().expect("a listing");
-    assert_eq!((found.entries.len(), found.changes), (4, vec![None, Some(Daily), Some(Daily)]));
+    assert_eq!((found.entries.len(), changes(&found)), (4, vec![None, Some(Daily), Some(Daily)]));
     let feed =
         "<rss><channel><item><changefreq>daily</changefreq><link>http://a.example/1</link></item></channel></rss>";
-    assert_eq!(read(feed, XML).unwrap().expect("a listing").changes, []);
+    assert_eq!(read(feed, XML).unwrap().expect("a listing").said, []);
+}
+
+#[test]
+fn a_sitemap_says_when_its_pages_were_modified() {
+    let dates = |body: &str| {
+        let found = read(body, XML).unwrap().expect("a listing");
+        found.said.iter().map(|said| said.modified_ms).collect::<Vec<_>>()
+    };
+    let day = |days: i64| Some(days * 86_400_000);
+    let expected = [day(12_784), None, day(12_775), Some(12_775 * 86_400_000 + 64_815_000), day(12_745)];
+    assert_eq!(dates(SITEMAP), expected);
+    // Of an index, too, in a section of characters, and for the same page in other languages; a bad date says nothing.
+    let index = "<sitemapindex><sitemap><lastmod>2005</lastmod><loc>http://a.example/1</loc></sitemap></sitemapindex>";
+    assert_eq!(dates(index), [day(12_784)]);
+    let body = "<urlset><url><loc>http://a.example/1</loc><lastmod>yesterday</lastmod></url>
+        <url><loc>http://a.example/2</loc><lastmod><![CDATA[2005-01-01]]></lastmod>
+          <xhtml:link rel='alternate' href='http://a.example/de/2'/></url><lastmod>2005</lastmod></urlset>";
+    assert_eq!(dates(body), [None, day(12_784), day(12_784)]);
 }
 
 #[track_caller]

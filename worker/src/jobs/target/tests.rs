@@ -44,7 +44,7 @@ fn job(depth: i16, hops: i16) -> Job {
 
 fn listing(kind: Kind, entries: impl IntoIterator<Item = impl AsRef<str>>) -> Listing {
     let entries = entries.into_iter().map(|entry| canonical(entry.as_ref(), None).unwrap().into()).collect();
-    Listing { kind, entries, changes: Vec::new(), truncated: false }
+    Listing { kind, entries, said: Vec::new(), truncated: false }
 }
 
 fn shape(targets: &[Target]) -> Vec<(&str, i16, i16)> {
