@@ -108,7 +108,7 @@ def run(options: argparse.Namespace, work: pathlib.Path, children: list[subproce
     api = f"http://127.0.0.1:{port}"
     log = (work / "up.log").open("wb")
     command = [options.bin / "dodo", "up", "--data", work / "data", "--workers", more.get("workers", options.workers), "--port", port]
-    command += ["--crawl", seed, "--delay", 0, "--host-concurrency", more.get("concurrency", 256)]
+    command += ["--crawl", seed, "--delay", 0, "--host-concurrency", more.get("concurrency", 512)]
     up = start(command, work, log, env={**os.environ, **more.get("environment", {})})
     children.append(up)
     roots = [child.pid for child in children]
