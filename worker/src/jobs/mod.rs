@@ -19,6 +19,7 @@ use dodo_common::db::schedule::{Leave, Loaded};
 use dodo_common::model::job::{JobKind, Outcome};
 use dodo_common::model::stream_id::StreamId;
 use futures::FutureExt as _;
+use futures::future::BoxFuture;
 
 use crate::committer::{Done, Effect};
 use crate::consumer::UNKNOWN_PAUSE;
@@ -65,15 +66,16 @@ async fn run_here(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     done
 }
 
-async fn run_kind(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
+/// On the heap: a job's task is moved several times until it is spawned, and would be as large as the largest kind.
+fn run_kind(ctx: &Context, entry: StreamId, row: Loaded) -> BoxFuture<'_, Done> {
     match row.job.kind {
-        _ if row.leave != Leave::Run => stay(entry, &row),
-        JobKind::Crawl => crawl::run(ctx, entry, row).await,
-        JobKind::Noop => noop::run(ctx, entry, row).await,
-        JobKind::Occurrence => occurrence::run(ctx, entry, row).await,
-        JobKind::PageDispatch => page_dispatch::run(ctx, entry, row).await,
-        JobKind::GetMetadata => get_metadata::run(ctx, entry, row).await,
-        JobKind::GetPage => get_page::run(ctx, entry, row).await,
+        _ if row.leave != Leave::Run => Box::pin(async move { stay(entry, &row) }),
+        JobKind::Crawl => Box::pin(crawl::run(ctx, entry, row)),
+        JobKind::Noop => Box::pin(noop::run(ctx, entry, row)),
+        JobKind::Occurrence => Box::pin(occurrence::run(ctx, entry, row)),
+        JobKind::PageDispatch => Box::pin(page_dispatch::run(ctx, entry, row)),
+        JobKind::GetMetadata => Box::pin(get_metadata::run(ctx, entry, row)),
+        JobKind::GetPage => Box::pin(get_page::run(ctx, entry, row)),
     }
 }
 
