@@ -201,7 +201,7 @@ impl<'t> Iterator for Attributes<'t> {
         let value = &value[length(value, |byte| !is_space(byte))..];
         let (value, behind) = match value.as_bytes().first() {
             Some(quote @ (b'"' | b'\'')) => {
-                let bytes = length(&value[1..], |byte| byte == *quote);
+                let bytes = memchr(*quote, &value.as_bytes()[1..]).unwrap_or(value.len() - 1);
                 (&value[1..=bytes], value.get(bytes + 2..).unwrap_or_default())
             }
             _ => value.split_at(length(value, |byte| is_space(byte) || byte == b'>')),
