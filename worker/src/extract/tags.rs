@@ -75,7 +75,7 @@ impl<'t> Tags<'t> {
     /// Reads the tag whose name begins here: its name, its attributes as they are written, and whether it closes itself.
     fn tag(&mut self) -> Option<(Name, &'t str, bool)> {
         let rest = self.rest();
-        let name_bytes = rest.bytes().position(|byte| is_space(byte) || matches!(byte, b'/' | b'>'))?;
+        let name_bytes = rest.bytes().position(ends_name)?;
         let (name, behind) = rest.split_at(name_bytes);
         let mut attributes = Attributes { rest: behind, closes_itself: false };
         while attributes.next().is_some() {}
@@ -189,26 +189,31 @@ impl<'t> Iterator for Attributes<'t> {
     type Item = (&'t str, &'t str);
 
     fn next(&mut self) -> Option<(&'t str, &'t str)> {
-        let start = length(self.rest, |byte| !is_space(byte) && byte != b'/');
+        let start = length(self.rest, |byte| !byte.is_ascii_whitespace() && byte != b'/');
         self.closes_itself = self.rest.as_bytes()[..start].last() == Some(&b'/');
         self.rest = &self.rest[start..];
         // A `=` in front belongs to the name.
         let first = self.rest.chars().next().filter(|first| *first != '>')?.len_utf8();
-        let ends_name = |byte| is_space(byte) || matches!(byte, b'/' | b'>' | b'=');
-        let (name, behind) = self.rest.split_at(first + length(&self.rest[first..], ends_name));
-        self.rest = &behind[length(behind, |byte| !is_space(byte))..];
+        let (name, behind) =
+            self.rest.split_at(first + length(&self.rest[first..], |byte| ends_name(byte) || byte == b'='));
+        self.rest = behind.trim_ascii_start();
         let Some(value) = after(self.rest, b'=') else { return Some((name, "")) };
-        let value = &value[length(value, |byte| !is_space(byte))..];
+        let value = value.trim_ascii_start();
         let (value, behind) = match value.as_bytes().first() {
             Some(quote @ (b'"' | b'\'')) => {
                 let bytes = memchr(*quote, &value.as_bytes()[1..]).unwrap_or(value.len() - 1);
                 (&value[1..=bytes], value.get(bytes + 2..).unwrap_or_default())
             }
-            _ => value.split_at(length(value, |byte| is_space(byte) || byte == b'>')),
+            _ => value.split_at(length(value, |byte| byte.is_ascii_whitespace() || byte == b'>')),
         };
         self.rest = behind;
         Some((name, value))
     }
+}
+
+/// What ends the name of a tag.
+fn ends_name(byte: u8) -> bool {
+    byte.is_ascii_whitespace() || matches!(byte, b'/' | b'>')
 }
 
 /// What follows `byte`, which is ASCII.
@@ -219,10 +224,6 @@ fn after(text: &str, byte: u8) -> Option<&str> {
 /// The bytes before the first that `ends`, which is ASCII.
 fn length(text: &str, ends: impl Fn(u8) -> bool) -> usize {
     text.bytes().position(ends).unwrap_or(text.len())
-}
-
-fn is_space(byte: u8) -> bool {
-    matches!(byte, b'\t' | b'\n' | b'\x0c' | b'\r' | b' ')
 }
 
 /// From behind `<!--` to behind its end; none if it has no end.
@@ -290,9 +291,8 @@ fn script_bytes(text: &[u8]) -> usize {
 
 /// It begins with this name, and that ends there.
 fn is_named(rest: &[u8], name: &[u8]) -> bool {
-    let ends = |byte: &u8| is_space(*byte) || matches!(byte, b'/' | b'>');
     rest.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
-        && rest.get(name.len()).is_some_and(ends)
+        && rest.get(name.len()).copied().is_some_and(ends_name)
 }
 
 /// What a start tag opens that matters here.
