@@ -30,14 +30,25 @@ impl Bench {
     }
 
     fn add(&mut self, host: &str, address: &str, count: usize) {
-        let due = (0..count)
-            .map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: self.dispatch, alone: false, revisit: false })
-            .collect();
-        let refill = Refill { tenant: TENANT.to_owned(), host: host.to_owned(), due };
-        self.frontier.refilled(0, refill, 10_000);
+        self.find(host, count);
         let asked = self.frontier.wants_view(10);
         let views = asked.iter().map(|host| prepared(host, &[address])).collect();
         self.frontier.viewed(0, &asked, views);
+    }
+
+    /// Jobs at a host of which there is no row yet.
+    fn add_unprepared(&mut self, host: &str, count: usize) {
+        self.frontier.gained(TENANT, host);
+        self.find(host, count);
+        let asked = self.frontier.wants_view(10);
+        self.frontier.viewed(0, &asked, Vec::new());
+    }
+
+    /// A refill finds so many jobs.
+    fn find(&mut self, host: &str, count: usize) {
+        let due = (0..count).map(|_| due_job(self.dispatch)).collect();
+        let refill = Refill { tenant: TENANT.to_owned(), host: host.to_owned(), due };
+        self.frontier.refilled(0, refill, 10_000);
     }
 
     fn pick(&mut self, now: Millis) -> Vec<String> {
@@ -57,6 +68,10 @@ impl Bench {
         let settled = SettledJob { requested: true, page: true, ..SettledJob::default() };
         self.frontier.settled(now, entry, &settled);
     }
+}
+
+fn due_job(dispatch: Uuid) -> DueJob {
+    DueJob { id: Uuid::now_v7(), attempt: 0, dispatch, alone: false, revisit: false }
 }
 
 /// The row of a host that is prepared.

@@ -13,13 +13,7 @@ fn a_spent_budget_lets_visits_go_on() {
     let mut bench = Bench::new(0, 8);
     let rules = Rules { host_concurrency: 8, idle: false, max_pages: Some(1), ..Rules::idle() };
     bench.frontier.set_rules(bench.dispatch, rules.clone());
-    let due = [true, false, true, false, true].map(|revisit| DueJob {
-        id: Uuid::now_v7(),
-        attempt: 0,
-        dispatch: bench.dispatch,
-        alone: false,
-        revisit,
-    });
+    let due = [true, false, true, false, true].map(|revisit| DueJob { revisit, ..due_job(bench.dispatch) });
     let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due: due.to_vec() };
     bench.frontier.refilled(0, refill, 10_000);
     let asked = bench.frontier.wants_view(10);
@@ -42,17 +36,7 @@ fn a_spent_budget_lets_visits_go_on() {
 #[test]
 fn a_budget_is_never_exceeded_and_the_rest_is_skipped() {
     let mut bench = Bench::new(0, 8);
-    let rules = Rules {
-        delay_ms: 0,
-        host_concurrency: 8,
-        region: None,
-        max_pages: Some(3),
-        pages: 0,
-        in_flight: 0,
-        exact: true,
-        idle: false,
-        host: None,
-    };
+    let rules = Rules { host_concurrency: 8, idle: false, max_pages: Some(3), ..Rules::idle() };
     bench.frontier.set_rules(bench.dispatch, rules);
     bench.add("http://a", "10.0.0.1", 10);
     assert_eq!(bench.pick(0).len(), 3);
@@ -63,17 +47,7 @@ fn a_budget_is_never_exceeded_and_the_rest_is_skipped() {
     }
     assert!(bench.pick(100).is_empty());
     assert!(bench.frontier.take_over_budget().is_empty(), "only the progress in Postgres says that it is used up");
-    let rules = Rules {
-        delay_ms: 0,
-        host_concurrency: 8,
-        region: None,
-        max_pages: Some(3),
-        pages: 3,
-        in_flight: 0,
-        exact: true,
-        idle: false,
-        host: None,
-    };
+    let rules = Rules { host_concurrency: 8, idle: false, max_pages: Some(3), pages: 3, ..Rules::idle() };
     bench.frontier.set_rules(bench.dispatch, rules);
     assert!(bench.pick(200).is_empty());
     assert_eq!(bench.frontier.take_over_budget().len(), 7);
@@ -82,17 +56,7 @@ fn a_budget_is_never_exceeded_and_the_rest_is_skipped() {
 #[test]
 fn a_flow_at_its_budget_goes_on_when_a_job_was_no_page() {
     let mut bench = Bench::new(0, 8);
-    let rules = Rules {
-        delay_ms: 0,
-        host_concurrency: 8,
-        region: None,
-        max_pages: Some(2),
-        pages: 0,
-        in_flight: 0,
-        exact: true,
-        idle: false,
-        host: None,
-    };
+    let rules = Rules { host_concurrency: 8, idle: false, max_pages: Some(2), ..Rules::idle() };
     bench.frontier.set_rules(bench.dispatch, rules);
     bench.add("http://a", "10.0.0.1", 5);
     assert_eq!(bench.pick(0).len(), 2);

@@ -29,14 +29,7 @@ fn hosts_of_one_address_share_its_clock() {
 #[test]
 fn a_new_host_gets_one_job_until_it_is_prepared() {
     let mut bench = Bench::new(0, 8);
-    bench.frontier.gained(TENANT, "http://a");
-    let due = (0..5)
-        .map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: false, revisit: false })
-        .collect();
-    let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due };
-    bench.frontier.refilled(0, refill, 100);
-    let asked = bench.frontier.wants_view(10);
-    bench.frontier.viewed(0, &asked, Vec::new());
+    bench.add_unprepared("http://a", 5);
     assert_eq!(bench.pick(0).len(), 1);
     assert!(bench.pick(10).is_empty());
 }
@@ -79,14 +72,7 @@ fn the_delay_counts_from_the_end_of_the_request_and_not_from_its_report() {
 #[test]
 fn a_host_is_looked_up_again_after_a_loss() {
     let mut bench = Bench::new(0, 1);
-    bench.frontier.gained(TENANT, "http://a");
-    let due = (0..2)
-        .map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch: bench.dispatch, alone: false, revisit: false })
-        .collect();
-    let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due };
-    bench.frontier.refilled(0, refill, 100);
-    let asked = bench.frontier.wants_view(10);
-    bench.frontier.viewed(0, &asked, Vec::new());
+    bench.add_unprepared("http://a", 2);
     assert_eq!(bench.pick(0).len(), 1);
     // Its worker prepared the host, committed that, and died before it could report.
     let entry = bench.open.remove(0);

@@ -15,12 +15,8 @@ fn refill_endless(bench: &mut Bench, now: Millis) -> usize {
     // What is issued is still in the schedule, and in front.
     let busy: Vec<Uuid> = bench.frontier.issued.values().map(|issued| issued.key.id).collect();
     let fresh = std::iter::repeat_with(Uuid::now_v7).take(*limit as usize - busy.len());
-    let due: Vec<DueJob> = busy
-        .iter()
-        .copied()
-        .chain(fresh)
-        .map(|id| DueJob { id, attempt: 0, dispatch: bench.dispatch, alone: false, revisit: false })
-        .collect();
+    let due: Vec<DueJob> =
+        busy.iter().copied().chain(fresh).map(|id| DueJob { id, ..due_job(bench.dispatch) }).collect();
     let refill = Refill { tenant: key.0.clone(), host: key.1.clone(), due };
     bench.frontier.refilled(now, refill, *limit);
     *limit as usize
@@ -69,8 +65,7 @@ fn with_enough_in_the_buffer_a_hint_waits() {
 /// A flow of a host with `count` jobs, as a scan and a refill would bring it.
 fn bring(frontier: &mut Frontier, dispatch: Uuid, host: &str, count: usize, limit: i64) {
     frontier.found(TENANT, host);
-    let due =
-        (0..count).map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch, alone: false, revisit: false }).collect();
+    let due = (0..count).map(|_| due_job(dispatch)).collect();
     frontier.refilled(0, Refill { tenant: TENANT.to_owned(), host: host.to_owned(), due }, limit);
 }
 

@@ -39,10 +39,6 @@ fn rules(region: Option<&str>) -> Rules {
     Rules { delay_ms: DELAY_MS, idle: false, region: region.map(Arc::from), ..Rules::idle() }
 }
 
-fn job(dispatch: Uuid) -> DueJob {
-    DueJob { id: Uuid::now_v7(), attempt: 0, dispatch, alone: false, revisit: false }
-}
-
 /// What Postgres has: jobs in the order in which they are due, each at its host.
 #[derive(Default)]
 struct Schedule {
@@ -53,7 +49,7 @@ struct Schedule {
 
 impl Schedule {
     fn add(&mut self, host: &str, dispatch: Uuid, count: usize) {
-        self.jobs.extend((0..count).map(|_| (host.to_owned(), job(dispatch))));
+        self.jobs.extend((0..count).map(|_| (host.to_owned(), due_job(dispatch))));
     }
 
     /// A scan goes on as far as there is room.
