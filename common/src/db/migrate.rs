@@ -24,6 +24,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (13, "tally", include_str!("../../../sql/migrations/0013_tally.sql")),
     (14, "proxy_pool", include_str!("../../../sql/migrations/0014_proxy_pool.sql")),
     (15, "revisit", include_str!("../../../sql/migrations/0015_revisit.sql")),
+    (16, "link_statistics", include_str!("../../../sql/migrations/0016_link_statistics.sql")),
 ];
 
 /// Applies what is missing; returns the versions that were applied.
