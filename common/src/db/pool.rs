@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use deadpool_postgres::{Manager, ManagerConfig, Pool, QueueMode, RecyclingMethod, Runtime};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Config, NoTls};
 
@@ -16,9 +16,11 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Serialisation failures and deadlocks are retried this often.
 pub const RETRIES_MAX: u32 = 5;
 /// Session settings of the pipeline: short lock and idle timeouts (invariant 12); every query is by
-/// key, so a plan cached while a table was small must not scan it when it is large.
+/// key, so a plan cached while a table was small must not scan it when it is large, and none is made for its values: to
+/// plan a commit takes as long as to run it.
 const OPTIONS: &str = "-c timezone=UTC -c statement_timeout=30s -c lock_timeout=5s \
-    -c idle_in_transaction_session_timeout=10s -c enable_seqscan=off -c enable_mergejoin=off -c jit=off";
+    -c idle_in_transaction_session_timeout=10s -c enable_seqscan=off -c enable_mergejoin=off -c jit=off \
+    -c plan_cache_mode=force_generic_plan";
 
 /// Everything that can go wrong between us and Postgres.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +131,8 @@ impl Db {
         let manager = Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
         let pool = Pool::builder(manager)
             .max_size(size)
+            // The one that was used last has its plans and caches: few are warm rather than all lukewarm.
+            .queue_mode(QueueMode::Lifo)
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(WAIT_TIMEOUT))
             .create_timeout(Some(CONNECT_TIMEOUT))
