@@ -12,6 +12,8 @@ use crate::stream::queue::{entries_of, field, parse_id, take};
 
 /// Bytes of entries in one pipeline or one answer: a slow server moves them well within the response timeout.
 pub(crate) const BYTES_MAX: usize = 8 << 20;
+/// Entries in one answer to [`range`].
+const PART_MAX: usize = 16;
 /// Entries looked at in one call of [`present`]: the server copies each body to read a field beside it.
 const PRESENT_MAX: usize = 50;
 
@@ -47,22 +49,6 @@ static TRIM: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('DODOGEN another generation') end
          return redis.call('XTRIM', KEYS[2], 'MINID', '=', ARGV[2])",
-    )
-});
-
-/// XRANGE that ends early when its answer grows heavy: no count of entries bounds their bytes.
-static RANGE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "local found, bytes, from = {}, 0, ARGV[1]
-         for n = 1, tonumber(ARGV[3]) do
-           local entry = redis.call('XRANGE', KEYS[1], from, ARGV[2], 'COUNT', 1)[1]
-           if not entry then break end
-           found[n] = entry
-           for _, value in ipairs(entry[2]) do bytes = bytes + #value end
-           if bytes >= tonumber(ARGV[4]) then break end
-           from = '(' .. entry[1]
-         end
-         return found",
     )
 });
 
@@ -123,7 +109,9 @@ fn fitting(entries: &[&RawEntry]) -> usize {
     over.map_or(entries.len(), |first_over| first_over.max(1))
 }
 
-/// Entries from `from` to `to`, both included, at most `count`; fewer, but at least one, where they are heavy.
+/// Entries from `from` to `to`, both included, at most `count`; fewer, but at least one, where they are heavy. Nothing in
+/// Redis tells what an entry weighs before it is sent (in a script each byte of it would be copied and hashed), so the
+/// first comes alone, and while they are light twice as many as before come with the next answer.
 pub async fn range(
     redis: &Redis,
     stream: &str,
@@ -131,14 +119,33 @@ pub async fn range(
     to: Option<StreamId>,
     count: usize,
 ) -> StreamResult<Vec<Stored>> {
-    let mut call = RANGE.prepare_invoke();
-    call.key(stream)
-        .arg(from.to_string())
-        .arg(to.map_or("+".to_owned(), |id| id.to_string()))
-        .arg(count)
-        .arg(BYTES_MAX);
-    let value: Value = redis.run(async |c| call.invoke_async(c).await).await?;
-    stored_of(stream, value)
+    let to = to.map_or("+".to_owned(), |id| id.to_string());
+    let (mut all, mut bytes, mut from, mut part): (Vec<Stored>, _, _, _) = (Vec::new(), 0, from, 1);
+    while all.len() < count && bytes < BYTES_MAX {
+        let asked = part.min(count - all.len());
+        let mut command = redis::cmd("XRANGE");
+        command.arg(stream).arg(from.to_string()).arg(&to).arg("COUNT").arg(asked);
+        let value: Value = match redis.run(async |c| command.query_async(c).await).await {
+            Ok(value) => value,
+            // Perhaps they were too heavy together: the next call begins with one of them.
+            Err(error) if !all.is_empty() => {
+                tracing::debug!(%error, stream, asked, "cannot read further");
+                break;
+            }
+            Err(error) => return Err(error),
+        };
+        let found = stored_of(stream, value)?;
+        bytes += found.iter().map(|stored| stored.entry.bytes()).sum::<usize>();
+        let Some(last) = found.last() else { break };
+        from = last.id.next();
+        let is_end = found.len() < asked;
+        all.extend(found);
+        if is_end {
+            break;
+        }
+        part = (2 * part).min(PART_MAX);
+    }
+    Ok(all)
 }
 
 /// Entries as an answer of the server has them.
