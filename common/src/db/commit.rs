@@ -122,15 +122,7 @@ pub struct Committed {
     pub gained: Vec<(String, String)>,
 }
 
-/// A page that another job has stored meanwhile: this one's answer does not count.
-macro_rules! stored_by_another {
-    () => {
-        "(won.kind = 'get_page' AND j.outcome = 'ok' AND NOT EXISTS (SELECT 1 FROM page_scrape p WHERE p.tenant = won.tenant
-          AND p.dispatch = won.dispatch AND p.page = won.page AND p.total_pages = won.total_pages AND p.job = won.id))"
-    };
-}
-
-const FINISH: &str = concat!("-- finish-jobs
+const FINISH: &str = "-- finish-jobs
 WITH j AS MATERIALIZED (
   SELECT * FROM unnest($1::text[], $2::uuid[], $3::int2[], $4::text[], $5::text[], $6::int2[], $7::text[],
     $8::int8[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::int8[],
@@ -139,17 +131,28 @@ WITH j AS MATERIALIZED (
     language, location, address, started_ms, fetch_ms, raw_stream, raw_ms, raw_seq, links, link_count, known_count, items)
 ), locked AS MATERIALIZED (
   -- LATERAL with a lock is one index lookup a job, whatever the planner believes of the table's size.
-  SELECT s.place FROM j, LATERAL (
+  SELECT s.place, j.* FROM j, LATERAL (
     SELECT c.ctid AS place FROM crawl_schedule c
      WHERE c.tenant = j.tenant AND c.id = j.id AND c.attempt = j.attempt FOR UPDATE) s
-), won AS (
-  DELETE FROM crawl_schedule c WHERE c.ctid = ANY (ARRAY(SELECT place FROM locked)) RETURNING c.*
+), gone AS (
+  DELETE FROM crawl_schedule c WHERE c.ctid = ANY (ARRAY(SELECT place FROM locked)) RETURNING c.*, c.ctid AS place
+), won AS MATERIALIZED (
+  -- Joined by one column: with three the planner believes in a single row, and loops over all of them for each.
+  SELECT gone.*, j.outcome, j.reason, j.status, j.content_type, j.body_bytes, j.truncated, j.digest, j.title, j.language,
+         j.location, j.address, j.started_ms, j.fetch_ms, j.raw_stream, j.raw_ms, j.raw_seq, j.links, j.link_count,
+         j.known_count, j.items,
+         -- A page that another job has stored meanwhile: this one's answer does not count.
+         gone.kind = 'get_page' AND j.outcome = 'ok' AND NOT EXISTS (
+           SELECT 1 FROM page_scrape p WHERE p.tenant = gone.tenant AND p.dispatch = gone.dispatch AND p.page = gone.page
+              AND p.total_pages = gone.total_pages AND p.job = gone.id) AS beaten
+    FROM gone JOIN locked j ON j.place = gone.place
 ), f AS MATERIALIZED (
   SELECT * FROM unnest($23::uuid[], $24::uuid[], $25::uuid[], $26::text[], $27::text[], $28::int2[], $29::int2[])
   AS f(parent, id, hash, url, host, depth, hops)
 ), fresh AS (
-  INSERT INTO url (tenant, dispatch, hash, job)
-  SELECT won.tenant, won.dispatch, f.hash, f.id FROM f JOIN won ON won.id = f.parent
+  INSERT INTO url (tenant, hash, dispatch, job)
+  SELECT DISTINCT ON (won.tenant, f.hash, won.dispatch) won.tenant, f.hash, won.dispatch, f.id
+    FROM f JOIN won ON won.id = f.parent
    ORDER BY 1, 2, 3
   ON CONFLICT DO NOTHING RETURNING tenant, dispatch, hash, job
 ), scheduled AS (
@@ -164,41 +167,40 @@ WITH j AS MATERIALIZED (
     found_on, payload, remake_of, created_at, outcome, reason, status, content_type, body_bytes, truncated,
     digest, title, language, location, address, link_count, new_count, started_at, fetch_ms, worker,
     raw_stream, raw_generation, raw_ms, raw_seq, page, total_pages, crashes, alone_crashes)
-  SELECT won.tenant, won.id, clock_timestamp(), won.dispatch, won.kind, won.host, won.priority, won.attempt, won.depth,
-    won.hops, won.url, won.url_hash, won.found_on, won.payload, won.remake_of, won.created_at,
-    CASE WHEN ", stored_by_another!(), " THEN 'duplicate' ELSE j.outcome END, j.reason, j.status,
-    j.content_type, j.body_bytes, j.truncated, j.digest, j.title, j.language, j.location, j.address, j.link_count,
-    coalesce(g.n, 0), to_timestamp(j.started_ms / 1000.0), j.fetch_ms, $30, j.raw_stream,
-    CASE WHEN j.raw_stream IS NOT NULL THEN $31::int8 END, j.raw_ms, j.raw_seq, won.page, won.total_pages,
-    won.crashes, won.alone_crashes
-    FROM won JOIN j ON j.tenant = won.tenant AND j.id = won.id AND j.attempt = won.attempt LEFT JOIN gained g ON g.found_on = won.id
+  SELECT w.tenant, w.id, clock_timestamp(), w.dispatch, w.kind, w.host, w.priority, w.attempt, w.depth, w.hops, w.url,
+    w.url_hash, w.found_on, w.payload, w.remake_of, w.created_at, CASE WHEN w.beaten THEN 'duplicate' ELSE w.outcome END,
+    w.reason, w.status, w.content_type, w.body_bytes, w.truncated, w.digest, w.title, w.language, w.location, w.address,
+    w.link_count, coalesce(g.n, 0), to_timestamp(w.started_ms / 1000.0), w.fetch_ms, $30, w.raw_stream,
+    CASE WHEN w.raw_stream IS NOT NULL THEN $31::int8 END, w.raw_ms, w.raw_seq, w.page, w.total_pages, w.crashes,
+    w.alone_crashes
+    FROM won w LEFT JOIN gained g ON g.found_on = w.id
 ), raw AS (
   INSERT INTO raw_result (tenant, generation, stream, ms, seq, dispatch, job, processed)
-  SELECT won.tenant, $31, j.raw_stream, j.raw_ms, j.raw_seq, won.dispatch, won.id, j.raw_stream <> 'items'
-    FROM won JOIN j ON j.tenant = won.tenant AND j.id = won.id AND j.attempt = won.attempt WHERE j.raw_stream IS NOT NULL AND NOT ", stored_by_another!(), "
+  SELECT w.tenant, $31, w.raw_stream, w.raw_ms, w.raw_seq, w.dispatch, w.id, w.raw_stream <> 'items'
+    FROM won w WHERE w.raw_stream IS NOT NULL AND NOT w.beaten
 ), linked AS (
   INSERT INTO page_link (tenant, dispatch, url_hash, job, links)
-  SELECT won.tenant, won.dispatch, won.url_hash, won.id, string_to_array(j.links, E'\\n')
-    FROM won JOIN j ON j.tenant = won.tenant AND j.id = won.id AND j.attempt = won.attempt WHERE j.links IS NOT NULL AND won.url_hash IS NOT NULL
+  SELECT w.tenant, w.dispatch, w.url_hash, w.id, string_to_array(w.links, E'\\n')
+    FROM won w WHERE w.links IS NOT NULL AND w.url_hash IS NOT NULL
    ORDER BY 1, 2, 3
   ON CONFLICT (tenant, dispatch, url_hash) DO UPDATE SET job = excluded.job, links = excluded.links
 ), delta AS (
   INSERT INTO dispatch_delta (tenant, dispatch, scheduled, finished, pages, failed, skipped, links, duplicates, bytes, raw, items)
-  SELECT won.tenant, won.dispatch, coalesce(sum(g.n), 0), count(*),
-    count(*) FILTER (WHERE j.outcome IN ('ok', 'noindex') AND won.remake_of IS NULL AND won.kind IN ('crawl', 'noop', 'get_page')
-      AND NOT ", stored_by_another!(), "),
-    count(*) FILTER (WHERE j.outcome IN ('dead', 'failed', 'http_error', 'unknown')),
-    count(*) FILTER (WHERE j.outcome IN ('robots', 'refused', 'unwanted', 'budget', 'cancelled')),
-    coalesce(sum(j.link_count) FILTER (WHERE won.remake_of IS NULL), 0),
-    coalesce(sum(j.known_count - coalesce(g.n, 0)) FILTER (WHERE won.remake_of IS NULL), 0)
-      + (SELECT count(*) FROM f JOIN won w ON w.id = f.parent WHERE w.dispatch = won.dispatch AND w.remake_of IS NULL),
-    coalesce(sum(j.body_bytes) FILTER (WHERE won.remake_of IS NULL), 0), count(j.raw_stream) FILTER (WHERE NOT ", stored_by_another!(), "),
-    coalesce(sum(j.items) FILTER (WHERE won.remake_of IS NULL AND NOT ", stored_by_another!(), "), 0)
-    FROM won JOIN j ON j.tenant = won.tenant AND j.id = won.id AND j.attempt = won.attempt LEFT JOIN gained g ON g.found_on = won.id
-   GROUP BY won.tenant, won.dispatch
+  SELECT w.tenant, w.dispatch, coalesce(sum(g.n), 0), count(*),
+    count(*) FILTER (WHERE w.outcome IN ('ok', 'noindex') AND w.remake_of IS NULL AND w.kind IN ('crawl', 'noop', 'get_page')
+      AND NOT w.beaten),
+    count(*) FILTER (WHERE w.outcome IN ('dead', 'failed', 'http_error', 'unknown')),
+    count(*) FILTER (WHERE w.outcome IN ('robots', 'refused', 'unwanted', 'budget', 'cancelled')),
+    coalesce(sum(w.link_count) FILTER (WHERE w.remake_of IS NULL), 0),
+    coalesce(sum(w.known_count - coalesce(g.n, 0)) FILTER (WHERE w.remake_of IS NULL), 0)
+      + (SELECT count(*) FROM f JOIN won p ON p.id = f.parent WHERE p.dispatch = w.dispatch AND p.remake_of IS NULL),
+    coalesce(sum(w.body_bytes) FILTER (WHERE w.remake_of IS NULL), 0), count(w.raw_stream) FILTER (WHERE NOT w.beaten),
+    coalesce(sum(w.items) FILTER (WHERE w.remake_of IS NULL AND NOT w.beaten), 0)
+    FROM won w LEFT JOIN gained g ON g.found_on = w.id
+   GROUP BY w.tenant, w.dispatch
 )
 SELECT id, NULL AS tenant, NULL AS host FROM won
-UNION ALL SELECT DISTINCT NULL::uuid, tenant, host FROM scheduled");
+UNION ALL SELECT DISTINCT NULL::uuid, tenant, host FROM scheduled";
 
 const RETRY: &str = "-- retry-jobs
 WITH j AS MATERIALIZED (
