@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use dodo_common::db::schedule::{self, Loaded, Unknown};
 use dodo_common::fail;
-use dodo_common::model::job::{Job, JobKey};
+use dodo_common::model::job::{Job, JobKey, JobKind};
+use dodo_common::model::url::UrlHash;
 use dodo_common::stream::connection::{Redis, StreamError};
 use dodo_common::stream::queue::{self, JobEntry};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -155,6 +156,12 @@ pub async fn load(ctx: &Context, keys: &[JobKey]) -> Option<(HashMap<JobKey, Loa
                         jobs,
                         "unknown kinds of job are handed back; is this worker older than the scheduler?"
                     );
+                }
+                // What has a job has been seen, whoever found it.
+                for Job { dispatch, url, .. } in
+                    batch.rows.iter().map(|row| &row.job).filter(|job| job.kind == JobKind::Crawl)
+                {
+                    ctx.seen.remember(*dispatch, url.iter().map(|url| UrlHash::of(url)));
                 }
                 let rows = batch.rows.into_iter().map(|row| (row.job.key.clone(), row)).collect();
                 return Some((rows, batch.unknown.into_iter().map(|job| job.key).collect()));

@@ -1,7 +1,7 @@
 //! What this worker knows to be in the seen-set: a filter of certain knowledge in front of Postgres.
 //!
-//! An entry is put here only after a commit held it, so a hit needs no question; a miss asks Postgres,
-//! whose answer is the exact one.
+//! An entry is put here only after a commit held it, this worker's own or that of the job it was given, so a hit needs
+//! no question; a miss asks Postgres, whose answer is the exact one.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
