@@ -22,16 +22,17 @@ use uuid::Uuid;
 use crate::consumer::is_generation;
 use crate::context::Context;
 use crate::pressure::Held;
+use crate::seen::Seen;
 
 /// Committers of one worker: while one waits for the disk, the other gathers.
 pub const COMMITTERS: usize = 2;
 /// Jobs in one transaction at most; and so many that it begins beside another. A transaction costs as much as some
 /// thirty of its jobs.
-const BATCH_MAX: usize = 256;
-const BATCH_FULL: usize = 128;
+const BATCH_MAX: usize = 400;
+const BATCH_FULL: usize = 192;
 /// With so many jobs under way besides, a smaller batch than this waits so long for some of them.
-const BATCH_SMALL: usize = 64;
-const LINGER: Duration = Duration::from_millis(8);
+const BATCH_SMALL: usize = 112;
+const LINGER: Duration = Duration::from_millis(20);
 /// Links found in one transaction at most, but for those of a single job: more of them, as a batch of sitemaps has, might
 /// never be written within the time that a statement has.
 const FOUND_MAX: usize = 50_000;
@@ -201,6 +202,7 @@ fn parts(done: Vec<Done>) -> Vec<Vec<Done>> {
 /// a server that is away fails nothing, and nothing is acknowledged that was not committed.
 async fn settle(ctx: &Context, mut done: Vec<Done>) {
     append(ctx, &mut done).await;
+    forget_known(&ctx.seen, &mut done);
     let (batch, ended) = batch_of(done);
     let committed = commit_batch(ctx, &batch).await;
     // Only what this commit wrote is certain: the links of a job that another had ended were not stored.
@@ -210,6 +212,21 @@ async fn settle(ctx: &Context, mut done: Vec<Done>) {
         }
     }
     report(ctx, ended, committed).await;
+}
+
+/// Leaves out the links that have turned out to be in the seen-set since they were found.
+fn forget_known(seen: &Seen, done: &mut [Done]) {
+    for d in done {
+        let Effect::Finished { job, dispatch, .. } = &mut d.effect else { continue };
+        if job.found.is_empty() {
+            continue;
+        }
+        let hashes = job.found.iter().map(|found| UrlHash::from_uuid(found.hash));
+        let mut unknown = seen.unknown(*dispatch, hashes).into_iter();
+        let count = job.found.len();
+        job.found.retain(|_| unknown.next().unwrap_or(true));
+        job.known_count += (count - job.found.len()) as i32;
+    }
 }
 
 /// Appends raw results; each finished job then knows its entry.
@@ -369,24 +386,39 @@ async fn report(ctx: &Context, ended: Ended, committed: Committed) {
 mod tests {
     use super::*;
 
+    /// A job that has found links of these hashes.
+    fn finding(hashes: impl IntoIterator<Item = u128>) -> Done {
+        let key = JobKey { tenant: "default".to_owned(), id: Uuid::from_u128(1), attempt: 0 };
+        let mut job = Finished::new(key, Outcome::Ok, None);
+        let found = |hash| Found {
+            id: Uuid::nil(),
+            hash: Uuid::from_u128(hash),
+            url: String::new(),
+            host: String::new(),
+            depth: 0,
+            hops: 0,
+        };
+        job.found = hashes.into_iter().map(found).collect();
+        Done::new(StreamId::default(), Effect::Finished { job: Box::new(job), raw: None, dispatch: Uuid::nil() })
+    }
+
+    #[test]
+    fn links_that_were_seen_meanwhile_are_only_counted() {
+        let (seen, mut done) = (Seen::default(), [finding([1, 2, 3]), finding([]), finding([2, 4])]);
+        seen.remember(Uuid::nil(), [UrlHash(2), UrlHash(3)].into_iter());
+        seen.remember(Uuid::from_u128(9), [UrlHash(4)].into_iter());
+        forget_known(&seen, &mut done);
+        let left = done.iter().map(|d| {
+            let Effect::Finished { job, .. } = &d.effect else { panic!("it has ended") };
+            (job.found.iter().map(|found| found.hash.as_u128()).collect::<Vec<_>>(), job.known_count)
+        });
+        assert_eq!(left.collect::<Vec<_>>(), [(vec![1], 2), (vec![], 0), (vec![4], 1)]);
+    }
+
     #[test]
     fn a_batch_that_finds_too_many_links_is_split() {
-        let finding = |count| {
-            let key = JobKey { tenant: "default".to_owned(), id: Uuid::from_u128(1), attempt: 0 };
-            let mut job = Finished::new(key, Outcome::Ok, None);
-            let found = Found {
-                id: Uuid::nil(),
-                hash: Uuid::nil(),
-                url: String::new(),
-                host: String::new(),
-                depth: 0,
-                hops: 0,
-            };
-            job.found = vec![found; count];
-            Done::new(StreamId::default(), Effect::Finished { job: Box::new(job), raw: None, dispatch: Uuid::nil() })
-        };
         let sizes = |counts: &[usize]| -> Vec<usize> {
-            parts(counts.iter().map(|count| finding(*count)).collect()).iter().map(Vec::len).collect()
+            parts(counts.iter().map(|count| finding(0..*count as u128)).collect()).iter().map(Vec::len).collect()
         };
         assert_eq!(sizes(&[0, 50, 50]), [3]);
         assert_eq!(sizes(&[1, FOUND_MAX - 1, 0, 1, 5]), [3, 2]);
