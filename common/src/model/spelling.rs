@@ -77,9 +77,25 @@ fn directory(base: &Url) -> &str {
     path.rfind('/').map_or(path, |slash| &path[..=slash])
 }
 
-/// Neither escaped in a path (WHATWG URL, "path percent-encode set") nor of a meaning to its parser.
+/// By byte, those that are neither escaped in a path (WHATWG URL, "path percent-encode set") nor of a meaning to its parser.
+const KEPT: [bool; 256] = {
+    let mut kept = [false; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        kept[byte as usize] = byte.is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let marks = b"-._~/!$&()*+,;=:@";
+    let mut n = 0;
+    while n < marks.len() {
+        kept[marks[n] as usize] = true;
+        n += 1;
+    }
+    kept
+};
+
 fn is_kept(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~/!$&()*+,;=:@".contains(&byte)
+    KEPT[usize::from(byte)]
 }
 
 fn is_kept_in_query(byte: u8) -> bool {
