@@ -42,6 +42,9 @@ const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// What one start of a server may have logged that is read back to explain a failure.
 const LOG_TAIL_BYTES_MAX: u64 = 64 * 1024;
 
+/// Longest path of a unix socket that every system takes is 107 bytes; Postgres adds a lock file.
+const SOCKET_PATH_BYTES_MAX: usize = 99;
+
 /// How a server is ended: each signal, and how long it is given before the next one.
 /// SIGKILL follows the last.
 pub type Ending = &'static [(Signal, Duration)];
@@ -56,6 +59,11 @@ pub type DirLock = Flock<File>;
 #[derive(Debug, thiserror::Error)]
 #[error("port {0} of 127.0.0.1 is taken")]
 pub struct PortTaken(pub u16);
+
+/// Whether a path means in a url what it means here.
+fn is_plain(path: &str) -> bool {
+    path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte))
+}
 
 /// A server process of ours, ended when this value is dropped.
 #[derive(Debug)]

@@ -14,7 +14,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, User, chown};
 
 use crate::local::{
-    Daemon, Ending, PortTaken, find_program, kept_token, make_dir, on_free_port, stop_stale, write_private,
+    Daemon, Ending, PortTaken, SOCKET_PATH_BYTES_MAX, find_program, is_plain, kept_token, make_dir, on_free_port,
+    stop_stale, write_private,
 };
 
 /// PostgreSQL manual 19.5: SIGINT is the fast shutdown (ends sessions, checkpoints), SIGQUIT the
@@ -27,9 +28,6 @@ const READY_WAIT: Duration = Duration::from_secs(120);
 /// After a crash of the postmaster its sessions end by themselves, but hold the shared memory
 /// until they do, and a new postmaster refuses to start meanwhile.
 const ORPHANS_WAIT: Duration = Duration::from_secs(30);
-
-/// Longest path of a unix socket that every system takes is 107 bytes; Postgres adds a lock file.
-const SOCKET_PATH_BYTES_MAX: usize = 99;
 
 /// A running PostgreSQL. Dropping it stops the server; the data stays.
 #[derive(Debug)]
@@ -60,6 +58,13 @@ impl PostgresServer {
     pub fn url(&self) -> String {
         let (password, port) = (&self.password, self.port);
         format!("postgres://dodo:{password}@127.0.0.1:{port}/dodo")
+    }
+
+    /// The same over its socket, which costs less; none where that has no path that every system takes.
+    pub fn socket_url(&self) -> Option<String> {
+        let (dir, password, port) = (self.cluster.socket_dir(), &self.password, self.port);
+        let host = dir.replace('/', "%2F");
+        (!dir.is_empty() && is_plain(&dir)).then(|| format!("postgres://dodo:{password}@{host}:{port}/dodo"))
     }
 
     /// Stops the server: open sessions are ended, the data is checkpointed. Idempotent.

@@ -9,7 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
-use crate::local::{Daemon, Ending, find_program, kept_token, make_dir, on_free_port, stop_stale, write_private};
+use crate::local::{
+    Daemon, Ending, SOCKET_PATH_BYTES_MAX, find_program, is_plain, kept_token, make_dir, on_free_port, stop_stale,
+    write_private,
+};
 
 /// SIGTERM saves: with an append-only file, Redis writes and syncs what is buffered, then exits.
 const ENDING: Ending = &[(Signal::SIGTERM, Duration::from_secs(10))];
@@ -44,6 +47,11 @@ impl RedisServer {
     /// Where clients connect, with the password.
     pub fn url(&self) -> String {
         format!("redis://:{}@127.0.0.1:{}/0", self.password, self.port)
+    }
+
+    /// The same over its socket, which costs less; none where that has no path that every system takes.
+    pub fn socket_url(&self) -> Option<String> {
+        Some(format!("redis+unix://{}?db=0&pass={}", socket(&self.dir)?, self.password))
     }
 
     /// Stops the server, the append-only file synced. Idempotent.
@@ -81,6 +89,7 @@ fn launch(dir: &Path, password: &str, port: u16) -> Result<Daemon> {
 fn configuration(dir: &Path, password: &str, port: u16) -> String {
     let data = quoted(&dir.join("data"));
     let pid_file = quoted(&dir.join("redis.pid"));
+    let socket = socket(dir).map_or(String::new(), |path| format!("unixsocket {path}\nunixsocketperm 700\n"));
     // proc-title: a rewritten command line would no longer name this file, by which a later start
     // knows a server left behind. noeviction: an evicted stream is lost work. What the append-only file holds is packed
     // already and trimmed soon: neither pack it again nor write it anew too often.
@@ -88,6 +97,7 @@ fn configuration(dir: &Path, password: &str, port: u16) -> String {
         "# Written at every start of dodo up.\n\
          bind 127.0.0.1\n\
          port {port}\n\
+         {socket}\
          requirepass {password}\n\
          daemonize no\n\
          pidfile {pid_file}\n\
@@ -100,6 +110,12 @@ fn configuration(dir: &Path, password: &str, port: u16) -> String {
          save \"\"\n\
          maxmemory-policy noeviction\n"
     )
+}
+
+/// Where the server of `dir` has its socket.
+fn socket(dir: &Path) -> Option<String> {
+    let path = format!("{}/redis.sock", dir.to_str()?);
+    (is_plain(&path) && path.len() <= SOCKET_PATH_BYTES_MAX).then_some(path)
 }
 
 /// A path as one double-quoted word of a Redis configuration file.
@@ -131,5 +147,13 @@ mod tests {
     fn a_path_is_one_word() {
         let path = Path::new("/a b/c\"d");
         assert_eq!(quoted(path), "\"/a b/c\\\"d\"");
+    }
+
+    #[test]
+    fn a_socket_has_a_short_and_plain_path() {
+        assert_eq!(socket(Path::new("/srv/dodo-1")).as_deref(), Some("/srv/dodo-1/redis.sock"));
+        for path in ["/srv/a b", "/srv/a?b", "/srv/a%20b", &format!("/{}", "d".repeat(90))] {
+            assert_eq!(socket(Path::new(path)), None);
+        }
     }
 }

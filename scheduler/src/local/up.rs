@@ -224,8 +224,8 @@ async fn start_ground(up: &Up, data: &Path) -> anyhow::Result<Ground> {
     };
     let url = |given: &Option<String>, own: Option<String>| given.clone().or(own).unwrap_or_default();
     let servers = Servers {
-        redis_url: url(&up.redis_url, redis.as_ref().map(RedisServer::url)),
-        database_url: url(&up.database_url, postgres.as_ref().map(PostgresServer::url)),
+        redis_url: url(&up.redis_url, redis.as_ref().map(|own| own.socket_url().unwrap_or_else(|| own.url()))),
+        database_url: url(&up.database_url, postgres.as_ref().map(|own| own.socket_url().unwrap_or_else(|| own.url()))),
         s3: settings,
     };
     Ok(Ground { servers, redis, postgres, s3, sample: None })

@@ -40,6 +40,13 @@ async fn redis_keeps_its_data_over_crash_restart_and_a_new_start() -> Result<()>
     let mut server = RedisServer::start(dir.path())?;
     assert!(redis_command(&url, &["PING"]).await.is_err());
     assert_eq!(redis_command(&server.url(), &["GET", "key"]).await?, "value");
+    let socket = server.socket_url().context("a short path has a socket")?;
+    assert_eq!(redis_command(&socket, &["GET", "key"]).await?, "value");
+    server.kill();
+    server.restart()?;
+    assert_eq!(redis_command(&socket, &["GET", "key"]).await?, "value");
+    let stranger = socket.split("&pass").next().context("a url")?;
+    assert!(redis_command(stranger, &["GET", "key"]).await.is_err(), "the password is asked for here, too");
     server.stop();
     server.stop();
     Ok(())
@@ -69,6 +76,8 @@ async fn postgres_keeps_its_data_over_crash_restart_and_a_new_start() -> Result<
     let mut server = PostgresServer::start(&dir.path().join("pg"), true)?;
     assert!(postgres_value(&url, "SELECT 1").await.is_err());
     assert_eq!(postgres_value(&server.url(), "SELECT n FROM t").await?, "7");
+    let socket = server.socket_url().context("a short path has a socket")?;
+    assert_eq!(postgres_value(&socket, "SELECT coalesce(inet_server_port()::text, 'none')").await?, "none");
     let begin = Instant::now();
     server.stop();
     assert!(begin.elapsed() < Duration::from_secs(10));
