@@ -35,6 +35,7 @@ PARTS = {
     "limit": (bench_limit.limit, False),
     "tls": (bench_crawl.tls, False),
     "scale": (bench_crawl.scale, False),
+    "memory": (bench_crawl.flat, False),
     "polite": (bench_polite.polite, False),
     "pace": (bench_polite.pace, False),
 }

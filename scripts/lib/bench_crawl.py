@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -15,22 +16,24 @@ from typing import TypeVar
 
 from bench_cluster import LIMIT_S, fetch
 from bench_process import ROLES, cpu_seconds, free_port, memory, start, stop
-from bench_row import Row, at_least
+from bench_row import Row, at_least, at_most
 from bench_site import SlowSite, generate, make_certificate, start_nginx
 
 T = TypeVar("T")
 TLS_PAGES, TLS_PAGE_BYTES = 4_000, 100_000
 # Requests that a worker has under way at once, what each waits, and pages for each worker.
 SCALE_PERMITS, SCALE_LATENCY_S, SCALE_PAGES = 8, 0.05, 2_000
+# How often memory is looked at.
+LASTING_PAUSE_S = 5
 
 
 def seconds_between(first: str, last: str) -> float:
     return (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds()
 
 
-def poll(api: str, dispatch: str, up: subprocess.Popen[bytes], pause: float) -> Iterator[dict]:
+def poll(api: str, dispatch: str, up: subprocess.Popen[bytes], pause: float, until: float | None = None) -> Iterator[dict]:
     """The dispatch again and again; ends the program when nothing comes of it any more."""
-    deadline = time.monotonic() + LIMIT_S
+    deadline = (until or time.monotonic()) + LIMIT_S
     while True:
         if up.poll() is not None:
             sys.exit(f"bench: dodo up has ended with {up.returncode}")
@@ -64,6 +67,11 @@ def crawl(options: argparse.Namespace) -> list[Row]:
 def tls(options: argparse.Namespace) -> list[Row]:
     """Pages of 100 KB behind TLS."""
     return within(lambda work, children: secured(options, work, children))
+
+
+def flat(options: argparse.Namespace) -> list[Row]:
+    """A crawl that goes on and on: what it keeps in memory must not grow."""
+    return within(lambda work, children: lasting(options, work, children))
 
 
 def scale(options: argparse.Namespace) -> list[Row]:
@@ -102,27 +110,30 @@ class Crawled:
     cpu_s: dict[str, float]
 
 
-def run(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]], seed: str, pages: int, **more: object) -> Crawled:
-    """`dodo up` crawls the site of `seed`. `workers`, `concurrency` and `environment` say how."""
+def begin(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]], seed: str, **more: object) -> tuple[str, subprocess.Popen[bytes], str]:
+    """Has `dodo up` crawl the site of `seed`: its API, itself, the dispatch. `workers`, `concurrency`, `flags` and
+    `environment` say how."""
     port = free_port()
     api = f"http://127.0.0.1:{port}"
     log = (work / "up.log").open("wb")
     command = [options.bin / "dodo", "up", "--data", work / "data", "--workers", more.get("workers", options.workers), "--port", port]
-    command += ["--crawl", seed, "--delay", 0, "--host-concurrency", more.get("concurrency", 512)]
+    command += ["--crawl", seed, "--delay", 0, "--host-concurrency", more.get("concurrency", 512), *more.get("flags", [])]
     up = start(command, work, log, env={**os.environ, **more.get("environment", {})})
     children.append(up)
-    roots = [child.pid for child in children]
-    dispatch = None
     for _ in range(600):
         try:
-            dispatch = fetch(api, "/v1/dispatches")[0]["id"]
-            break
+            return api, up, fetch(api, "/v1/dispatches")[0]["id"]
         except (OSError, IndexError):
             if up.poll() is not None:
                 break
             time.sleep(0.05)
-    if dispatch is None:
-        sys.exit(f"bench: dodo up does not answer: {(work / 'up.log').read_text()[-500:]}")
+    sys.exit(f"bench: dodo up does not answer: {(work / 'up.log').read_text()[-500:]}")
+
+
+def run(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]], seed: str, pages: int, **more: object) -> Crawled:
+    """Crawls the site of `seed`, as [`begin`] does, to its end."""
+    api, up, dispatch = begin(options, work, children, seed, **more)
+    roots = [child.pid for child in children]
     # Servers have started and hardly anything is fetched: what they used so far is not the crawl's.
     before = cpu_seconds(roots)
     state, fetched_s = wait_done(api, dispatch, up)
@@ -152,6 +163,35 @@ def plain(options: argparse.Namespace, work: pathlib.Path, children: list[subpro
     rows += [Row("crawl", f"CPU-s per 1000 pages: {role}", f"{cpu[name]:.3f}") for name, role in ROLES.items()]
     rows.append(Row("crawl", "CPU-s per 1000 pages: all", f"{sum(cpu.values()):.3f}"))
     return rows + memory_rows("crawl", [done.up.pid, nginx.pid])
+
+
+def lasting(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]]) -> list[Row]:
+    site = pathlib.Path(options.site).absolute() / f"site-{options.pages}"
+    generate(site, options.pages)
+    nginx, site_port = start_nginx(work, site)
+    children.append(nginx)
+    flags = ["--revisit-min", "1m", "--revisit-max", "2m"]
+    api, up, dispatch = begin(options, work, children, f"http://127.0.0.1:{site_port}/p0.html", flags=flags)
+    samples: list[dict[str, float]] = []
+    deadline = time.monotonic() + options.minutes * 60
+    for state in poll(api, dispatch, up, LASTING_PAUSE_S, deadline):
+        sums: dict[str, float] = {}
+        for name, now, _ in memory([up.pid]):
+            sums[name] = sums.get(name, 0) + now
+        samples.append(sums)
+        if time.monotonic() > deadline:
+            break
+    # The first sixth is for what is filled once: buffers, pools, the window.
+    sixth = max(1, len(samples) // 6)
+    visits = state["progress"]["finished"]
+    rows = [Row("memory", f"pages fetched in {options.minutes} minutes, each again and again", str(visits))]
+    for name, role in ROLES.items():
+        early, late = (statistics.mean(sample.get(name, 0) for sample in part) for part in (samples[sixth : 2 * sixth], samples[-sixth:]))
+        if name in ("dodo", "dodo-worker"):
+            rows.append(at_most("memory", f"MiB of {role}: {early:.0f} in the second sixth, {late:.0f} in the last; growth", (late / early - 1) * 100, 10, "%", 1))
+        elif early:
+            rows.append(Row("memory", f"MiB of {role}: in the second sixth, in the last", f"{early:.0f}, {late:.0f}"))
+    return rows
 
 
 def secured(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]]) -> list[Row]:
