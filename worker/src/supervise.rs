@@ -33,7 +33,7 @@ pub async fn run(settings: Settings, lifecycle: Lifecycle) -> anyhow::Result<()>
     let mut log = None;
     loop {
         let id = Uuid::now_v7();
-        let db = Db::pipeline(&settings.servers.database_url, &worker::session_name(id), DB_CONNECTIONS)?;
+        let db = Db::worker(&settings.servers.database_url, &worker::session_name(id), DB_CONNECTIONS)?;
         let incarnation = match register(&db, id, before, &about, &lifecycle).await? {
             Some(incarnation) => incarnation,
             None => return Ok(()),

@@ -16,11 +16,12 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Serialisation failures and deadlocks are retried this often.
 pub const RETRIES_MAX: u32 = 5;
 /// Session settings of the pipeline: short lock and idle timeouts (invariant 12); every query is by
-/// key, so a plan cached while a table was small must not scan it when it is large, and none is made for its values: to
-/// plan a commit takes as long as to run it.
+/// key, so a plan cached while a table was small must not scan it when it is large.
 const OPTIONS: &str = "-c timezone=UTC -c statement_timeout=30s -c lock_timeout=5s \
-    -c idle_in_transaction_session_timeout=10s -c enable_seqscan=off -c enable_mergejoin=off -c jit=off \
-    -c plan_cache_mode=force_generic_plan";
+    -c idle_in_transaction_session_timeout=10s -c enable_seqscan=off -c enable_mergejoin=off -c jit=off";
+/// What a worker asks has one good plan, whatever the values, and to plan a commit takes as long as to run it. Not so what
+/// users ask of the API, with filters that are set or not.
+const ONE_PLAN: &str = "-c plan_cache_mode=force_generic_plan";
 
 /// Everything that can go wrong between us and Postgres.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +113,11 @@ impl Db {
     /// `pg_stat_activity`, so that the reaper can end a lost worker's sessions.
     pub fn pipeline(url: &str, name: &str, size: usize) -> DbResult<Self> {
         Self::open(url, name, size, &format!("{OPTIONS} -c role=dodo_pipeline"))
+    }
+
+    /// The same of a worker.
+    pub fn worker(url: &str, name: &str, size: usize) -> DbResult<Self> {
+        Self::open(url, name, size, &format!("{OPTIONS} {ONE_PLAN} -c role=dodo_pipeline"))
     }
 
     /// A single connection as the owner of the schema, without the pipeline's timeouts.
