@@ -10,10 +10,11 @@ use crate::stream::connection::{Redis, StreamError, StreamResult};
 use crate::stream::names::GENERATION;
 use crate::stream::queue::{entries_of, field, parse_id, take};
 
-/// Bytes of entries in one pipeline or one answer: a slow server moves them well within the response timeout.
+/// Bytes of entries in one pipeline, and those after which no more are read: a slow server moves them well within the
+/// response timeout.
 pub(crate) const BYTES_MAX: usize = 8 << 20;
-/// Entries in one answer to [`range`].
-const PART_MAX: usize = 16;
+/// Entries in one answer to [`range`]: as many as may turn out to be as large as they may be.
+const PART_MAX: usize = 4;
 /// Entries looked at in one call of [`present`]: the server copies each body to read a field beside it.
 const PRESENT_MAX: usize = 50;
 
@@ -111,7 +112,7 @@ fn fitting(entries: &[&RawEntry]) -> usize {
 
 /// Entries from `from` to `to`, both included, at most `count`; fewer, but at least one, where they are heavy. Nothing in
 /// Redis tells what an entry weighs before it is sent (in a script each byte of it would be copied and hashed), so the
-/// first comes alone, and while they are light twice as many as before come with the next answer.
+/// first comes alone, and while they are light some more come with each answer.
 pub async fn range(
     redis: &Redis,
     stream: &str,
