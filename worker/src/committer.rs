@@ -28,14 +28,16 @@ use crate::seen::Seen;
 pub const COMMITTERS: usize = 2;
 /// Jobs in one transaction at most; and so many that it begins beside another. A transaction costs as much as some
 /// thirty of its jobs.
-const BATCH_MAX: usize = 400;
-const BATCH_FULL: usize = 192;
+const BATCH_MAX: usize = 256;
+const BATCH_FULL: usize = 144;
 /// With so many jobs under way besides, a smaller batch than this waits so long for some of them.
 const BATCH_SMALL: usize = 112;
 const LINGER: Duration = Duration::from_millis(20);
 /// Links found in one transaction at most, but for those of a single job: more of them, as a batch of sitemaps has, might
 /// never be written within the time that a statement has.
 const FOUND_MAX: usize = 50_000;
+/// Bytes of links stored in one transaction at most, but for those of a single job; a message to Postgres has 1 GiB.
+const LINKS_BYTES_MAX: usize = 32 << 20;
 /// A server that does not answer is asked again this often.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -181,19 +183,22 @@ pub async fn run(ctx: Arc<Context>, queue: Queue) {
     }
 }
 
-/// Splits a batch, in its order, where a part would find too many links.
+/// Splits a batch, in its order, where a part would have too many links.
 fn parts(done: Vec<Done>) -> Vec<Vec<Done>> {
-    let (mut parts, mut room) = (vec![Vec::new()], FOUND_MAX);
+    let (mut parts, mut room) = (vec![Vec::new()], (FOUND_MAX, LINKS_BYTES_MAX));
     for d in done {
-        let found = if let Effect::Finished { job, .. } = &d.effect { job.found.len() } else { 0 };
-        if found > room {
+        let (found, bytes) = match &d.effect {
+            Effect::Finished { job, .. } => (job.found.len(), job.links.as_ref().map_or(0, String::len)),
+            _ => (0, 0),
+        };
+        if found > room.0 || bytes > room.1 {
             parts.push(Vec::new());
-            room = FOUND_MAX;
+            room = (FOUND_MAX, LINKS_BYTES_MAX);
         }
-        room = room.saturating_sub(found);
+        room = (room.0.saturating_sub(found), room.1.saturating_sub(bytes));
         parts.last_mut().expect("there is always one").push(d);
     }
-    // The first one is empty where its first job finds too many alone.
+    // The first one is empty where its first job has too many alone.
     parts.retain(|part| !part.is_empty());
     parts
 }
@@ -207,7 +212,7 @@ async fn settle(ctx: &Context, mut done: Vec<Done>) {
     let committed = commit_batch(ctx, &batch).await;
     // Only what this commit wrote is certain: the links of a job that another had ended were not stored.
     for (job, dispatch) in batch.finished.iter().zip(&ended.dispatches) {
-        if committed.won.contains(&job.key.id) {
+        if committed.won.contains(&job.key.id) && !committed.spoiled.contains(&job.key.id) {
             ctx.seen.remember(*dispatch, job.found.iter().map(|found| UrlHash::from_uuid(found.hash)));
         }
     }
@@ -424,6 +429,15 @@ mod tests {
         assert_eq!(sizes(&[1, FOUND_MAX - 1, 0, 1, 5]), [3, 2]);
         assert_eq!(sizes(&[FOUND_MAX + 1, 0, 1]), [2, 1]);
         assert_eq!(sizes(&[FOUND_MAX, FOUND_MAX, FOUND_MAX]), [1, 1, 1]);
+        let linking = |bytes| {
+            let mut done = finding([]);
+            let Effect::Finished { job, .. } = &mut done.effect else { panic!("it has ended") };
+            job.links = Some("x".repeat(bytes));
+            done
+        };
+        let half = LINKS_BYTES_MAX / 2;
+        let done = [half, half, 1, LINKS_BYTES_MAX + 1].map(linking);
+        assert_eq!(parts(done.into()).iter().map(Vec::len).collect::<Vec<_>>(), [2, 1, 1]);
     }
 
     #[test]

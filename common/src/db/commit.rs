@@ -118,6 +118,8 @@ pub struct Batch {
 pub struct Committed {
     /// The jobs whose row this transaction deleted; the others had ended already.
     pub won: HashSet<Uuid>,
+    /// Those of them that were logged as failed, since what they brought could not be stored.
+    pub spoiled: HashSet<Uuid>,
     /// (tenant, host) that gained jobs.
     pub gained: Vec<(String, String)>,
 }
@@ -127,25 +129,26 @@ WITH j AS MATERIALIZED (
   SELECT * FROM unnest($1::text[], $2::uuid[], $3::int2[], $4::text[], $5::text[], $6::int2[], $7::text[],
     $8::int8[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::int8[],
     $16::int4[], $17::text[], $18::int8[], $19::int8[], $20::text[], $21::int4[], $22::int4[], $32::int4[])
-  AS j(tenant, id, attempt, outcome, reason, status, content_type, body_bytes, truncated, digest, title,
-    language, location, address, started_ms, fetch_ms, raw_stream, raw_ms, raw_seq, links, link_count, known_count, items)
+  WITH ORDINALITY AS j(tenant, id, attempt, outcome, reason, status, content_type, body_bytes, truncated, digest, title,
+    language, location, address, started_ms, fetch_ms, raw_stream, raw_ms, raw_seq, links, link_count, known_count, items, n)
 ), locked AS MATERIALIZED (
   -- LATERAL with a lock is one index lookup a job, whatever the planner believes of the table's size.
-  SELECT s.place, j.* FROM j, LATERAL (
+  SELECT s.place, j.n FROM j, LATERAL (
     SELECT c.ctid AS place FROM crawl_schedule c
      WHERE c.tenant = j.tenant AND c.id = j.id AND c.attempt = j.attempt FOR UPDATE) s
 ), gone AS (
   DELETE FROM crawl_schedule c WHERE c.ctid = ANY (ARRAY(SELECT place FROM locked)) RETURNING c.*, c.ctid AS place
 ), won AS MATERIALIZED (
-  -- Joined by one column: with three the planner believes in a single row, and loops over all of them for each.
-  SELECT gone.*, j.outcome, j.reason, j.status, j.content_type, j.body_bytes, j.truncated, j.digest, j.title, j.language,
-         j.location, j.address, j.started_ms, j.fetch_ms, j.raw_stream, j.raw_ms, j.raw_seq, j.links, j.link_count,
+  -- Joined by one column each: by three the planner expects a single row, and loops over all of them for each link. The
+  -- links stay where they are: they are most of it.
+  SELECT gone.*, j.n, j.outcome, j.reason, j.status, j.content_type, j.body_bytes, j.truncated, j.digest, j.title, j.language,
+         j.location, j.address, j.started_ms, j.fetch_ms, j.raw_stream, j.raw_ms, j.raw_seq, j.link_count,
          j.known_count, j.items,
          -- A page that another job has stored meanwhile: this one's answer does not count.
          gone.kind = 'get_page' AND j.outcome = 'ok' AND NOT EXISTS (
            SELECT 1 FROM page_scrape p WHERE p.tenant = gone.tenant AND p.dispatch = gone.dispatch AND p.page = gone.page
               AND p.total_pages = gone.total_pages AND p.job = gone.id) AS beaten
-    FROM gone JOIN locked j ON j.place = gone.place
+    FROM gone JOIN locked ON locked.place = gone.place JOIN j ON j.n = locked.n
 ), f AS MATERIALIZED (
   SELECT * FROM unnest($23::uuid[], $24::uuid[], $25::uuid[], $26::text[], $27::text[], $28::int2[], $29::int2[])
   AS f(parent, id, hash, url, host, depth, hops)
@@ -153,7 +156,7 @@ WITH j AS MATERIALIZED (
   INSERT INTO url (tenant, hash, dispatch, job)
   SELECT DISTINCT ON (won.tenant, f.hash, won.dispatch) won.tenant, f.hash, won.dispatch, f.id
     FROM f JOIN won ON won.id = f.parent
-   ORDER BY 1, 2, 3
+   ORDER BY 1, 2, 3, f.depth, f.hops
   ON CONFLICT DO NOTHING RETURNING tenant, dispatch, hash, job
 ), scheduled AS (
   INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, priority, depth, hops, url, url_hash, found_on)
@@ -180,8 +183,8 @@ WITH j AS MATERIALIZED (
     FROM won w WHERE w.raw_stream IS NOT NULL AND NOT w.beaten
 ), linked AS (
   INSERT INTO page_link (tenant, dispatch, url_hash, job, links)
-  SELECT w.tenant, w.dispatch, w.url_hash, w.id, string_to_array(w.links, E'\\n')
-    FROM won w WHERE w.links IS NOT NULL AND w.url_hash IS NOT NULL
+  SELECT w.tenant, w.dispatch, w.url_hash, w.id, string_to_array(j.links, E'\\n')
+    FROM won w JOIN j ON j.n = w.n WHERE j.links IS NOT NULL AND w.url_hash IS NOT NULL
    ORDER BY 1, 2, 3
   ON CONFLICT (tenant, dispatch, url_hash) DO UPDATE SET job = excluded.job, links = excluded.links
 ), delta AS (
@@ -240,7 +243,9 @@ async fn bisect(db: &Db, worker: &Incarnation, batch: Batch, error: &DbError) ->
         let reason = format!("its result cannot be stored: {error}").replace('\0', "");
         tracing::warn!(job = %bad.key.id, %error, "a result cannot be stored; its job is logged as failed");
         let failed = Finished::new(bad.key, Outcome::Failed, Some(reason));
-        return once(db, worker, &Batch { finished: vec![failed], ..Batch::default() }).await;
+        let mut committed = once(db, worker, &Batch { finished: vec![failed], ..Batch::default() }).await?;
+        committed.spoiled.clone_from(&committed.won);
+        return Ok(committed);
     }
     // Half of one list each: every part is smaller than the whole, so this ends, whatever is at fault.
     let mut parts = Vec::with_capacity(8);
@@ -255,6 +260,7 @@ async fn bisect(db: &Db, worker: &Incarnation, batch: Batch, error: &DbError) ->
         }
         let committed = Box::pin(commit(db, worker, &part)).await?;
         all.won.extend(committed.won);
+        all.spoiled.extend(committed.spoiled);
         all.gained.extend(committed.gained);
     }
     Ok(all)

@@ -118,6 +118,28 @@ async fn a_job_twice_in_a_batch_has_each_effect_once() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_link_of_several_pages_of_a_batch_is_scheduled_once() -> Result<()> {
+    let bench = Bench::start().await?;
+    let (first, second, third) = (bench.job(None).await?, bench.job(None).await?, bench.job(None).await?);
+    let mut pages = vec![page(&first, 1), page(&second, 2), page(&third, 3)];
+    let (shared, own) = (pages[0].found[0].clone(), pages[2].found[0].clone());
+    pages[1].found = vec![Found { id: Uuid::now_v7(), depth: 0, ..shared.clone() }];
+    pages[2].found.push(Found { id: Uuid::now_v7(), depth: 7, ..shared.clone() });
+    pages[2].links = None;
+    let committed = commit::commit(&bench.db, &bench.worker, &Batch { finished: pages, ..Batch::default() }).await?;
+    assert_eq!((committed.won.len(), committed.spoiled.len()), (3, 0));
+    // Three links known and four found, of which two were new.
+    assert_eq!(bench.deltas().await?, [3, 3, 4, 5, 300, 3]);
+    assert_eq!((bench.count("url").await?, bench.count("page_link").await?), (2, 2));
+    let rows = bench.sql.query("SELECT url_hash, depth FROM crawl_schedule ORDER BY depth", &[]).await?;
+    let scheduled: Vec<(Uuid, i16)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(scheduled, [(shared.hash, 0), (own.hash, 1)], "by the shortest way to it");
+    let new: i64 = bench.sql.query_one("SELECT sum(new_count) FROM crawl_log", &[]).await?.get(0);
+    assert_eq!(new, 2);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_remade_page_is_not_counted_again() -> Result<()> {
     let bench = Bench::start().await?;
     let first = bench.job(None).await?;
@@ -174,6 +196,7 @@ async fn what_cannot_be_stored_is_found_in_every_list() -> Result<()> {
     };
     let committed = commit::commit(&bench.db, &bench.worker, &batch).await?;
     assert_eq!(committed.won.len(), 3);
+    assert_eq!(committed.spoiled.into_iter().collect::<Vec<_>>(), [keys[1].id]);
     assert_eq!(bench.count("crawl_log WHERE outcome = 'ok'").await?, 2);
     assert_eq!(bench.count("crawl_log WHERE outcome = 'failed'").await?, 1);
     assert_eq!(bench.count("crawl_schedule WHERE attempt = 1 AND last_error = 'busy'").await?, 2);
