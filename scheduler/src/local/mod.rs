@@ -1,8 +1,8 @@
 //! The ground of `dodo up`: what the servers it runs on this machine have in common.
 //!
-//! Every server listens on 127.0.0.1 only, on a port that was free a moment ago, keeps all its
-//! files under one directory, and outlives neither `dodo up` nor, if `dodo up` was killed, the
-//! next start on the same directory.
+//! Every server listens on 127.0.0.1 only, on a port that was free a moment ago, Redis and Postgres on a
+//! socket of their directory, too. It keeps all its files under one directory, and outlives neither
+//! `dodo up` nor, if `dodo up` was killed, the next start on the same directory.
 
 pub mod postgres;
 pub mod redis;

@@ -60,7 +60,7 @@ impl PostgresServer {
         format!("postgres://dodo:{password}@127.0.0.1:{port}/dodo")
     }
 
-    /// The same over its socket, which costs less; none where that has no path that every system takes.
+    /// The same over its socket, which costs less; none where there cannot be one.
     pub fn socket_url(&self) -> Option<String> {
         let (dir, password, port) = (self.cluster.socket_dir(), &self.password, self.port);
         let host = dir.replace('/', "%2F");

@@ -1,7 +1,9 @@
-//! A private redis-server on 127.0.0.1 with its data, password and log in one directory.
+//! A private redis-server on 127.0.0.1 and a socket, with its data, password and log in one directory.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -27,6 +29,7 @@ const PROBE_WAIT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct RedisServer {
     dir: PathBuf,
+    socket: Option<String>,
     password: String,
     port: u16,
     daemon: Daemon,
@@ -40,8 +43,9 @@ impl RedisServer {
         make_dir(&dir.join("data"))?;
         let password = kept_token(&dir.join("password"))?;
         stop_stale(&dir.join("redis.pid"), &dir.join("redis.conf"), ENDING)?;
-        let (port, daemon) = on_free_port(|port| launch(&dir, &password, port))?;
-        Ok(Self { dir, password, port, daemon })
+        let socket = socket(&dir).filter(|path| may_lie_at(path));
+        let (port, daemon) = on_free_port(|port| launch(&dir, socket.as_deref(), &password, port))?;
+        Ok(Self { dir, socket, password, port, daemon })
     }
 
     /// Where clients connect, with the password.
@@ -49,9 +53,9 @@ impl RedisServer {
         format!("redis://:{}@127.0.0.1:{}/0", self.password, self.port)
     }
 
-    /// The same over its socket, which costs less; none where that has no path that every system takes.
+    /// The same over its socket, which costs less; none where there cannot be one.
     pub fn socket_url(&self) -> Option<String> {
-        Some(format!("redis+unix://{}?db=0&pass={}", socket(&self.dir)?, self.password))
+        self.socket.as_ref().map(|path| format!("redis+unix://{path}?db=0&pass={}", self.password))
     }
 
     /// Stops the server, the append-only file synced. Idempotent.
@@ -67,17 +71,17 @@ impl RedisServer {
     /// Stops the server if it still runs and starts it on the same port and data.
     pub fn restart(&mut self) -> Result<()> {
         self.daemon.stop();
-        self.daemon = launch(&self.dir, &self.password, self.port)?;
+        self.daemon = launch(&self.dir, self.socket.as_deref(), &self.password, self.port)?;
         Ok(())
     }
 }
 
 /// One start on one port, until it answers.
-fn launch(dir: &Path, password: &str, port: u16) -> Result<Daemon> {
+fn launch(dir: &Path, socket: Option<&str>, password: &str, port: u16) -> Result<Daemon> {
     let program = find_program(&["redis-server", "valkey-server"])
         .context("redis-server is not installed: apt-get install redis-server")?;
     let conf = dir.join("redis.conf");
-    write_private(&conf, &configuration(dir, password, port))?;
+    write_private(&conf, &configuration(dir, socket, password, port))?;
     let mut command = Command::new(program);
     command.arg(&conf).current_dir(dir);
     let mut daemon = Daemon::spawn("Redis", command, &dir.join("redis.log"), ENDING)?;
@@ -86,10 +90,10 @@ fn launch(dir: &Path, password: &str, port: u16) -> Result<Daemon> {
 }
 
 /// The configuration file; directives as in the redis.conf that Redis 7.0 ships.
-fn configuration(dir: &Path, password: &str, port: u16) -> String {
+fn configuration(dir: &Path, socket: Option<&str>, password: &str, port: u16) -> String {
     let data = quoted(&dir.join("data"));
     let pid_file = quoted(&dir.join("redis.pid"));
-    let socket = socket(dir).map_or(String::new(), |path| format!("unixsocket {path}\nunixsocketperm 700\n"));
+    let socket = socket.map_or(String::new(), |path| format!("unixsocket {path}\nunixsocketperm 700\n"));
     // proc-title: a rewritten command line would no longer name this file, by which a later start
     // knows a server left behind. noeviction: an evicted stream is lost work. What the append-only file holds is packed
     // already and trimmed soon: neither pack it again nor write it anew too often.
@@ -116,6 +120,12 @@ fn configuration(dir: &Path, password: &str, port: u16) -> String {
 fn socket(dir: &Path) -> Option<String> {
     let path = format!("{}/redis.sock", dir.to_str()?);
     (is_plain(&path) && path.len() <= SOCKET_PATH_BYTES_MAX).then_some(path)
+}
+
+/// Whether the file system has sockets, and nothing else lies there. What a server left there is taken away.
+fn may_lie_at(path: &str) -> bool {
+    let _ = fs::remove_file(path);
+    UnixListener::bind(path).is_ok() && fs::remove_file(path).is_ok()
 }
 
 /// A path as one double-quoted word of a Redis configuration file.
@@ -155,5 +165,10 @@ mod tests {
         for path in ["/srv/a b", "/srv/a?b", "/srv/a%20b", &format!("/{}", "d".repeat(90))] {
             assert_eq!(socket(Path::new(path)), None);
         }
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("redis.sock").display().to_string();
+        assert!(may_lie_at(&path) && may_lie_at(&path), "it leaves nothing behind");
+        fs::create_dir(&path).expect("a directory in its place");
+        assert!(!may_lie_at(&path));
     }
 }
