@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from bench_cluster import LIMIT_S, fetch
-from bench_process import ROLES, cpu_seconds, free_port, memory, start, stop
+from bench_process import ROLES, cpu_seconds, family, free_port, memory, start, stop
 from bench_row import Row, at_least, at_most
 from bench_site import SlowSite, generate, make_certificate, start_nginx
 
@@ -170,9 +170,10 @@ def lasting(options: argparse.Namespace, work: pathlib.Path, children: list[subp
     generate(site, options.pages)
     nginx, site_port = start_nginx(work, site)
     children.append(nginx)
-    flags = ["--revisit-min", "1m", "--revisit-max", "2m"]
+    flags = ["--revisit-min", "20s", "--revisit-max", "40s"]
     api, up, dispatch = begin(options, work, children, f"http://127.0.0.1:{site_port}/p0.html", flags=flags)
     samples: list[dict[str, float]] = []
+    workers = {pid for pid, name in family([up.pid]).items() if name == "dodo-worker"}
     deadline = time.monotonic() + options.minutes * 60
     for state in poll(api, dispatch, up, LASTING_PAUSE_S, deadline):
         sums: dict[str, float] = {}
@@ -183,11 +184,15 @@ def lasting(options: argparse.Namespace, work: pathlib.Path, children: list[subp
             break
     # The first sixth is for what is filled once: buffers, pools, the window.
     sixth = max(1, len(samples) // 6)
-    visits = state["progress"]["finished"]
-    rows = [Row("memory", f"pages fetched in {options.minutes} minutes, each again and again", str(visits))]
+    progress = state["progress"]
+    if progress["revisits"] < options.pages or progress["failed"]:
+        sys.exit(f"bench: each page was to be visited again: {progress}")
+    if workers - family([up.pid]).keys():
+        sys.exit("bench: a worker has ended, and its memory with it")
+    rows = [Row("memory", f"visits to {options.pages} pages in {options.minutes} minutes", str(progress["finished"]))]
     for name, role in ROLES.items():
         early, late = (statistics.mean(sample.get(name, 0) for sample in part) for part in (samples[sixth : 2 * sixth], samples[-sixth:]))
-        if name in ("dodo", "dodo-worker"):
+        if name in ("dodo", "dodo-worker") and early:
             rows.append(at_most("memory", f"MiB of {role}: {early:.0f} in the second sixth, {late:.0f} in the last; growth", (late / early - 1) * 100, 10, "%", 1))
         elif early:
             rows.append(Row("memory", f"MiB of {role}: in the second sixth, in the last", f"{early:.0f}, {late:.0f}"))
