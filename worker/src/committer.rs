@@ -223,14 +223,7 @@ async fn settle(ctx: &Context, mut done: Vec<Done>) {
 fn forget_known(seen: &Seen, done: &mut [Done]) {
     for d in done {
         let Effect::Finished { job, dispatch, .. } = &mut d.effect else { continue };
-        if job.found.is_empty() {
-            continue;
-        }
-        let hashes = job.found.iter().map(|found| UrlHash::from_uuid(found.hash));
-        let mut unknown = seen.unknown(*dispatch, hashes).into_iter();
-        let count = job.found.len();
-        job.found.retain(|_| unknown.next().unwrap_or(true));
-        job.known_count += (count - job.found.len()) as i32;
+        job.known_count += seen.drop_known(*dispatch, &mut job.found, |found| UrlHash::from_uuid(found.hash)) as i32;
     }
 }
 

@@ -34,6 +34,14 @@ impl Seen {
             .collect()
     }
 
+    /// Takes out of `links` what is known; the order is kept. Returns how many there were.
+    pub fn drop_known<T>(&self, dispatch: Uuid, links: &mut Vec<T>, hash: impl Fn(&T) -> UrlHash) -> usize {
+        let count = links.len();
+        let mut unknown = self.unknown(dispatch, links.iter().map(hash)).into_iter();
+        links.retain(|_| unknown.next().is_some_and(|unknown| unknown));
+        count - links.len()
+    }
+
     /// Remembers what a commit has put into the seen-set, or found there.
     pub fn remember(&self, dispatch: Uuid, hashes: impl Iterator<Item = UrlHash>) {
         let mut halves = self.halves.lock().expect("no panic under this lock");

@@ -277,14 +277,10 @@ impl Visit<'_> {
     /// Keeps the links of a page; those that may be new are followed.
     fn follow(&self, links: Vec<Link>, nofollow: bool, finished: &mut Finished) -> Vec<Target> {
         keep_links(links.iter().map(|link| &link.to), finished);
-        let followed = target::followed(self.job, self.crawl, links, nofollow);
+        let mut followed = target::followed(self.job, self.crawl, links, nofollow);
         // What is known needs no second look: it is in scope, or its job would not be.
-        let unknown = self.ctx.seen.unknown(self.job.dispatch, followed.iter().map(|link| link.hash));
-        let count = followed.len();
-        let fresh: Vec<Spelt> =
-            followed.into_iter().zip(unknown).filter_map(|(link, new)| new.then_some(link)).collect();
-        finished.known_count += (count - fresh.len()) as i32;
-        target::links(self.job, self.crawl, fresh)
+        finished.known_count += self.ctx.seen.drop_known(self.job.dispatch, &mut followed, |link| link.hash) as i32;
+        target::links(self.job, self.crawl, followed)
     }
 
     /// Counts a page for its host, and says what it repeats, if it does.
@@ -425,22 +421,16 @@ fn keep_links<'l>(links: impl Iterator<Item = &'l Spelt> + Clone, finished: &mut
 }
 
 /// What this worker knows to be seen is only counted; the rest goes to the exact seen-set.
-fn keep_unknown(ctx: &Context, job: &Job, found: Vec<Target>, finished: &mut Finished) {
-    let unknown = ctx.seen.unknown(job.dispatch, found.iter().map(|target| target.to.hash));
-    for (target, unknown) in found.into_iter().zip(unknown) {
-        if !unknown {
-            finished.known_count += 1;
-            continue;
-        }
-        finished.found.push(Found {
-            id: Uuid::now_v7(),
-            hash: target.to.hash.to_uuid(),
-            url: target.to.url.into(),
-            host: target.to.host,
-            depth: target.depth,
-            hops: target.hops,
-        });
-    }
+fn keep_unknown(ctx: &Context, job: &Job, mut found: Vec<Target>, finished: &mut Finished) {
+    finished.known_count += ctx.seen.drop_known(job.dispatch, &mut found, |target| target.to.hash) as i32;
+    finished.found.extend(found.into_iter().map(|target| Found {
+        id: Uuid::now_v7(),
+        hash: target.to.hash.to_uuid(),
+        url: target.to.url.into(),
+        host: target.to.host,
+        depth: target.depth,
+        hops: target.hops,
+    }));
 }
 
 fn is_html(content_type: Option<&str>) -> bool {
