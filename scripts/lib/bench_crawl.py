@@ -144,12 +144,18 @@ def run(options: argparse.Namespace, work: pathlib.Path, children: list[subproce
     return Crawled(api, up, state, fetched_s, seconds_between(state["created_at"], state["finished_at"]), cpu_s)
 
 
-def plain(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]]) -> list[Row]:
+def serve(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]]) -> tuple[subprocess.Popen[bytes], str]:
+    """The site over plain HTTP: its server and its first page."""
     site = pathlib.Path(options.site).absolute() / f"site-{options.pages}"
     generate(site, options.pages)
-    nginx, site_port = start_nginx(work, site)
+    nginx, port = start_nginx(work, site)
     children.append(nginx)
-    done = run(options, work, children, f"http://127.0.0.1:{site_port}/p0.html", options.pages)
+    return nginx, f"http://127.0.0.1:{port}/p0.html"
+
+
+def plain(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]]) -> list[Row]:
+    nginx, seed = serve(options, work, children)
+    done = run(options, work, children, seed, options.pages)
     progress = done.state["progress"]
     status = fetch(done.api, "/v1/status")
     cpu = {name: seconds * 1000 / options.pages for name, seconds in done.cpu_s.items()}
@@ -166,12 +172,9 @@ def plain(options: argparse.Namespace, work: pathlib.Path, children: list[subpro
 
 
 def lasting(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]]) -> list[Row]:
-    site = pathlib.Path(options.site).absolute() / f"site-{options.pages}"
-    generate(site, options.pages)
-    nginx, site_port = start_nginx(work, site)
-    children.append(nginx)
+    _, seed = serve(options, work, children)
     flags = ["--revisit-min", "20s", "--revisit-max", "40s"]
-    api, up, dispatch = begin(options, work, children, f"http://127.0.0.1:{site_port}/p0.html", flags=flags)
+    api, up, dispatch = begin(options, work, children, seed, flags=flags)
     samples: list[dict[str, float]] = []
     workers = {pid for pid, name in family([up.pid]).items() if name == "dodo-worker"}
     deadline = time.monotonic() + options.minutes * 60
