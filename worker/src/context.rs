@@ -30,6 +30,7 @@ use crate::content::Contents;
 use crate::fetch::cookies::Jar;
 use crate::fetch::{AGENT, Fetcher, secret_headers};
 use crate::pressure::Pressure;
+use crate::robots::KeptRobots;
 use crate::seen::Seen;
 use crate::settings::Settings;
 
@@ -41,8 +42,6 @@ const CONFIRMED_MAX: Duration = Duration::from_millis(heartbeat::LEASE_MS as u64
 const UNCONFIRMED_PAUSE: Duration = Duration::from_millis(100);
 /// A page dispatch is read again after this long, milliseconds.
 const PAGING_MS: Millis = 30_000;
-/// Hosts whose robots.txt is kept at hand.
-const ROBOTS_MAX: usize = 20_000;
 
 /// A crawl as its jobs need it: parsed once.
 #[derive(Debug)]
@@ -132,7 +131,7 @@ pub struct Context {
     pub pressure: Pressure,
     crawls: Mutex<HashMap<Uuid, Arc<Crawl>>>,
     pagings: Mutex<HashMap<Uuid, Arc<Paging>>>,
-    robots: Mutex<HashMap<String, (i64, Arc<Robots>)>>,
+    robots: KeptRobots,
 }
 
 impl Context {
@@ -164,7 +163,7 @@ impl Context {
             pressure: Pressure::default(),
             crawls: Mutex::default(),
             pagings: Mutex::default(),
-            robots: Mutex::default(),
+            robots: KeptRobots::default(),
         }
     }
 
@@ -286,18 +285,12 @@ impl Context {
 
     /// A host's robots.txt, parsed; `version` is its row's.
     pub async fn robots(&self, name: &str, version: i64) -> DbResult<Arc<Robots>> {
-        if let Some((known, robots)) = self.robots.lock().expect("no panic under this lock").get(name)
-            && *known == version
-        {
-            return Ok(Arc::clone(robots));
+        if let Some(robots) = self.robots.get(name, version) {
+            return Ok(robots);
         }
         let body = host::robots(&self.db, name).await?.and_then(|(body, _)| body).unwrap_or_default();
         let robots = Arc::new(Robots::parse(&body));
-        let mut cache = self.robots.lock().expect("no panic under this lock");
-        if cache.len() >= ROBOTS_MAX {
-            cache.clear();
-        }
-        cache.insert(name.to_owned(), (version, Arc::clone(&robots)));
+        self.robots.keep(name, version, &robots);
         Ok(robots)
     }
 

@@ -12,6 +12,7 @@ pub mod heart;
 pub mod jobs;
 pub mod pressure;
 pub mod processor;
+pub mod robots;
 pub mod seen;
 pub mod settings;
 pub mod supervise;

@@ -124,6 +124,20 @@ impl Robots {
         self.paces.iter().filter(|pace| pace.agents.contains(&agent)).filter_map(|pace| pace.delay_ms).max()
     }
 
+    /// What it takes in memory, roughly, bytes.
+    pub fn bytes(&self) -> usize {
+        let text = |text: &String| size_of::<String>() + text.capacity();
+        let names = self.groups.iter().map(|group| &group.agents).chain(self.paces.iter().map(|pace| &pace.agents));
+        let patterns = self.groups.iter().flat_map(|group| &group.patterns);
+        // A list has room for up to twice of what is in it.
+        let rule =
+            |pattern: &Pattern| 2 * size_of::<Pattern>() + pattern.glob.capacity() + pattern.rule.text.capacity();
+        self.groups.len() * size_of::<Group>()
+            + self.paces.len() * size_of::<Pace>()
+            + names.flatten().chain(&self.sitemaps).map(text).sum::<usize>()
+            + patterns.map(rule).sum::<usize>()
+    }
+
     /// As written; neither resolved nor checked.
     pub fn sitemaps(&self) -> &[String] {
         &self.sitemaps
