@@ -37,19 +37,40 @@ pub fn decode<'b>(
     is_whole: bool,
     bytes_max: usize,
 ) -> Result<Cow<'b, [u8]>, DecodeError> {
+    let (body, is_all) = prefix(encoding, body, is_whole, bytes_max)?;
+    if is_all { Ok(body) } else { Err(DecodeError::TooLarge { bytes_max }) }
+}
+
+/// The same, but of a body that is larger its first `bytes_max` bytes; and whether that is all of it.
+pub fn prefix<'b>(
+    encoding: Option<&str>,
+    body: &'b [u8],
+    mut is_whole: bool,
+    bytes_max: usize,
+) -> Result<(Cow<'b, [u8]>, bool), DecodeError> {
     let mut body = Cow::Borrowed(body);
+    let mut is_all = true;
     for coding in codings(encoding)?.iter().rev() {
         // An answer without a body may still name an encoding: nothing to undo.
         if !body.is_empty() {
             let mut out = Vec::new();
             match coding.undo(&body, &mut out, bytes_max) {
                 Err(DecodeError::Corrupt { .. }) if !is_whole => {}
+                // What is within it is cut.
+                Err(DecodeError::TooLarge { .. }) => (is_all, is_whole) = (false, false),
                 undone => undone?,
             }
             body = Cow::Owned(out);
         }
     }
-    if body.len() > bytes_max { Err(DecodeError::TooLarge { bytes_max }) } else { Ok(body) }
+    if body.len() > bytes_max {
+        is_all = false;
+        match &mut body {
+            Cow::Borrowed(body) => *body = &body[..bytes_max],
+            Cow::Owned(body) => body.truncate(bytes_max),
+        }
+    }
+    Ok((body, is_all))
 }
 
 /// The first bytes of what [`decode`] makes, at most [`HEAD_BYTES`], for little time; of what is not sound, those
@@ -149,14 +170,15 @@ fn pour(encoding: &'static str, mut from: impl Read, out: &mut Vec<u8>, bytes_ma
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(source) => return Err(DecodeError::Corrupt { encoding, source }),
         };
-        if bytes > bytes_max.saturating_sub(out.len()) {
+        let kept = bytes.min(bytes_max.saturating_sub(out.len()));
+        if out.capacity() - out.len() < kept {
+            // Doubling, but never past the bound, which a plain Vec would pass by up to twice.
+            out.reserve_exact(out.len().max(kept).min(bytes_max - out.len()));
+        }
+        out.extend_from_slice(&buffer[..kept]);
+        if kept < bytes {
             return Err(DecodeError::TooLarge { bytes_max });
         }
-        if out.capacity() - out.len() < bytes {
-            // Doubling, but never past the bound, which a plain Vec would pass by up to twice.
-            out.reserve_exact(out.len().max(bytes).min(bytes_max - out.len()));
-        }
-        out.extend_from_slice(&buffer[..bytes]);
     }
 }
 
@@ -247,6 +269,22 @@ mod tests {
         // The inner layer of two is bounded as well.
         let error = decode(Some("gzip, gzip"), &gzip(&gzip(&zeros)), true, 1000).unwrap_err();
         assert!(matches!(error, DecodeError::TooLarge { .. }));
+    }
+
+    #[test]
+    fn a_prefix_is_as_long_as_the_bound() {
+        let text: Vec<u8> = (0..5000_u32).flat_map(|n| format!("Disallow: /{n}\n").into_bytes()).collect();
+        for (name, body) in
+            [("", text.clone()), ("gzip", gzip(&text)), ("br", brotli(&text)), ("gzip, zstd", zstd(&gzip(&text)))]
+        {
+            assert_eq!(prefix(Some(name), &body, true, 1000).expect(name), (text[..1000].into(), false), "{name}");
+            assert_eq!(prefix(Some(name), &body, true, text.len()).expect(name), ((&text[..]).into(), true), "{name}");
+        }
+        // The outer layer holds more than the bound as well.
+        let noise: Vec<u8> = (0..4000_u64).flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect();
+        let packed = gzip(&gzip(&noise));
+        let (start, is_all) = prefix(Some("gzip, gzip"), &packed, true, 1000).unwrap();
+        assert!(!is_all && !start.is_empty() && noise.starts_with(&start));
     }
 
     #[test]

@@ -4,25 +4,24 @@
 //! first the name is resolved, so that the dispatcher knows the address and its clock; then, under both
 //! clocks, robots.txt is read; a redirect of it is one more step.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use dodo_common::clock::Clock;
 use dodo_common::db::host::{DEAD_MS, FAILURES_MAX, HostState, HostUpdate, RobotsAt, VALID_MS};
 use dodo_common::db::schedule::LoadedHost;
-use dodo_common::model::robots::Robots;
+use dodo_common::model::robots::{ROBOTS_BYTES_MAX, Robots};
 use dodo_common::model::source::api_origin;
 use dodo_common::model::url::canonical;
 use reqwest::header::HeaderMap;
 use url::Url;
 
 use crate::fetch::body::Cut;
-use crate::fetch::decode;
+use crate::fetch::decode::{self, DecodeError};
 use crate::fetch::proxy::FetchError;
 use crate::fetch::resolve::Resolved;
 use crate::fetch::{AGENT, Ask, Fetcher};
 
-/// What is read of a robots.txt (RFC 9309 2.5: at least 500 KiB).
-const ROBOTS_BYTES_MAX: usize = 500 * 1024;
 /// Redirects of a robots.txt that are followed (RFC 9309 2.3.1.2: at least five).
 const ROBOTS_HOPS_MAX: i16 = 5;
 
@@ -50,21 +49,7 @@ pub async fn prepare(
     let hops = moved.map_or(0, |host| host.robots_hops);
     let at = moved.and_then(|host| host.robots_at.as_ref());
     let robots_url = moved.and_then(|host| host.robots_url.clone()).unwrap_or_else(|| format!("{name}/robots.txt"));
-    let mut update = HostUpdate {
-        host: name.to_owned(),
-        addresses: Vec::new(),
-        state: HostState::Ready,
-        robots: None,
-        robots_status: None,
-        robots_url: None,
-        robots_hops: 0,
-        robots_at: None,
-        crawl_delay_ms: None,
-        failures: 0,
-        hold_ms: None,
-        valid_ms: VALID_MS,
-        last_error: None,
-    };
+    let mut update = without_rules(name);
     let resolved: Vec<IpAddr> = known
         .filter(|host| host.state == HostState::New)
         .map(|host| host.addresses.iter().filter_map(|address| address.parse().ok()).collect())
@@ -107,19 +92,28 @@ pub async fn prepare(
                     fail(&mut update, failures, backoff_ms, format!("robots.txt looks blocked: {sign}"));
                 }
                 (200..=299, cut @ (None | Some(Cut::Length(_)))) => {
-                    let (encoding, is_whole) = (answer.content_encoding(), cut.is_none());
-                    let body = decode::decode(encoding.as_deref(), &answer.body, is_whole, ROBOTS_BYTES_MAX);
-                    let body = body.map_or_else(|_| answer.body.clone(), |body| body.into_owned());
-                    update.crawl_delay_ms = Robots::parse(&body).crawl_delay_ms(AGENT).map(|ms| ms as i64);
-                    update.robots = Some(body);
-                    update.robots_url = Some(url.to_string());
+                    match rules_of(answer.content_encoding().as_deref(), &answer.body, cut.is_none()) {
+                        Ok(body) => {
+                            update.crawl_delay_ms = Robots::parse(&body).crawl_delay_ms(AGENT).map(|ms| ms as i64);
+                            update.robots = Some(body);
+                            update.robots_url = Some(url.to_string());
+                        }
+                        // What cannot be read may forbid something.
+                        Err(error) => {
+                            fail(&mut update, failures, backoff_ms, format!("robots.txt cannot be read: {error}"));
+                        }
+                    }
                 }
                 // What is missing may forbid something.
                 (200..=299, Some(cut)) => {
                     fail(&mut update, failures, backoff_ms, format!("robots.txt is cut: {cut}"));
                 }
                 (300..=399, _) => match answer.location() {
-                    Some(to) if hops < ROBOTS_HOPS_MAX => redirect(fetcher, &url, &to, hops, &mut update).await,
+                    Some(to) if hops < ROBOTS_HOPS_MAX => {
+                        if let Err(why) = redirect(fetcher, &url, &to, hops, &mut update).await {
+                            fail(&mut update, failures, backoff_ms, why);
+                        }
+                    }
                     // Too many redirects, or none to follow: unavailable, so nothing is forbidden.
                     _ => {}
                 },
@@ -133,6 +127,47 @@ pub async fn prepare(
         }
     }
     Ok(Preparation { update, requested: true })
+}
+
+/// A host that may be asked for anything.
+fn without_rules(name: &str) -> HostUpdate {
+    HostUpdate {
+        host: name.to_owned(),
+        addresses: Vec::new(),
+        state: HostState::Ready,
+        robots: None,
+        robots_status: None,
+        robots_url: None,
+        robots_hops: 0,
+        robots_at: None,
+        crawl_delay_ms: None,
+        failures: 0,
+        hold_ms: None,
+        valid_ms: VALID_MS,
+        last_error: None,
+    }
+}
+
+/// The text of a robots.txt, as far as it is read. It ends with a whole line: the start of a rule is another rule.
+fn rules_of(encoding: Option<&str>, body: &[u8], is_whole: bool) -> Result<Vec<u8>, DecodeError> {
+    let (text, is_all) = match decode::prefix(encoding, body, is_whole, ROBOTS_BYTES_MAX) {
+        Ok((text, is_all)) => (text, is_whole && is_all),
+        // Some servers name an encoding, and send none.
+        Err(_) if is_text(body) => (Cow::Borrowed(body), is_whole),
+        Err(error) => return Err(error),
+    };
+    let mut text = text.into_owned();
+    if !is_all {
+        let end = text.iter().rposition(|byte| matches!(byte, b'\n' | b'\r')).map_or(0, |end| end + 1);
+        text.truncate(end);
+    }
+    Ok(text)
+}
+
+/// Nothing in it is of a packed file: each format begins with bytes that no text has among its first.
+fn is_text(body: &[u8]) -> bool {
+    let is_control = |byte: &u8| byte.is_ascii_control() && !byte.is_ascii_whitespace();
+    std::str::from_utf8(body).is_ok() && !body.iter().any(is_control)
 }
 
 /// A preparation that failed: the host waits, and is dead after the last one (RFC 9309 2.3.1.4: while
@@ -174,21 +209,25 @@ async fn resolve(fetcher: &Fetcher, name: &str, failures: i32, backoff_ms: i64, 
 
 /// One step on to where robots.txt is: the dispatcher waits for the clocks of that place, too. A redirect to where we
 /// may not go is a robots.txt that is not there (RFC 9309 2.3.1.3).
-async fn redirect(fetcher: &Fetcher, from: &Url, to: &str, hops: i16, update: &mut HostUpdate) {
+///
+/// # Errors
+/// Why that place cannot be found now: robots.txt is out of reach (2.3.1.4).
+async fn redirect(fetcher: &Fetcher, from: &Url, to: &str, hops: i16, update: &mut HostUpdate) -> Result<(), String> {
     let to = match canonical(to, Some(from)) {
         Ok(to) => to,
         Err(error) => {
             update.last_error = Some(format!("robots.txt redirects to no page: {error}"));
-            return;
+            return Ok(());
         }
     };
     if to.host != update.host {
         let address = match fetcher.resolver.resolve(&to.url).await {
             Resolved::Addresses(addresses) => addresses.first().map(ToString::to_string).unwrap_or_default(),
-            Resolved::Refused(why) | Resolved::Failed(why) => {
+            Resolved::Refused(why) => {
                 update.last_error = Some(format!("robots.txt redirects to {}: {why}", to.host));
-                return;
+                return Ok(());
             }
+            Resolved::Failed(why) => return Err(format!("robots.txt redirects to {}: {why}", to.host)),
         };
         update.robots_at = Some(RobotsAt { host: to.host, address });
     }
@@ -196,4 +235,67 @@ async fn redirect(fetcher: &Fetcher, from: &Url, to: &str, hops: i16, update: &m
     update.valid_ms = 0;
     update.robots_hops = hops + 1;
     update.robots_url = Some(to.url.into());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use clap::Parser as _;
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+    use crate::settings::Settings;
+
+    fn gzip(body: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(body).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn a_packed_robots_txt_is_read_as_a_plain_one_is() {
+        let mut long = b"User-agent: *\nDisallow: /private\n".to_vec();
+        long.resize(ROBOTS_BYTES_MAX - 12, b'#');
+        long.extend(b"\nDisallow: /x\n");
+        assert!(long.len() > ROBOTS_BYTES_MAX, "its last line is cut to one that forbids everything");
+        let packed = gzip(&long);
+        let plain = (None, &long[..ROBOTS_BYTES_MAX], false);
+        for (encoding, body, is_whole) in [plain, (Some("gzip"), &packed[..], true)] {
+            let text = rules_of(encoding, body, is_whole).expect("it is sound");
+            assert_eq!(text.len(), ROBOTS_BYTES_MAX - 11, "up to the last line's end");
+            assert!(!Robots::parse(&text).decide(AGENT, "/private/a").allowed);
+            assert!(Robots::parse(&text).decide(AGENT, "/else").allowed);
+        }
+    }
+
+    #[test]
+    fn a_robots_txt_that_cannot_be_read_is_not_one_without_rules() {
+        let text = b"User-agent: *\nDisallow: /\n";
+        let packed = gzip(text);
+        assert!(rules_of(Some("gzip"), &packed[..packed.len() - 6], true).is_err(), "without its end");
+        assert!(rules_of(Some("br"), &packed, true).is_err(), "packed in another way");
+        // Mislabelled: a text is a text.
+        for encoding in ["gzip", "br", "zstd", "utf-8", "none"] {
+            assert_eq!(rules_of(Some(encoding), text, true).expect(encoding), text, "{encoding}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_robots_txt_at_a_name_that_cannot_be_found_now_is_out_of_reach() {
+        dodo_common::install_tls_provider();
+        let settings = Settings::try_parse_from(["dodo-worker"]).unwrap();
+        let fetcher = Fetcher::new(&settings).expect("the defaults are sound");
+        let from = Url::parse("http://a.example/robots.txt").unwrap();
+        let mut update = without_rules("http://a.example");
+        // RFC 6761 6.4: there is no such name.
+        let outcome = redirect(&fetcher, &from, "http://www.a.invalid/robots.txt", 0, &mut update).await;
+        assert!(outcome.is_err_and(|why| why.contains("www.a.invalid")), "{:?}", update.last_error);
+        // Where we may not go, nothing is that could be read.
+        redirect(&fetcher, &from, "http://192.168.0.1/robots.txt", 0, &mut update).await.expect("it is refused");
+        assert_eq!(update.state, HostState::Ready);
+        assert!(update.last_error.is_some_and(|why| why.contains("192.168.0.1")));
+    }
 }
