@@ -131,6 +131,10 @@ impl Coding {
                 pour("deflate", flate2::bufread::ZlibDecoder::new(body), out, bytes_max)
             }
             Coding::Deflate => pour("deflate", flate2::bufread::DeflateDecoder::new(body), out, bytes_max),
+            Coding::Brotli if has_large_window(body) => {
+                let source = io::Error::new(io::ErrorKind::InvalidData, "a window larger than brotli's");
+                Err(DecodeError::Corrupt { encoding: "br", source })
+            }
             Coding::Brotli => pour("br", brotli::Decompressor::new(body, BUFFER_BYTES), out, bytes_max),
             Coding::Zstd => {
                 let corrupt = |source| DecodeError::Corrupt { encoding: "zstd", source };
@@ -158,6 +162,12 @@ fn gunzip(mut body: &[u8], out: &mut Vec<u8>, bytes_max: usize) -> Result<(), De
 /// RFC 1950 2.2: method 8, and a checksum of the first two bytes.
 fn is_zlib(body: &[u8]) -> bool {
     matches!(body, [method, flags, ..] if method & 0x0f == 8 && (u16::from(*method) << 8 | u16::from(*flags)) % 31 == 0)
+}
+
+/// RFC 7932 9.1: these seven bits are no window size. The decoder takes them for that of "large window brotli", allocates up
+/// to 1 GiB for it, and shows nothing before that is full.
+fn has_large_window(body: &[u8]) -> bool {
+    body.first().is_some_and(|first| first & 0x7f == 0b001_0001)
 }
 
 /// Reads all of `from` onto `out`, and stops with an error at the first byte too many.
@@ -266,6 +276,9 @@ mod tests {
             let error = decode(Some(name), &body, true, 1_000_000).unwrap_err();
             assert_eq!(error.to_string(), "the decoded body is larger than 1000000 bytes", "{name}");
         }
+        // A window of 1 GiB.
+        let error = decode(Some("br"), b"\x11\x1e\xff\xff\xff\x01", true, 1000).unwrap_err();
+        assert!(matches!(error, DecodeError::Corrupt { encoding: "br", .. }), "{error}");
         // The inner layer of two is bounded as well.
         let error = decode(Some("gzip, gzip"), &gzip(&gzip(&zeros)), true, 1000).unwrap_err();
         assert!(matches!(error, DecodeError::TooLarge { .. }));
