@@ -3,9 +3,11 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use dodo_common::model::media::essence;
 use dodo_common::model::spelling::{Spelt, spell};
 use dodo_common::model::url::{URL_BYTES_MAX, UrlHash, canonical};
 use dodo_common::model::url_rules::UrlRules;
+use encoding_rs::{Encoding, UTF_8};
 use foldhash::fast::RandomState;
 use url::Url;
 use whichlang::Lang;
@@ -14,6 +16,8 @@ use crate::extract::simhash::simhash;
 use crate::extract::tags::{Tag, Tags};
 use crate::extract::{srcset, text};
 
+/// The media type of HTML that is written as XML.
+pub const XHTML: &str = "application/xhtml+xml";
 /// Distinct links kept of one page.
 pub const LINKS_MAX: usize = 10_000;
 /// Characters kept of a title.
@@ -99,9 +103,13 @@ pub struct Reading<'r> {
 /// Reads `body`, which came from `page`. Never fails: of a broken page it tells what it could read.
 pub fn html(body: &[u8], content_type: Option<&str>, page: &Url, reading: Reading) -> Page {
     let Reading { assets, rules, agent, canonical: wants_canonical, fingerprint } = reading;
-    let text = text::decode(body, content_type);
+    let (text, encoding) = text::decode(body, content_type);
+    let is_xml = content_type.is_some_and(|kind| essence(kind).eq_ignore_ascii_case(XHTML));
     let mut found = Found { agent, assets, wants_canonical, ..Found::default() };
-    Tags::new(&text).for_each(|tag| found.read(&tag));
+    Tags::new(&text, is_xml).for_each(|tag| found.read(&tag));
+    if encoding != UTF_8 {
+        found.encode_queries(encoding);
+    }
 
     // The first <base> holds for all links, even for those before it (WHATWG HTML 4.2.3).
     let base = found.base.as_deref().and_then(|href| canonical(href, Some(page)).ok());
@@ -165,6 +173,15 @@ impl<'t> Found<'t> {
             b"object" if self.assets => self.refer(tag.attribute("data"), false),
             b"input" if self.assets && is(tag, "type", "image") => self.refer(tag.attribute("src"), false),
             _ => {}
+        }
+    }
+
+    /// The queries of links are in the encoding of their page (WHATWG HTML, "encoding-parsing a URL").
+    fn encode_queries(&mut self, encoding: &'static Encoding) {
+        for reference in self.references.iter_mut().map(|(reference, _)| reference).chain(&mut self.canonicals) {
+            if let Some(encoded) = text::encode_query(reference, encoding) {
+                *reference = Cow::Owned(encoded);
+            }
         }
     }
 
@@ -334,9 +351,13 @@ mod tests {
     }
 
     fn read(body: &str, assets: bool) -> Page {
+        read_as("text/html; charset=utf-8", body.as_bytes(), assets)
+    }
+
+    fn read_as(content_type: &str, body: &[u8], assets: bool) -> Page {
         let page = Url::parse("https://a.example/dir/page").unwrap();
         let reading = Reading { assets, rules: UrlRules::none(), agent: "dodo", canonical: true, fingerprint: false };
-        html(body.as_bytes(), Some("text/html; charset=utf-8"), &page, reading)
+        html(body, Some(content_type), &page, reading)
     }
 
     fn links(body: &str) -> Vec<String> {
@@ -365,6 +386,25 @@ mod tests {
         );
         assert_eq!(page(body).link_count_seen, 10);
         assert_eq!(links("<frameset><frame src=f></frameset>"), ["https://a.example/dir/f"]);
+    }
+
+    #[test]
+    fn queries_of_links_are_in_the_encoding_of_the_page() {
+        let body = b"<link rel=canonical href='/\xf2?\xe5'><a href='/find?q=\xf2\xe5\xf1\xf2'>1</a>
+            <meta http-equiv=refresh content='0; url=?\xf2'><a href='/p?q=&#x442;'>2</a>";
+        let page = read_as("text/html; charset=windows-1251", body, false);
+        let links: Vec<&str> = page.links.iter().map(|link| link.to.text.as_str()).collect();
+        let expected = ["/%D1%82?%E5", "/find?q=%F2%E5%F1%F2", "/dir/page?%F2", "/p?q=%F2"];
+        assert_eq!(links, expected.map(|path| format!("https://a.example{path}")));
+        assert_eq!(page.canonical.map(|canonical| canonical.text).as_deref(), Some("https://a.example/%D1%82?%E5"));
+    }
+
+    #[test]
+    fn a_script_that_closes_itself_hides_no_link_of_xhtml() {
+        let body =
+            b"<html xmlns='http://www.w3.org/1999/xhtml'><head><script src='a.js'/></head><body><a href='/next'>n</a>";
+        assert_eq!(read_as("Application/XHTML+XML; charset=utf-8", body, false).links.len(), 1);
+        assert_eq!(read_as("text/html", body, false).links.len(), 0, "as a browser reads it");
     }
 
     #[test]

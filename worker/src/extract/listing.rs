@@ -83,14 +83,14 @@ pub fn listing(file: File, rules: &UrlRules) -> Result<Option<Listing>, DecodeEr
     if packed {
         start = Cow::Owned(head(Some("gzip"), &start).into_owned());
     }
-    let Some(format) = Format::of(&text::decode(&start, content_type), start.len() == HEAD_BYTES) else {
+    let Some(format) = Format::of(&text::decode(&start, content_type).0, start.len() == HEAD_BYTES) else {
         return Ok(None);
     };
     let mut whole = decode(encoding, body, is_whole, LISTING_BYTES_MAX)?;
     if packed {
         whole = Cow::Owned(decode(Some("gzip"), &whole, is_whole, LISTING_BYTES_MAX)?.into_owned());
     }
-    let text = text::decode(&whole, content_type);
+    let (text, _) = text::decode(&whole, content_type);
     let mut list = List { rules, entries: Vec::new(), said: Vec::new(), seen: HashSet::new(), truncated: false };
     match format {
         Format::Lines => lines(&text).filter(|line| is_url(line)).take_while(|line| list.add(line, url)).for_each(drop),

@@ -16,6 +16,7 @@ pub struct Tags<'t> {
     at: usize,
     /// The SVG and MathML that is open, and the HTML within it, the innermost last.
     open: Vec<Open>,
+    is_xml: bool,
 }
 
 pub struct Tag<'t> {
@@ -46,8 +47,9 @@ enum Kind {
 }
 
 impl<'t> Tags<'t> {
-    pub fn new(text: &'t str) -> Self {
-        Self { text, at: 0, open: Vec::new() }
+    /// Of XML, an element of any name may close itself (XML 1.0 3.1); all else is read as of HTML.
+    pub fn new(text: &'t str, is_xml: bool) -> Self {
+        Self { text, at: 0, open: Vec::new(), is_xml }
     }
 
     /// What is still to be read.
@@ -94,7 +96,7 @@ impl<'t> Tags<'t> {
             if !closes_itself && self.open.len() < DEPTH_MAX {
                 self.open.push(Open { name, kind });
             }
-        } else if kind == Kind::Html && holds_text(tag.name()) {
+        } else if kind == Kind::Html && holds_text(tag.name()) && !(self.is_xml && closes_itself) {
             let rest = self.rest();
             let bytes = text_bytes(rest, tag.name());
             self.at += bytes;
@@ -330,7 +332,7 @@ mod tests {
     use super::*;
 
     fn names(text: &str) -> String {
-        let tags: Vec<_> = Tags::new(text).map(|tag| String::from_utf8_lossy(tag.name()).into_owned()).collect();
+        let tags: Vec<_> = Tags::new(text, false).map(|tag| String::from_utf8_lossy(tag.name()).into_owned()).collect();
         tags.join(" ")
     }
 
@@ -354,7 +356,7 @@ mod tests {
     #[test]
     fn attributes_as_they_are_written() {
         let text = "<a HREF = 'x y' href=no class=\"\" hidden data-a=1/2/ =b=c d=>";
-        let tag = Tags::new(text).next().unwrap();
+        let tag = Tags::new(text, false).next().unwrap();
         let expected = [
             ("href", Some("x y")),
             ("class", Some("")),
@@ -367,7 +369,7 @@ mod tests {
         for (name, value) in expected {
             assert_eq!(tag.attribute(name), value, "{name}");
         }
-        assert_eq!(Tags::new("<a/href=x/y/>").next().unwrap().attribute("href"), Some("x/y/"));
+        assert_eq!(Tags::new("<a/href=x/y/>", false).next().unwrap().attribute("href"), Some("x/y/"));
     }
 
     #[test]
@@ -381,11 +383,21 @@ mod tests {
     }
 
     #[test]
+    fn in_xml_an_element_that_closes_itself_holds_nothing() {
+        let text = "<title/><script src='a.js' /><style/><iframe/><a href=x></a><script><b></script><i/>";
+        let names = |is_xml| -> Vec<_> {
+            Tags::new(text, is_xml).map(|tag| String::from_utf8_lossy(tag.name()).into_owned()).collect()
+        };
+        assert_eq!(names(true), ["title", "script", "style", "iframe", "a", "script", "i"]);
+        assert_eq!(names(false), ["title"]);
+    }
+
+    #[test]
     fn elements_that_hold_text_hold_no_tags() {
         for name in ["title", "TextArea", "style", "xmp", "iframe", "noembed", "noframes", "script"] {
             let text = format!("<{name}><a></{name}x></</a></{name}\n><b>");
             assert_eq!(names(&text), format!("{} b", name.to_lowercase()));
-            assert_eq!(Tags::new(&text).next().unwrap().text, Some(&*format!("<a></{name}x></</a>")));
+            assert_eq!(Tags::new(&text, false).next().unwrap().text, Some(&*format!("<a></{name}x></</a>")));
         }
         assert_eq!(names("<plaintext><a></plaintext><b>"), "plaintext");
         assert_eq!(names("<title><a></title"), "title");

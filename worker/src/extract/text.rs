@@ -4,22 +4,25 @@ use std::borrow::Cow;
 
 use chardetng::EncodingDetector;
 use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE};
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_encode};
 
 /// How far a `<meta charset>` or an XML declaration is looked for, bytes (WHATWG HTML, "prescan a byte stream").
 const PRESCAN_BYTES_MAX: usize = 1024;
 /// What a guess is made from, bytes, starting at the first that is not ASCII.
 const GUESS_BYTES_MAX: usize = 16 * 1024;
+/// WHATWG URL, "special-query percent-encode set".
+const QUERY: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'<').add(b'>').add(b'\'');
 
 /// Elements whose content is not read as part of a page.
 const RAW: [(&str, &str); 4] =
     [("<script", "</script"), ("<style", "</style"), ("<title", "</title"), ("<noscript", "</noscript")];
 
-/// The text of `body`, in order of trust: a byte order mark, the charset of the header, that of a
+/// The text of `body` and its encoding, in order of trust: a byte order mark, the charset of the header, that of a
 /// `<meta>`, that of an XML declaration, valid UTF-8, a guess. Broken bytes become U+FFFD; sound UTF-8
 /// is not copied.
-pub fn decode<'b>(body: &'b [u8], content_type: Option<&str>) -> Cow<'b, str> {
+pub fn decode<'b>(body: &'b [u8], content_type: Option<&str>) -> (Cow<'b, str>, &'static Encoding) {
     if let Some((encoding, mark_bytes)) = Encoding::for_bom(body) {
-        return encoding.decode_without_bom_handling(&body[mark_bytes..]).0;
+        return (encoding.decode_without_bom_handling(&body[mark_bytes..]).0, encoding);
     }
     let encoding = content_type
         .and_then(|value| named(value.as_bytes(), b"charset"))
@@ -28,7 +31,32 @@ pub fn decode<'b>(body: &'b [u8], content_type: Option<&str>) -> Cow<'b, str> {
             wide_xml(head).or_else(|| prescan(head)).or_else(|| xml_declared(head))
         })
         .unwrap_or_else(|| guess(body));
-    encoding.decode_without_bom_handling(body).0
+    (encoding.decode_without_bom_handling(body).0, encoding)
+}
+
+/// A reference on a page of another encoding than UTF-8, with its query as a browser would send it: what is not ASCII, in the
+/// page's encoding, escaped (WHATWG URL, "query state" and "percent-encode after encoding"). None: it stays as it is.
+pub fn encode_query(reference: &str, encoding: &'static Encoding) -> Option<String> {
+    let (start, rest) = reference.split_at(reference.find(['?', '#']).filter(|at| reference[*at..].starts_with('?'))?);
+    let (query, fragment) = rest.split_at(rest.find('#').unwrap_or(rest.len()));
+    if query.is_ascii() {
+        return None;
+    }
+    let mut encoded = start.to_owned();
+    // What is ASCII is left to the parser of URLs.
+    for part in query.split_inclusive(|c: char| !c.is_ascii()) {
+        let (ascii, other) = part.split_at(part.find(|c: char| !c.is_ascii()).unwrap_or(part.len()));
+        encoded.push_str(ascii);
+        let (bytes, _, is_missing) = encoding.encode(other);
+        if is_missing {
+            // Such a character stands as a reference of HTML, of which nothing is left as it is.
+            encoded.extend(percent_encode(&bytes, NON_ALPHANUMERIC));
+        } else {
+            encoded.extend(percent_encode(&bytes, QUERY));
+        }
+    }
+    encoded.push_str(fragment);
+    Some(encoded)
 }
 
 /// Words of an HTML text outside of tags, scripts and styles, about `bytes_max` bytes of them:
@@ -174,20 +202,42 @@ mod tests {
             (b"\xff", Some("text/html; charset=utf-8"), "\u{fffd}"),
             (b"", None, ""),
         ] {
-            assert_eq!(decode(body, content_type), expected);
+            assert_eq!(decode(body, content_type).0, expected);
         }
     }
 
     #[test]
     fn a_guess() {
         let (bytes, ..) = encoding_rs::SHIFT_JIS.encode("これは日本語の文章です。文字コードを判定します。");
-        assert_eq!(decode(&bytes, None), "これは日本語の文章です。文字コードを判定します。");
+        assert_eq!(decode(&bytes, None).0, "これは日本語の文章です。文字コードを判定します。");
     }
 
     #[test]
     fn sound_utf8_is_borrowed() {
         for content_type in [None, Some("text/html; charset=utf-8")] {
-            assert!(matches!(decode("a é".as_bytes(), content_type), Cow::Borrowed(_)));
+            assert!(matches!(decode("a é".as_bytes(), content_type).0, Cow::Borrowed(_)));
+        }
+    }
+
+    #[test]
+    fn a_query_is_in_the_encoding_of_its_page() {
+        use encoding_rs::{GBK, ISO_2022_JP, SHIFT_JIS, UTF_16LE, WINDOWS_1251, WINDOWS_1252};
+
+        for (encoding, reference, expected) in [
+            (WINDOWS_1251, "/find?q=тест", Some("/find?q=%F2%E5%F1%F2")),
+            (WINDOWS_1251, "/тест?a=%20&b=т+x#т?т", Some("/тест?a=%20&b=%F2+x#т?т")),
+            (GBK, "?q=中文", Some("?q=%D6%D0%CE%C4")),
+            // The second byte of the last one is a letter.
+            (SHIFT_JIS, "/s?q=日本", Some("/s?q=%93%FA%96{")),
+            (ISO_2022_JP, "?q=日", Some("?q=%1B$BF|%1B(B")),
+            // No byte of this encoding stands for it.
+            (WINDOWS_1252, "/?q=é中", Some("/?q=%E9%26%2320013%3B")),
+            (UTF_16LE, "/?q=é", Some("/?q=%C3%A9")),
+            (WINDOWS_1251, "/тест", None),
+            (WINDOWS_1251, "/a?b=c#т", None),
+            (WINDOWS_1251, "/a#?т", None),
+        ] {
+            assert_eq!(encode_query(reference, encoding).as_deref(), expected, "{} {reference}", encoding.name());
         }
     }
 
@@ -202,7 +252,7 @@ mod tests {
                     BYTES[(state >> 16) as usize % BYTES.len()]
                 })
                 .collect();
-            sample(&decode(&body, None), 20);
+            sample(&decode(&body, None).0, 20);
         }
     }
 

@@ -25,14 +25,16 @@ use uuid::Uuid;
 use crate::committer::{Done, Effect};
 use crate::content::Page;
 use crate::context::{Context, Crawl};
-use crate::extract::html::{LINKS_MAX, Link, Reading, html};
+use crate::extract::html::{LINKS_MAX, Link, Reading, XHTML, html};
 use crate::extract::listing::{ENTRIES_MAX, File, Listing, listing};
 use crate::fetch::Ask;
 use crate::fetch::body::Cut;
 use crate::fetch::fetched::Fetched;
 use crate::fetch::proxy::FetchError;
 use crate::jobs::declaration;
-use crate::jobs::end::{body_of, clean, finish, is_last_try, is_refusal, raw_entry, ready, refused, retry, unread};
+use crate::jobs::end::{
+    body_of, clean, finish, is_last_try, is_refusal, raw_entry, ready, refused, retry, unread,
+};
 use crate::jobs::revisit::{self, Before};
 use crate::jobs::target::{self, Target};
 
@@ -436,7 +438,7 @@ fn keep_unknown(ctx: &Context, job: &Job, mut found: Vec<Target>, finished: &mut
 fn is_html(content_type: Option<&str>) -> bool {
     content_type.is_some_and(|kind| {
         let kind = essence(kind);
-        kind.eq_ignore_ascii_case("text/html") || kind.eq_ignore_ascii_case("application/xhtml+xml")
+        kind.eq_ignore_ascii_case("text/html") || kind.eq_ignore_ascii_case(XHTML)
     })
 }
 
