@@ -120,9 +120,14 @@ async fn a_host_that_refuses_for_ever_ends_its_jobs() -> Result<()> {
     let job = &self::jobs(&cluster, &dispatch).await?[0];
     assert_eq!((&job["state"], &job["reason"]), (&json!("dead"), &json!("the server answered 503, 10 times")));
     assert_eq!((&job["status"], &job["attempt"]), (&json!(503), &json!(0)));
-    let asked =
-        hits.lock().expect("no panic under this lock").iter().filter(|(path, _)| path.starts_with("/x")).count();
-    assert_eq!(asked, 10);
+    let hits = hits.lock().expect("no panic under this lock").clone();
+    let asked: Vec<Instant> = hits.iter().filter(|(path, _)| path.starts_with("/x")).map(|(_, at)| *at).collect();
+    assert_eq!(asked.len(), 10);
+    // It names no time at all, and is asked less and less often for that.
+    for (n, pair) in asked.windows(2).enumerate() {
+        let rest = Duration::from_millis((5 << n).min(50));
+        assert!(pair[1] - pair[0] >= rest, "refused {} times: asked again after {:?}", n + 1, pair[1] - pair[0]);
+    }
     Ok(())
 }
 

@@ -21,6 +21,8 @@ use crate::fetch::{decode, host};
 const BACKOFF_MS_MAX: i64 = 60_000;
 /// A body may grow to this many times the bound of a transferred one when it is decoded.
 const EXPANSION_MAX: usize = 4;
+/// A host that says when to come again is left alone for so many times the base, however often it says less.
+const ASKED_BASES_MAX: i64 = 10;
 /// A job that cannot run for want of Postgres is held this long before it goes back.
 const UNREAD_PAUSE: Duration = Duration::from_millis(200);
 
@@ -79,11 +81,15 @@ pub fn refused(ctx: &Context, entry: StreamId, job: &Job, fetched: &Fetched) -> 
     done
 }
 
-/// For how long 429 and 503 ask the host to be left alone, milliseconds; longer each time where they do not say.
+/// For how long 429 and 503 ask the host to be left alone, milliseconds; longer each time. What they say of it is the
+/// least (RFC 9110 10.2.3): nothing, or too little again and again, is no leave to go on.
 fn hold_ms(ctx: &Context, job: &Job, fetched: &Fetched) -> i64 {
     let policy = Policy::of(job.kind).scaled(ctx.settings.retry_base_ms);
-    let asked_ms = fetched.retry_after_ms(ctx.clock.now_ms());
-    asked_ms.unwrap_or_else(|| policy.ceiling_ms(job.host_refusals.clamp(0, 30) as i16))
+    let ceiling_ms = policy.ceiling_ms(job.host_refusals.clamp(0, 30) as i16);
+    match fetched.retry_after_ms(ctx.clock.now_ms()) {
+        Some(asked_ms) => asked_ms.max(ceiling_ms.min(ASKED_BASES_MAX * policy.base_ms)),
+        None => ceiling_ms,
+    }
 }
 
 /// What 429 and 503 mean for the host.
