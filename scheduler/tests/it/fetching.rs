@@ -240,3 +240,30 @@ async fn a_host_that_has_moved_is_followed_at_once() -> Result<()> {
     assert_eq!(hits.len(), PAGES + 1, "no page was asked for twice");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_nobody_answers_at_is_looked_up_again() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let (there, gone) = (Ipv4Addr::new(127, 0, 5, 5), Ipv4Addr::new(127, 0, 5, 6));
+    let web = moving(&mut cluster, "away.test", &[there]).await?;
+    let settings = [("DODO_RESOLVE", format!("away.test={there}")), ("DODO_RETRY_BASE_MS", "50".to_owned())];
+    cluster.worker_env.extend(settings.map(|(name, value)| (name.to_owned(), value)));
+    let _scheduler = cluster.scheduler().await?;
+    let _worker = cluster.worker()?;
+    let dispatch = cluster.post("/v1/crawls", &json!({ "urls": web.seeds(), "delay_ms": 20 })).await?;
+    cluster.wait_finished(&dispatch, 10).await?;
+    // As if it had been there when it was prepared.
+    let sql = cluster.sql().await?;
+    let was = "UPDATE host SET addresses = $1, version = version + 1";
+    assert_eq!(sql.execute(was, &[&vec![gone.to_string()]]).await?, 1);
+    cluster.wait_done(&dispatch, LIMIT).await?;
+    let progress = &cluster.progress(&dispatch).await?["progress"];
+    assert_eq!((&progress["pages"], &progress["failed"]), (&json!(PAGES), &json!(0)), "{progress}");
+    let addresses: Vec<String> = sql.query_one("SELECT addresses FROM host", &[]).await?.get(0);
+    assert_eq!(addresses, [there.to_string()]);
+    let id: uuid::Uuid = dispatch.parse()?;
+    let tries = "SELECT count(*) FROM crawl_log WHERE dispatch = $1 AND attempt > 0";
+    assert!(sql.query_one(tries, &[&id]).await?.get::<_, i64>(0) > 0, "somebody asked in vain");
+    assert_eq!(web.hits().iter().filter(|hit| hit.path == "/robots.txt").count(), 1, "which is good for a day");
+    Ok(())
+}

@@ -67,7 +67,7 @@ impl Trip {
     pub fn note(&self, url: &Url, answer: &mut Result<Fetched, FetchError>) {
         let word = match answer {
             Err(FetchError::Proxy(_)) => ProxyWord::Down,
-            Err(FetchError::Failed(_)) => ProxyWord::Failed,
+            Err(FetchError::Failed(_) | FetchError::Unreachable(_)) => ProxyWord::Failed,
             Ok(fetched) => {
                 fetched.block = block::sign(fetched);
                 match fetched.status {

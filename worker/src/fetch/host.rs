@@ -81,7 +81,7 @@ pub async fn prepare(
     };
     match fetcher.get(ask).await {
         Err(FetchError::Proxy(why)) => return Err(why),
-        Err(FetchError::Failed(why)) => fail(&mut update, failures, backoff_ms, why),
+        Err(FetchError::Failed(why) | FetchError::Unreachable(why)) => fail(&mut update, failures, backoff_ms, why),
         Ok(answer) => {
             update.robots_status = Some(answer.status as i16);
             match (answer.status, &answer.cut) {

@@ -230,6 +230,7 @@ impl Fetcher {
                 continue;
             }
             return Err(match &way.uplink {
+                None if error.is_connect() => FetchError::Unreachable(explain(&error)),
                 None => FetchError::Failed(explain(&error)),
                 Some(uplink) => uplink.judge(&error, explain(&error)).await,
             });

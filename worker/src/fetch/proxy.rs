@@ -39,6 +39,8 @@ const NO_TUNNEL: &str = "tunnel error: unsuccessful";
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum FetchError {
+    /// No connection was made to the addresses that its host was pinned to, or to a server without its certificate.
+    Unreachable(String),
     /// The site's failure, as far as one can tell.
     Failed(String),
     /// The proxy's trouble: nothing was tried.

@@ -33,7 +33,7 @@ use crate::fetch::fetched::Fetched;
 use crate::fetch::proxy::FetchError;
 use crate::jobs::declaration;
 use crate::jobs::end::{
-    body_of, clean, finish, is_last_try, is_refusal, raw_entry, ready, refused, retry, unread,
+    body_of, clean, finish, is_last_try, is_refusal, raw_entry, ready, refused, retry, unreachable, unread,
 };
 use crate::jobs::revisit::{self, Before};
 use crate::jobs::target::{self, Target};
@@ -104,6 +104,7 @@ async fn fetch(ctx: &Context, entry: StreamId, job: &Job, host: Option<LoadedHos
     let mut done = match ctx.fetcher.get(ask).await {
         Ok(fetched) => visit.judge(entry, fetched),
         Err(FetchError::Failed(why)) => retry(ctx, entry, job, &why),
+        Err(FetchError::Unreachable(why)) => unreachable(ctx, entry, job, &addresses, &why).await,
         Err(FetchError::Proxy(_)) => return Done::new(entry, Effect::Returned),
     };
     done.requested = true;

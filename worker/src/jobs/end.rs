@@ -1,6 +1,7 @@
 //! What the kinds share: a host made ready, an answer that refuses, the ends of a job.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use dodo_common::db::commit::{Finished, Retry};
@@ -9,12 +10,15 @@ use dodo_common::db::pool::DbError;
 use dodo_common::db::schedule::LoadedHost;
 use dodo_common::model::job::{Job, Outcome};
 use dodo_common::model::retry::{HOST_REFUSALS_MAX, Policy, REFUSALS_MAX, die};
+use dodo_common::model::source::api_origin;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::raw::RawEntry;
+use url::Url;
 
 use crate::committer::{Done, Effect};
 use crate::context::Context;
 use crate::fetch::fetched::Fetched;
+use crate::fetch::resolve::Resolved;
 use crate::fetch::{decode, host};
 
 /// A host that cannot be prepared is left alone this long at most, milliseconds.
@@ -160,6 +164,20 @@ pub async fn unread(ctx: &Context, entry: StreamId, job: &Job, what: &str, error
     // It is due again at once.
     tokio::time::sleep(UNREAD_PAUSE).await;
     Done::new(entry, Effect::Returned)
+}
+
+/// A try that found nobody at the addresses of its host. They are good for a day, but a site may move sooner: what its name
+/// says now goes to its row.
+pub async fn unreachable(ctx: &Context, entry: StreamId, job: &Job, pinned: &[IpAddr], why: &str) -> Done {
+    let mut done = retry(ctx, entry, job, why);
+    let Ok(url) = Url::parse(api_origin(&job.host).unwrap_or(&job.host)) else { return done };
+    if let Resolved::Addresses(addresses) = ctx.fetcher.resolver.resolve(&url).await
+        && addresses.iter().any(|address| !pinned.contains(address))
+    {
+        let addresses = addresses.iter().map(ToString::to_string).collect();
+        done.hold = Some(Hold { host: job.host.clone(), word: Word::Moved { addresses } });
+    }
+    done
 }
 
 /// The raw result of a job, as this worker writes it; an entry of `items` has no body.

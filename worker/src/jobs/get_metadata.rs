@@ -30,7 +30,7 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     };
     let answer = match paging::ask(ctx, &paging, &url, &host).await {
         Ok(answer) => answer,
-        Err(why) => return paging::again(ctx, entry, job, why),
+        Err(why) => return paging::again(ctx, entry, job, why).await,
     };
     let mut done = match paging.spec.metadata(&answer.value) {
         Ok(metadata) => {

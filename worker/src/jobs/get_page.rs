@@ -66,7 +66,7 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
             Done::new(entry, Effect::Returned)
         }
         Err(why) if once => end_once(ctx, entry, &job, why),
-        Err(why) => paging::again(ctx, entry, &job, why),
+        Err(why) => paging::again(ctx, entry, &job, why).await,
     }
 }
 
@@ -98,7 +98,7 @@ fn store(ctx: &Context, entry: StreamId, job: &Job, paging: &Paging, known: Load
         Err(why) if spec.document.at_most_once => {
             return end_once(ctx, entry, job, NoAnswer::Malformed(Box::new(answer.fetched), why));
         }
-        Err(why) => return paging::again(ctx, entry, job, NoAnswer::Malformed(Box::new(answer.fetched), why)),
+        Err(why) => return end::retry(ctx, entry, job, &why),
     };
     let (mut paged, reason) = match follow(spec, job, known.metadata, &items, &answer.value) {
         Ok(following) => following,
@@ -202,7 +202,7 @@ fn about_of(spec: &PagedSpec, job: &Job, items: &[Value], fetched_ms: i64) -> Ve
 fn end_once(ctx: &Context, entry: StreamId, job: &Job, why: NoAnswer) -> Done {
     let (outcome, reason, fetched) = match why {
         NoAnswer::Unsent => (Outcome::Unknown, String::new(), None),
-        NoAnswer::Lost(why) => (Outcome::Unknown, why, None),
+        NoAnswer::Lost(why) | NoAnswer::Unreachable(why, _) => (Outcome::Unknown, why, None),
         NoAnswer::Refused(fetched) => (
             Outcome::HttpError,
             format!("the API answered {}; the call is not repeated", fetched.status),

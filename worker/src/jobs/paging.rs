@@ -20,7 +20,7 @@ use crate::fetch::Ask;
 use crate::fetch::body::Cut;
 use crate::fetch::fetched::Fetched;
 use crate::fetch::proxy::FetchError;
-use crate::jobs::end::{body_of, clean, is_refusal, refused, retry, unread};
+use crate::jobs::end::{body_of, clean, is_refusal, refused, retry, unreachable, unread};
 
 /// An hour: no API's reset is waited for longer, milliseconds.
 const RESET_MS_MAX: i64 = 3_600_000;
@@ -52,6 +52,8 @@ pub enum NoAnswer {
     Unsent,
     /// Nobody knows whether the API has seen the request.
     Lost(String),
+    /// No connection was made to any of these addresses.
+    Unreachable(String, Vec<IpAddr>),
     /// It answered with an error.
     Refused(Box<Fetched>),
     /// It answered something else.
@@ -77,6 +79,7 @@ pub async fn ask(ctx: &Context, paging: &Paging, url: &Url, host: &LoadedHost) -
     };
     let fetched = ctx.fetcher.get(ask).await.map_err(|error| match error {
         FetchError::Failed(why) => NoAnswer::Lost(why),
+        FetchError::Unreachable(why) => NoAnswer::Unreachable(why, addresses.clone()),
         FetchError::Proxy(_) => NoAnswer::Unsent,
     })?;
     if !(200..=299).contains(&fetched.status) {
@@ -97,10 +100,11 @@ pub async fn ask(ctx: &Context, paging: &Paging, url: &Url, host: &LoadedHost) -
 }
 
 /// What comes of a job without an answer that may be asked again.
-pub fn again(ctx: &Context, entry: StreamId, job: &Job, why: NoAnswer) -> Done {
+pub async fn again(ctx: &Context, entry: StreamId, job: &Job, why: NoAnswer) -> Done {
     let mut done = match why {
         NoAnswer::Unsent => return Done::new(entry, Effect::Returned),
         NoAnswer::Lost(why) => retry(ctx, entry, job, &why),
+        NoAnswer::Unreachable(why, pinned) => unreachable(ctx, entry, job, &pinned, &why).await,
         NoAnswer::Refused(fetched) if is_refusal(&fetched) => refused(ctx, entry, job, &fetched),
         NoAnswer::Refused(fetched) => {
             let mut finished = ended(job, Outcome::HttpError, &format!("the API answered {}", fetched.status));
