@@ -31,6 +31,12 @@ need_lints() {
 # Debian packages that are missing to build and run; a program from elsewhere will do too.
 missing_to_run() {
     command -v cc >/dev/null || echo gcc libc6-dev
+    # To build ISA-L, which packs the pages.
+    command -v make >/dev/null || echo make
+    command -v autoreconf >/dev/null || echo autoconf
+    command -v automake >/dev/null || echo automake
+    command -v libtoolize >/dev/null || echo libtool
+    [[ $(uname -m) != x86_64 ]] || command -v nasm >/dev/null || echo nasm
     command -v redis-server >/dev/null || command -v valkey-server >/dev/null || echo redis-server
     command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || echo postgresql
 }

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use libdeflater::Decompressor;
+use isal::Codec;
 use redis::aio::MultiplexedConnection;
 use tokio::sync::watch;
 
@@ -89,12 +89,12 @@ fn write(file: &PathBuf, mut bytes: Vec<u8>, members: &[usize]) -> Result<Vec<u8
     output.write_all(&bytes)?;
     output.sync_all()?;
     let stored = fs::read(file)?;
-    let (mut rest, mut plain, mut decompressor) = (&stored[..], Vec::new(), Decompressor::new());
+    let (mut rest, mut plain) = (&stored[..], Vec::new());
     for &length in members {
         let (member, after) = rest.split_at_checked(length).context("a file that is too short")?;
         let size = member.last_chunk().map(|size| u32::from_le_bytes(*size)).context("a member without an end")?;
         plain.resize(size as usize, 0);
-        let length = decompressor.gzip_decompress(member, &mut plain)?;
+        let length = isal::decompress_into(member, &mut plain, Codec::Gzip)?;
         ensure!(length == plain.len() && plain.starts_with(b"WARC/1.1\r\n"), "a record that is none");
         rest = after;
     }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use foldhash::fast::RandomState;
-use libdeflater::{CompressionLvl, Compressor};
+use isal::{Codec, CompressionLevel};
 use memchr::{memchr, memmem};
 use sha1::{Digest as _, Sha1};
 use uuid::Uuid;
@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 const HREF: &[u8] = b"href=\"";
 /// That of Dodo's own records.
-const GZIP_LEVEL: i32 = 1;
+const GZIP_LEVEL: CompressionLevel = CompressionLevel::One;
 
 /// The URLs that were ever found, by their hashes.
 pub type Seen = HashSet<Uuid, RandomState>;
@@ -47,13 +47,9 @@ pub fn digest(body: &[u8]) -> String {
 /// The WARC record as one gzip member. `http_head` is the status line and the headers.
 pub fn member(url: &str, http_head: &str, body: &[u8], digest: &str) -> Vec<u8> {
     thread_local! {
-        static SCRATCH: RefCell<(Compressor, Vec<u8>, String)> = RefCell::new((
-            Compressor::new(CompressionLvl::new(GZIP_LEVEL).expect("1 is a level of libdeflate")),
-            Vec::new(),
-            String::new(),
-        ));
+        static SCRATCH: RefCell<(Vec<u8>, String)> = RefCell::default();
     }
-    SCRATCH.with_borrow_mut(|(compressor, plain, head)| {
+    SCRATCH.with_borrow_mut(|(plain, head)| {
         head.clear();
         write!(
             head,
@@ -68,8 +64,9 @@ pub fn member(url: &str, http_head: &str, body: &[u8], digest: &str) -> Vec<u8> 
         plain.extend_from_slice(head.as_bytes());
         plain.extend_from_slice(body);
         plain.extend_from_slice(b"\r\n\r\n");
-        let mut packed = vec![0; compressor.gzip_compress_bound(plain.len())];
-        let length = compressor.gzip_compress(plain, &mut packed).expect("the buffer has the bound libdeflate names");
+        let mut packed = vec![0; plain.len() + 1024];
+        let length =
+            isal::compress_into(plain, &mut packed, GZIP_LEVEL, Codec::Gzip).expect("there is room for all of it");
         packed.truncate(length);
         packed
     })
