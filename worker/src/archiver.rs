@@ -335,10 +335,7 @@ async fn finish(ctx: &Context, plan: &Segment, encoded: Option<&Encoded>) -> any
     if let Some(encoded) = encoded {
         encode::put_segment(&ctx.store, encoded).await?;
         fail::point_async("archive-uploaded").await;
-        let sidecar = encode::verify(&ctx.store, &encoded.key).await?;
-        if sidecar != encoded.sidecar {
-            bail!("{} in the archive is not what was written", plan.key);
-        }
+        encode::verify_put(&ctx.store, encoded).await?;
     }
     segment::record(&ctx.db, &ctx.incarnation, plan).await?;
     metrics::counter!("dodo_archived_entries_total").increment(plan.entries as u64);

@@ -129,8 +129,23 @@ pub async fn put_segment(store: &Store, encoded: &Encoded) -> Result<(), Segment
     settle_object(store, &key.sidecar(), &sidecar_json(sidecar)).await
 }
 
-/// Reads a segment back and compares it with its sidecar, which is returned. Only after this may its entries leave
-/// the stream.
+/// Reads back what [`put_segment`] has put and compares it, byte by byte. Only after this may its entries leave the stream.
+///
+/// # Errors
+/// `Mismatch` names the object that is another one; `Store` if one is missing or unreadable.
+pub async fn verify_put(store: &Store, encoded: &Encoded) -> Result<(), SegmentError> {
+    let Encoded { key, data, sidecar, index } = encoded;
+    let index = index.as_ref().map(|index| (key.index(), index.clone()));
+    for (key, bytes) in [(key.sidecar(), sidecar_json(sidecar)), (key.data(), data.clone())].into_iter().chain(index) {
+        if store.get(&key).await? != bytes {
+            return Err(SegmentError::Mismatch { key, what: "is not what was written".to_owned() });
+        }
+    }
+    Ok(())
+}
+
+/// Reads a segment back and compares it with its sidecar, which is returned: what [`verify_put`] is for whoever has not
+/// encoded it.
 ///
 /// # Errors
 /// `Mismatch` names the object and what is wrong with it; `Store` if one is missing or unreadable.
@@ -325,6 +340,7 @@ mod tests {
             assert_eq!(encoded.sidecar.frames.len(), 3);
             put_segment(&store, &encoded).await.expect("put");
             put_segment(&store, &encoded).await.expect("put again");
+            verify_put(&store, &encoded).await.expect("it is there");
             assert_eq!(verify(&store, &encoded.key).await.expect("verified"), encoded.sidecar);
         }
         assert_eq!(store.list("archive/acme", None).await.expect("list").len(), 5);
@@ -336,6 +352,7 @@ mod tests {
         let encoded = encode_warc("acme", "pages", 1, &pages(3)).expect("a warc");
         store.put(&encoded.key.data(), encoded.data.slice(..40)).await.expect("a torn upload");
         assert!(verify(&store, &encoded.key).await.is_err(), "no sidecar yet");
+        assert!(verify_put(&store, &encoded).await.is_err());
         put_segment(&store, &encoded).await.expect("put");
         verify(&store, &encoded.key).await.expect("verified");
         for (key, whole) in [
@@ -347,6 +364,8 @@ mod tests {
             damaged[20] ^= 1;
             store.put(&key, Bytes::from(damaged)).await.expect("damage");
             let error = verify(&store, &encoded.key).await.expect_err("damage is seen").to_string();
+            assert!(error.contains(&key), "{error}");
+            let error = verify_put(&store, &encoded).await.expect_err("damage is seen").to_string();
             assert!(error.contains(&key), "{error}");
             store.put(&key, whole).await.expect("repair");
         }
