@@ -68,10 +68,10 @@ impl DbError {
     /// The data is at fault, not the server: the batch may be bisected (invariant 12).
     pub fn is_data(&self) -> bool {
         match self {
-            // Class 22 is data exceptions, 23 constraint violations, 54 program limits.
-            DbError::Postgres(error) => {
-                error.code().is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.code().starts_with(class)))
-            }
+            // Class 21 is rows that would be written twice, 22 data exceptions, 23 constraint violations, 54 program limits.
+            DbError::Postgres(error) => error
+                .code()
+                .is_some_and(|code| ["21", "22", "23", "54"].iter().any(|class| code.code().starts_with(class))),
             DbError::Input(_) => true,
             _ => false,
         }

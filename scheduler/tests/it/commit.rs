@@ -3,7 +3,7 @@
 use anyhow::Result;
 use dodo_common::db::commit::{self, Batch, Finished, Found, Retry};
 use dodo_common::db::host::{Hold, HostState, HostUpdate, Word};
-use dodo_common::db::pool::Db;
+use dodo_common::db::pool::{Db, DbError};
 use dodo_common::db::revisit::{Revisited, Spared};
 use dodo_common::db::segment::{self, Segment};
 use dodo_common::db::worker::{self, Incarnation, Registration};
@@ -152,6 +152,37 @@ async fn a_remade_page_is_not_counted_again() -> Result<()> {
     commit::commit(&bench.db, &bench.worker, &batch).await?;
     // It ended and its result is to be archived; what it found is what was found before.
     assert_eq!(bench.deltas().await?, [2, 1, 2, 1, 100, 2]);
+    Ok(())
+}
+
+/// Results of several visits of a page that Redis lost are made again all at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_visits_in_a_batch_the_last_one_says_the_links() -> Result<()> {
+    let bench = Bench::start().await?;
+    let (first, second, third) = (bench.job(None).await?, bench.job(None).await?, bench.job(None).await?);
+    bench.sql.execute("UPDATE crawl_schedule SET url_hash = $1, remake_of = id", &[&first.id]).await?;
+    let visit = |key: &JobKey, ms: u64, started_ms: i64, links: &str| Finished {
+        started_ms: Some(started_ms),
+        links: Some(links.to_owned()),
+        ..page(key, ms)
+    };
+    let finished = vec![visit(&first, 1, 10, "x"), visit(&second, 2, 30, "y\nz"), visit(&third, 3, 20, "x")];
+    let committed = commit::commit(&bench.db, &bench.worker, &Batch { finished, ..Batch::default() }).await?;
+    assert_eq!((committed.won.len(), committed.spoiled.len()), (3, 0));
+    assert_eq!((bench.count("crawl_log").await?, bench.count("raw_result").await?), (3, 3));
+    let row = bench.sql.query_one("SELECT job, links FROM page_link", &[]).await?;
+    assert_eq!((row.get::<_, Uuid>(0), row.get::<_, Vec<String>>(1)), (second.id, vec!["y".into(), "z".into()]));
+    Ok(())
+}
+
+/// No statement is to write a row twice; if one does, only what does so ends as failed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_written_twice_is_the_fault_of_the_data() -> Result<()> {
+    let bench = Bench::start().await?;
+    let twice = "INSERT INTO host (host) VALUES ('a'), ('a') ON CONFLICT (host) DO UPDATE SET host = excluded.host";
+    let error = bench.sql.batch_execute(twice).await.expect_err("a row may be written once");
+    assert_eq!(error.code().map(|code| code.code()), Some("21000"));
+    assert!(DbError::of(error).is_data());
     Ok(())
 }
 
