@@ -5,8 +5,8 @@
 //! clocks allow it. Tenants take turns, and within a tenant its hosts do.
 //!
 //! A job comes by `refill` into the `flow` of its tenant and host, waits there for its turn, and leaves by `pick`, which
-//! asks `budget`, `host_budget`, `place` and `exits`; it is in `issued` until it is settled. `aside` has those whose proxies
-//! are all away, and `standing` tells what jobs wait for.
+//! asks `budget`, `host_budget`, `place` and `exits`; it is in `issued` until it is settled. `over_budget` has those that end
+//! without that, `aside` those whose proxies are all away, and `standing` tells what jobs wait for.
 
 pub mod aside;
 pub mod budget;
@@ -16,6 +16,7 @@ pub mod flows;
 pub mod health;
 pub mod host_budget;
 pub mod issued;
+pub mod over_budget;
 pub mod pick;
 pub mod place;
 pub mod refill;
@@ -29,7 +30,6 @@ use dodo_common::clock::Millis;
 use dodo_common::db::host::HostView;
 use dodo_common::db::proxy::ProxyRow;
 use dodo_common::db::tally::TallyKey;
-use dodo_common::model::job::JobKey;
 use dodo_common::model::stream_id::StreamId;
 use slotmap::SlotMap;
 use uuid::Uuid;
@@ -38,8 +38,9 @@ use crate::frontier::aside::Asides;
 use crate::frontier::budget::{Budgets, Rules};
 use crate::frontier::exits::Exits;
 use crate::frontier::flow::{Flow, FlowId};
-use crate::frontier::host_budget::{HostBudgets, Over};
+use crate::frontier::host_budget::HostBudgets;
 use crate::frontier::issued::Issued;
+use crate::frontier::over_budget::OverBudget;
 use crate::frontier::place::{HostId, Places};
 use crate::frontier::turns::Turns;
 use crate::politeness::NEVER;
@@ -76,7 +77,9 @@ pub struct Frontier {
     /// Jobs that are issued, or end without being issued: a refill finds them still in the schedule.
     taken: HashSet<Uuid>,
     issued: HashMap<StreamId, Issued>,
-    over_budget: Vec<(JobKey, Over)>,
+    over_budget: BTreeSet<OverBudget>,
+    /// Flows with more of them than there is room for.
+    over_budget_waiters: BTreeSet<FlowId>,
     unknown_dispatches: HashSet<(String, Uuid)>,
     /// Suspects in flight at most, and now; each keeps a worker from everything else.
     suspects_max: usize,
@@ -113,7 +116,8 @@ impl Frontier {
             short: HashSet::new(),
             taken: HashSet::new(),
             issued: HashMap::new(),
-            over_budget: Vec::new(),
+            over_budget: BTreeSet::new(),
+            over_budget_waiters: BTreeSet::new(),
             unknown_dispatches: HashSet::new(),
             suspects_max: 0,
             suspects: 0,
@@ -132,6 +136,7 @@ impl Frontier {
         self.issued.clear();
         self.taken.clear();
         self.over_budget.clear();
+        self.over_budget_waiters.clear();
         for (id, flow) in &mut self.flows {
             flow.clear();
             self.hungry.insert(id);

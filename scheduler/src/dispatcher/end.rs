@@ -12,6 +12,8 @@ use crate::window::WindowError;
 const ORPHANED_MAX: i64 = 1000;
 /// Jobs quarantined in one tick.
 const QUARANTINED_MAX: i64 = 100;
+/// Batches of jobs over a budget that are ended in one turn.
+const SKIPS_MAX: usize = 4;
 
 impl Dispatcher<'_> {
     /// Calls that may not be repeated and whose worker is gone: nobody knows how they ended (at most once).
@@ -36,16 +38,16 @@ impl Dispatcher<'_> {
         Ok(())
     }
 
-    /// Ends jobs for which a budget has no room.
+    /// Ends jobs for which a budget has no room. Each transaction locks the lease's row: a long one would keep it from being
+    /// renewed, and many of them would keep this loop from everything else.
     pub(super) async fn skip(&mut self) -> Result<(), WindowError> {
-        let mut jobs = self.frontier.take_over_budget();
-        jobs.sort_by(|(a, over_a), (b, over_b)| (&a.tenant, over_a, a).cmp(&(&b.tenant, over_b, b)));
-        for batch in jobs.chunk_by(|(a, over_a), (b, over_b)| (&a.tenant, over_a) == (&b.tenant, over_b)) {
-            let ids: Vec<_> = batch.iter().map(|(key, _)| key.id).collect();
-            let (first, over) = &batch[0];
-            self.end(&first.tenant, &ids, Outcome::Budget, &over.to_string()).await?;
-            for (key, _) in batch {
-                self.frontier.skipped(key);
+        for _ in 0..SKIPS_MAX {
+            let batch = self.frontier.take_over_budget(schedule::BATCH_MAX);
+            let Some(first) = batch.first() else { break };
+            let ids: Vec<_> = batch.iter().map(|job| job.key.id).collect();
+            self.end(&first.key.tenant, &ids, Outcome::Budget, &first.over.to_string()).await?;
+            for job in &batch {
+                self.frontier.skipped(job);
             }
         }
         Ok(())

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::frontier::budget::Room;
 use crate::frontier::flow::FlowId;
 use crate::frontier::host_budget::{HostRoom, Over};
+use crate::frontier::over_budget::OVER_BUDGET_MAX;
 use crate::frontier::place::{HostId, Stay};
 use crate::frontier::{CROWDED_WAIT_MS, Frontier};
 use crate::politeness::Wait;
@@ -44,6 +45,7 @@ impl Frontier {
                 self.enqueue(id);
             }
         }
+        self.wake_over_budget();
         let woken = self.exits.wake();
         self.enqueue_all(woken);
         if count > 0 {
@@ -64,16 +66,6 @@ impl Frontier {
             }
         }
         picks
-    }
-
-    /// Jobs for which a budget has no room; they end without being issued.
-    pub fn take_over_budget(&mut self) -> Vec<(JobKey, Over)> {
-        std::mem::take(&mut self.over_budget)
-    }
-
-    /// A skipped job is gone from the schedule.
-    pub fn skipped(&mut self, key: &JobKey) {
-        self.taken.remove(&key.id);
     }
 
     fn pick_one(&mut self, now: Millis, id: FlowId) -> Result<Option<Pick>, Wait> {
@@ -124,9 +116,13 @@ impl Frontier {
                 (Room::None, _) => Some(Over::Crawl),
             };
             if let Some(over) = over {
+                if self.over_budget.len() >= OVER_BUDGET_MAX {
+                    self.over_budget_waiters.insert(id);
+                    return Err(Wait::event(Cause::Budget));
+                }
                 queue.pop_front();
-                self.taken.insert(job);
-                self.over_budget.push((key(), over));
+                let key = key();
+                self.put_over_budget(over, key, id);
                 continue;
             }
             let name = self.places.get(host).map(|host| Arc::clone(&host.name)).unwrap_or_default();

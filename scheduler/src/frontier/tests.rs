@@ -8,6 +8,7 @@ mod turn;
 
 use dodo_common::db::host::HostState;
 use dodo_common::db::schedule::{DueJob, Refill};
+use dodo_common::model::job::JobKey;
 
 use super::*;
 use crate::frontier::issued::SettledJob;
@@ -61,6 +62,14 @@ impl Bench {
             self.frontier.issued(now, entry, pick);
         }
         hosts
+    }
+
+    /// Ends what is over a budget.
+    fn over_budget(&mut self) -> Vec<OverBudget> {
+        let batches = std::iter::from_fn(|| Some(self.frontier.take_over_budget(10)).filter(|batch| !batch.is_empty()));
+        let ended: Vec<OverBudget> = batches.flatten().collect();
+        ended.iter().for_each(|job| self.frontier.skipped(job));
+        ended
     }
 
     fn settle(&mut self, now: Millis) {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use dodo_common::clock::Clock;
+use dodo_common::db::schedule;
 use reqwest::Method;
 use serde_json::json;
 
@@ -59,6 +60,21 @@ async fn bytes_and_seconds_end_a_crawl() -> Result<()> {
     let (count, reasons) = over_budget(&cluster, &dispatch).await?;
     assert!(count > 150, "{count}");
     assert_eq!(reasons, ["its budget of 2 seconds is spent"]);
+    Ok(())
+}
+
+/// Each transaction of the leader keeps its lease from being renewed while it lasts.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_over_a_budget_ends_in_short_transactions() -> Result<()> {
+    let (cluster, web, _processes) = ground(6000).await?;
+    let crawl = json!({ "urls": web.urls(), "delay_ms": 0, "depth": 0, "max_pages": 3 });
+    let dispatch = cluster.post("/v1/crawls", &crawl).await?;
+    cluster.wait_done(&dispatch, LIMIT).await?;
+    let (count, _) = over_budget(&cluster, &dispatch).await?;
+    assert_eq!(count, 5997);
+    let most = "SELECT count(*) FROM crawl_log WHERE outcome = 'budget' GROUP BY xmin::text ORDER BY 1 DESC LIMIT 1";
+    let most: i64 = cluster.sql().await?.query_one(most, &[]).await?.get(0);
+    assert!(most <= schedule::BATCH_MAX as i64, "{most} in one transaction");
     Ok(())
 }
 

@@ -4,7 +4,8 @@ use dodo_common::model::cause::Cause;
 use dodo_common::stream::question::Waiting;
 
 use super::*;
-use crate::frontier::host_budget::HostRules;
+use crate::frontier::host_budget::{HostRules, Over};
+use crate::frontier::over_budget::OVER_BUDGET_MAX;
 use crate::frontier::pick::RULES_MS;
 
 /// What visits a page again spends no budget of pages, and is held by none.
@@ -30,7 +31,7 @@ fn a_spent_budget_lets_visits_go_on() {
     };
     assert_eq!([cause(true), cause(false)], [Cause::Turn, Cause::Budget]);
     assert_eq!(bench.pick(2).len(), 1, "the last visit");
-    assert_eq!(bench.frontier.take_over_budget().len(), 1, "the second page");
+    assert_eq!(bench.over_budget().len(), 1, "the second page");
 }
 
 #[test]
@@ -46,11 +47,66 @@ fn a_budget_is_never_exceeded_and_the_rest_is_skipped() {
         bench.settle(60);
     }
     assert!(bench.pick(100).is_empty());
-    assert!(bench.frontier.take_over_budget().is_empty(), "only the progress in Postgres says that it is used up");
+    assert!(bench.over_budget().is_empty(), "only the progress in Postgres says that it is used up");
     let rules = Rules { host_concurrency: 8, idle: false, max_pages: Some(3), pages: 3, ..Rules::idle() };
     bench.frontier.set_rules(bench.dispatch, rules);
     assert!(bench.pick(200).is_empty());
-    assert_eq!(bench.frontier.take_over_budget().len(), 7);
+    assert_eq!(bench.over_budget().len(), 7);
+}
+
+/// A crawl of many hosts may come to its end with very many jobs in their buffers.
+#[test]
+fn what_is_over_a_budget_ends_in_batches() {
+    let mut bench = Bench::new(0, 8);
+    let rules = Rules { idle: false, max_pages: Some(3), pages: 3, ..Rules::idle() };
+    bench.frontier.set_rules(bench.dispatch, rules);
+    let (hosts, each) = (OVER_BUDGET_MAX / 500, 1000);
+    let name = |host: usize| format!("http://{host}");
+    for host in 0..hosts {
+        bench.add(&name(host), &format!("10.0.0.{host}"), each);
+    }
+    let (mut ended, mut turns) = (0, 0);
+    while ended < hosts * each {
+        turns += 1;
+        assert!(bench.pick(turns).is_empty());
+        assert!(bench.frontier.taken.len() <= OVER_BUDGET_MAX, "the rest stays where it is");
+        // One batch of less than there is: the rest is still taken.
+        let batch = bench.frontier.take_over_budget(700);
+        assert!((1..=700).contains(&batch.len()), "{}", batch.len());
+        batch.iter().for_each(|job| bench.frontier.skipped(job));
+        ended += batch.len();
+        let (frontier, left) = (&bench.frontier, bench.frontier.over_budget.len());
+        let looked_past: usize = frontier.flows.values().map(|flow| flow.taken).sum();
+        assert_eq!((frontier.taken.len(), looked_past), (left, left), "they are taken, and a refill looks past them");
+    }
+    assert!(turns as usize >= hosts * each / 700, "{turns}");
+    assert!(bench.frontier.flows.is_empty(), "nothing is left of them");
+}
+
+#[test]
+fn a_batch_of_what_is_over_a_budget_has_one_tenant_and_one_reason() {
+    let mut bench = Bench::new(0, 8);
+    let host = Some(HostRules { max_pages: Some(2), allowance: None });
+    let other = Uuid::now_v7();
+    bench.frontier.set_rules(bench.dispatch, Rules { idle: false, host, ..Rules::idle() });
+    bench.frontier.set_rules(other, Rules { idle: false, max_pages: Some(1), pages: 1, ..Rules::idle() });
+    for (tenant, dispatch) in [("b", other), (TENANT, bench.dispatch), ("a", other), (TENANT, other), ("b", other)] {
+        let due = vec![due_job(dispatch), due_job(dispatch)];
+        bench.frontier.refilled(0, Refill { tenant: tenant.to_owned(), host: "http://a".to_owned(), due }, 10_000);
+        bench.pick(0);
+        for key in bench.frontier.take_unread(10) {
+            bench.frontier.set_given(&key, (2, 0));
+        }
+        bench.pick(RULES_MS);
+    }
+    let batches = std::iter::from_fn(|| Some(bench.frontier.take_over_budget(3)).filter(|batch| !batch.is_empty()));
+    let batches: Vec<_> = batches.map(|batch| (batch[0].key.tenant.clone(), batch[0].over, batch.len())).collect();
+    let all = |tenant: &str, over, count| (tenant.to_owned(), over, count);
+    let pages = Over::Pages { max: 2 };
+    let crawl = Over::Crawl;
+    let expected =
+        [all("a", crawl, 2), all("b", crawl, 3), all("b", crawl, 1), all(TENANT, crawl, 2), all(TENANT, pages, 2)];
+    assert_eq!(batches, expected);
 }
 
 #[test]
@@ -86,12 +142,12 @@ fn the_budget_of_a_host_is_its_own_and_what_is_over_ends() {
         bench.settle(60);
     }
     assert!(bench.pick(100).is_empty());
-    assert!(bench.frontier.take_over_budget().is_empty(), "only the tally in Postgres says that it is used up");
+    assert!(bench.over_budget().is_empty(), "only the tally in Postgres says that it is used up");
     read(&mut bench, 2);
     assert!(bench.pick(100 + RULES_MS).is_empty());
-    let over = bench.frontier.take_over_budget();
+    let over = bench.over_budget();
     assert_eq!(over.len(), 6);
-    assert!(over.iter().all(|(_, over)| *over == Over::Pages { max: 2 }), "{over:?}");
+    assert!(over.iter().all(|job| job.over == Over::Pages { max: 2 }), "{over:?}");
 }
 
 #[test]
