@@ -77,6 +77,18 @@ pub async fn judge(db: &Db, stream: &str, entries: &[EntryKey]) -> DbResult<Vec<
         .collect())
 }
 
+/// Segments of a stream's generation are disjoint: only the last one that begins at or before an entry may hold it, and that
+/// is one descent of the index for each. Whether it is verified does not matter: one that is not is written yet, or given up
+/// by the archiver, which then sees to its entries.
+pub const PAGE: &str = "-- page-raw-results
+ SELECT tenant, stream, ms, seq, generation FROM raw_result r
+  WHERE (tenant, stream, ms, seq, generation) > ($1, $2, $3, $4, $5)
+    AND NOT coalesce((SELECT (r.ms, r.seq) <= (a.last_ms, a.last_seq) FROM archive_segment a
+         WHERE a.tenant = r.tenant AND a.stream = r.stream AND a.generation = r.generation
+           AND (a.first_ms, a.first_seq) <= (r.ms, r.seq)
+         ORDER BY a.first_ms DESC, a.first_seq DESC LIMIT 1), false)
+  ORDER BY tenant, stream, ms, seq, generation LIMIT $6";
+
 /// Rows in key order after `after` that no planned segment covers.
 pub async fn page(db: &Db, after: Option<&RawKey>, limit: i64) -> DbResult<Vec<RawKey>> {
     let client = db.client().await?;
@@ -89,13 +101,8 @@ pub async fn page(db: &Db, after: Option<&RawKey>, limit: i64) -> DbResult<Vec<R
     });
     let rows = client
         .query(
-            "-- page-raw-results
-             SELECT tenant, stream, ms, seq, generation FROM raw_result r
-              WHERE (tenant, stream, ms, seq, generation) > ($1, $2, $3, $4, $5)
-                AND NOT EXISTS (SELECT 1 FROM archive_segment a WHERE a.tenant = r.tenant AND a.stream = r.stream
-                    AND a.generation = r.generation AND (r.ms, r.seq) BETWEEN (a.first_ms, a.first_seq) AND (a.last_ms, a.last_seq))
-              ORDER BY tenant, stream, ms, seq, generation LIMIT $6",
-            &[ &after.tenant, &after.stream, &(after.id.ms as i64), &(after.id.seq as i64), &after.generation, &limit],
+            PAGE,
+            &[&after.tenant, &after.stream, &(after.id.ms as i64), &(after.id.seq as i64), &after.generation, &limit],
         )
         .await?;
     Ok(rows

@@ -143,6 +143,14 @@ pub async fn totals(db: &Db) -> DbResult<(i64, i64)> {
     Ok((row.get(0), row.get(1)))
 }
 
+/// Segments of a stream's generation are disjoint: only the last one that begins at or before an entry may hold it.
+pub const HOLDING: &str = "-- holding-segment
+ SELECT s.key, s.verified_at FROM (
+   SELECT key, verified_at, last_ms, last_seq FROM archive_segment
+    WHERE tenant = $1 AND stream = $2 AND generation = $3 AND (first_ms, first_seq) <= ($4, $5)
+    ORDER BY first_ms DESC, first_seq DESC LIMIT 1) s
+  WHERE (s.last_ms, s.last_seq) >= ($4, $5)";
+
 /// The verified or planned segment that holds an entry, and when it was verified.
 pub async fn holding(
     db: &Db,
@@ -152,14 +160,7 @@ pub async fn holding(
     id: StreamId,
 ) -> DbResult<Option<(String, Option<DateTime<Utc>>)>> {
     let client = db.client().await?;
-    let row = client
-        .query_opt(
-            "-- holding-segment
-             SELECT key, verified_at FROM archive_segment WHERE tenant = $1 AND stream = $2 AND generation = $3
-                AND (first_ms, first_seq) <= ($4, $5) AND (last_ms, last_seq) >= ($4, $5) LIMIT 1",
-            &[&tenant, &stream, &generation, &(id.ms as i64), &(id.seq as i64)],
-        )
-        .await?;
+    let row = client.query_opt(HOLDING, &[&tenant, &stream, &generation, &(id.ms as i64), &(id.seq as i64)]).await?;
     Ok(row.map(|row| (row.get(0), row.get(1))))
 }
 

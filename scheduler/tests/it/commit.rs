@@ -5,7 +5,6 @@ use dodo_common::db::commit::{self, Batch, Finished, Found, Retry};
 use dodo_common::db::host::{Hold, HostState, HostUpdate, Word};
 use dodo_common::db::pool::{Db, DbError};
 use dodo_common::db::revisit::{Revisited, Spared};
-use dodo_common::db::segment::{self, Segment};
 use dodo_common::db::worker::{self, Incarnation, Registration};
 use dodo_common::model::job::{JobKey, Outcome};
 use dodo_common::model::revisit::Plan;
@@ -15,12 +14,12 @@ use uuid::Uuid;
 use crate::cluster::Cluster;
 
 /// A crawl with some jobs on servers of its own, and a worker that may commit them.
-struct Bench {
+pub struct Bench {
     _cluster: Cluster,
-    sql: tokio_postgres::Client,
-    db: Db,
-    worker: Incarnation,
-    dispatch: Uuid,
+    pub sql: tokio_postgres::Client,
+    pub db: Db,
+    pub worker: Incarnation,
+    pub dispatch: Uuid,
 }
 
 pub fn registration() -> Registration {
@@ -37,7 +36,7 @@ pub fn registration() -> Registration {
 }
 
 impl Bench {
-    async fn start() -> Result<Self> {
+    pub async fn start() -> Result<Self> {
         let cluster = Cluster::start().await?;
         let sql = cluster.sql().await?;
         let db = Db::pipeline(&cluster.postgres.url(), "test", 2)?;
@@ -51,7 +50,7 @@ impl Bench {
         Ok(Self { _cluster: cluster, sql, db, worker, dispatch })
     }
 
-    async fn job(&self, remake_of: Option<Uuid>) -> Result<JobKey> {
+    pub async fn job(&self, remake_of: Option<Uuid>) -> Result<JobKey> {
         let id = Uuid::now_v7();
         self.sql
             .execute(
@@ -64,7 +63,7 @@ impl Bench {
     }
 
     /// The sums over every delta: finished, pages, links, duplicates, bytes, raw.
-    async fn deltas(&self) -> Result<Vec<i64>> {
+    pub async fn deltas(&self) -> Result<Vec<i64>> {
         let row = self
             .sql
             .query_one(
@@ -76,13 +75,13 @@ impl Bench {
         Ok((0..6).map(|column| row.get(column)).collect())
     }
 
-    async fn count(&self, of: &str) -> Result<i64> {
+    pub async fn count(&self, of: &str) -> Result<i64> {
         Ok(self.sql.query_one(&format!("SELECT count(*) FROM {of}"), &[]).await?.get(0))
     }
 }
 
 /// A page with two links, one of them known already.
-fn page(key: &JobKey, ms: u64) -> Finished {
+pub fn page(key: &JobKey, ms: u64) -> Finished {
     let hash = Uuid::now_v7();
     let found = Found {
         id: Uuid::now_v7(),
@@ -233,34 +232,6 @@ async fn what_cannot_be_stored_is_found_in_every_list() -> Result<()> {
     assert_eq!(bench.count("crawl_schedule WHERE attempt = 1 AND last_error = 'busy'").await?, 2);
     assert_eq!(bench.count("host").await?, 2);
     assert_eq!(bench.count("host WHERE hold_until > now() AND last_error = 'slow'").await?, 1);
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_segment_is_recorded_only_by_its_plan() -> Result<()> {
-    let bench = Bench::start().await?;
-    let key = bench.job(None).await?;
-    let batch = Batch { finished: vec![page(&key, 5)], ..Batch::default() };
-    commit::commit(&bench.db, &bench.worker, &batch).await?;
-    let at = StreamId { ms: 5, seq: 0 };
-    let plan = Segment {
-        tenant: "default".to_owned(),
-        generation: bench.worker.generation,
-        stream: "pages".to_owned(),
-        first: at,
-        last: at,
-        key: "archive/default/pages/0/x.warc.gz".to_owned(),
-        entries: 1,
-        bytes: 1,
-        sha256: String::new(),
-    };
-    assert!(segment::record(&bench.db, &bench.worker, &plan).await.is_err(), "nobody has planned it");
-    assert_eq!(bench.count("raw_result").await?, 1);
-    segment::plan(&bench.db, &bench.worker, std::slice::from_ref(&plan)).await?;
-    segment::record(&bench.db, &bench.worker, &plan).await?;
-    assert_eq!(bench.count("raw_result").await?, 0);
-    segment::record(&bench.db, &bench.worker, &plan).await?;
-    assert_eq!(bench.deltas().await?[5], 0, "counted down once");
     Ok(())
 }
 

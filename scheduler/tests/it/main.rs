@@ -32,6 +32,7 @@ mod region;
 mod revisit;
 mod rules;
 mod security;
+mod segment;
 mod sentinel;
 mod sink;
 mod sitemap;
