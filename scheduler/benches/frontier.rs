@@ -105,7 +105,7 @@ fn measure(hosts: usize) {
 
 fn jobs(host: usize, dispatch: Uuid) -> Refill {
     let due = (0..JOBS_A_HOST)
-        .map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch, alone: false, revisit: false })
+        .map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch, alone: false, exempt: false })
         .collect();
     Refill { tenant: TENANT.to_owned(), host: format!("https://host-{host}.example.org"), due }
 }

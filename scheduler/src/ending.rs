@@ -1,4 +1,5 @@
-//! The rest of dispatches that are ending: what is left of one, and what is added meanwhile, ends in the log.
+//! The rest of dispatches that are ending: what is left of one, and what is added meanwhile, ends in the log. Results of one
+//! whose budget is spent had counted before: where they are made again, that goes on, unless its user cancels the dispatch.
 //!
 //! The row of the dispatch says so; a leader that is killed here leaves the rest to the next one.
 
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use dodo_common::db::control::{self, Ending};
 use dodo_common::db::pool::{DbError, DbResult};
 use dodo_common::db::schedule::{self, Stretch};
+use dodo_common::model::job::Outcome;
 use uuid::Uuid;
 
 use crate::context::{Context, Term};
@@ -107,6 +109,8 @@ pub async fn tick(ctx: &Context, term: &Term, walks: &mut Walks) -> DbResult<Sum
 /// Ends what it finds of `ending`, all of one tenant, on the next part of the walk.
 async fn walk_on(ctx: &Context, term: &Term, ending: &[Ending], walk: &mut Walk) -> DbResult<u64> {
     let ids: Vec<Uuid> = ending.iter().map(|ending| ending.id).collect();
+    let is_spent = |ending: &&Ending| ending.outcome == Outcome::Budget;
+    let spent: Vec<Uuid> = ending.iter().filter(is_spent).map(|ending| ending.id).collect();
     walk.look_for(ids.iter().copied().collect());
     if walk.rests_until.is_some_and(|until| Instant::now() < until) {
         return Ok(0);
@@ -115,7 +119,7 @@ async fn walk_on(ctx: &Context, term: &Term, ending: &[Ending], walk: &mut Walk)
     let mut jobs = 0;
     for _ in 0..STRETCHES_MAX {
         let began = Instant::now();
-        let stretch = schedule::of_dispatches(&ctx.db, tenant, &ids, walk.after, STRETCH).await?;
+        let stretch = schedule::of_dispatches(&ctx.db, tenant, &ids, &spent, walk.after, STRETCH).await?;
         for found in stretch.found.chunk_by(|a, b| a.0 == b.0) {
             let Some(of) = ending.iter().find(|ending| ending.id == found[0].0) else { continue };
             for batch in found.chunks(schedule::BATCH_MAX) {

@@ -35,7 +35,7 @@ pub async fn order(db: &Db, tenant: &str, id: Uuid, order: Order) -> DbResult<Or
         // Whoever starts a dispatch share-locks its parent: it is seen below, or it sees what is written here.
         let row = tx
             .query_opt(
-                "-- dispatch-to-order\nSELECT state, ending, note FROM dispatch WHERE tenant = $1 AND id = $2 FOR UPDATE",
+                "-- dispatch-to-order\nSELECT state, ending, note, paused_at IS NOT NULL FROM dispatch WHERE tenant = $1 AND id = $2 FOR UPDATE",
                 &[&tenant, &id],
             )
             .await?;
@@ -48,7 +48,9 @@ pub async fn order(db: &Db, tenant: &str, id: Uuid, order: Order) -> DbResult<Or
         if state == "done" {
             return Ok(Ordered::Refused(format!("dispatch {id} is done{note}")));
         }
-        if ending.is_some() && order != Order::Cancel {
+        // What is made again of one whose budget is spent waits for the end of a pause, as everything does.
+        let resumes = order == Order::Resume && row.get(3);
+        if ending.is_some() && order != Order::Cancel && !resumes {
             return Ok(Ordered::Refused(format!("dispatch {id} is ending{note}")));
         }
         let mut ids = vec![id];
@@ -72,7 +74,7 @@ async fn write(tx: &Transaction<'_>, tenant: &str, ids: &[Uuid], order: Order) -
              note = 'it was cancelled at ' || to_char(clock_timestamp(), 'YYYY-MM-DD HH24:MI:SS') || ' UTC'"
         }
     };
-    let live = if order == Order::Cancel { "ending IS DISTINCT FROM 'cancelled'" } else { "ending IS NULL" };
+    let live = if order == Order::Pause { "ending IS NULL" } else { "ending IS DISTINCT FROM 'cancelled'" };
     let sql = format!(
         "-- order-dispatches\nUPDATE dispatch SET {set} WHERE tenant = $1 AND id = ANY ($2) AND state <> 'done' AND {live}"
     );

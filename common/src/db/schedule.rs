@@ -23,8 +23,8 @@ pub struct DueJob {
     pub dispatch: Uuid,
     /// It is a suspect: its worker runs nothing beside it.
     pub alone: bool,
-    /// It visits a page again: no budget of pages holds it.
-    pub revisit: bool,
+    /// It visits a page again, or makes a result again that had counted: no budget of pages holds it.
+    pub exempt: bool,
 }
 
 /// What a refill found for one (tenant, host).
@@ -164,29 +164,40 @@ macro_rules! priorities {
     };
 }
 
-/// The due jobs of several (tenant, host), at most `limit` each, in their order, but for those of the dispatches `past`:
+/// Dispatches whose jobs a refill looks past.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Past {
+    pub all: Vec<Uuid>,
+    /// Those whose budget is spent: what is made again of them had counted before it was, and is not passed over.
+    pub spent: Vec<Uuid>,
+}
+
+/// The due jobs of several (tenant, host), at most `limit` each, in their order, but for those of dispatches in `past`:
 /// they are passed over in the index, so that what lies behind them does not wait.
-pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64], past: &[Uuid]) -> DbResult<Vec<Refill>> {
+pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64], past: &Past) -> DbResult<Vec<Refill>> {
     let (tenants, hosts): (Vec<&str>, Vec<&str>) =
         flows.iter().map(|(tenant, host)| (tenant.as_str(), host.as_str())).unzip();
     let client = db.client().await?;
     let statement = client
         .prepare_cached(concat!(
             "-- refill-hosts
-             SELECT k.ord, s.id, s.attempt, s.dispatch, s.crashes >= $4, s.revisit
+             SELECT k.ord, s.id, s.attempt, s.dispatch, s.crashes >= $4, s.exempt
                FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS k(tenant, host, n, ord), LATERAL (",
             priorities!(),
             "SELECT s.* FROM p, LATERAL (
                SELECT id, attempt, dispatch, crashes,
-                      c.payload IS NOT NULL AND c.kind = 'crawl' AND c.payload ? 'last' AS revisit FROM crawl_schedule c
+                      c.remake_of IS NOT NULL OR (c.payload IS NOT NULL AND c.kind = 'crawl' AND c.payload ? 'last') AS exempt
+                 FROM crawl_schedule c
                 WHERE c.tenant = k.tenant AND c.host = k.host AND c.priority = p.priority
                   AND c.run_at <= statement_timestamp() AND c.started_at IS NULL AND c.alone_crashes < $5
-                  AND c.dispatch <> ALL ($6)
+                  AND c.dispatch <> ALL ($6) AND (c.remake_of IS NOT NULL OR c.dispatch <> ALL ($7))
                 ORDER BY c.run_at, c.id LIMIT k.n) s LIMIT k.n) s",
         ))
         .await?;
-    let rows =
-        client.query(&statement, &[&tenants, &hosts, &limits, &SUSPECT_CRASHES, &ALONE_CRASHES_MAX, &past]).await?;
+    let Past { all, spent } = past;
+    let rows = client
+        .query(&statement, &[&tenants, &hosts, &limits, &SUSPECT_CRASHES, &ALONE_CRASHES_MAX, &all, &spent])
+        .await?;
     let mut refills: Vec<Refill> = flows
         .iter()
         .map(|(tenant, host)| Refill { tenant: tenant.clone(), host: host.clone(), due: Vec::new() })
@@ -198,7 +209,7 @@ pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64], past: &
             attempt: row.get(2),
             dispatch: row.get(3),
             alone: row.get(4),
-            revisit: row.get(5),
+            exempt: row.get(5),
         });
     }
     Ok(refills)
@@ -291,6 +302,8 @@ pub async fn load(db: &Db, keys: &[JobKey]) -> DbResult<Batch> {
 }
 
 fn loaded(row: &Row, key: JobKey, kind: JobKind) -> Loaded {
+    let paused = row.get::<_, Option<bool>>(25).unwrap_or_default();
+    let is_remake = row.get::<_, Option<Uuid>>(20).is_some();
     Loaded {
         job: Job {
             key,
@@ -313,7 +326,7 @@ fn loaded(row: &Row, key: JobKey, kind: JobKind) -> Loaded {
                 .map(|total_items| (Metadata { total_items, total_pages: row.get(22) }, row.get(23))),
             stored_by: row.get(24),
         },
-        leave: leave(row.get::<_, Option<bool>>(25).unwrap_or_default(), row.get(26), row.get(27)),
+        leave: leave(paused, row.get(26), row.get(27), is_remake),
         noop: row.get(31),
         host: row.get::<_, Option<Vec<String>>>(10).map(|addresses| LoadedHost {
             addresses,
@@ -329,14 +342,14 @@ fn loaded(row: &Row, key: JobKey, kind: JobKind) -> Loaded {
     }
 }
 
-fn leave(paused: bool, ending: Option<&str>, note: Option<String>) -> Leave {
-    match ending {
-        Some(ending) => {
-            let outcome = if ending == Outcome::Budget.as_str() { Outcome::Budget } else { Outcome::Cancelled };
+/// What is made again had counted before its dispatch spent its budget: it may run, and only its user can end it.
+fn leave(paused: bool, ending: Option<&str>, note: Option<String>, is_remake: bool) -> Leave {
+    match ending.map(|ending| if ending == Outcome::Budget.as_str() { Outcome::Budget } else { Outcome::Cancelled }) {
+        Some(outcome) if outcome == Outcome::Cancelled || !is_remake => {
             Leave::Ending(outcome, note.unwrap_or_default())
         }
-        None if paused => Leave::Paused,
-        None => Leave::Run,
+        _ if paused => Leave::Paused,
+        _ => Leave::Run,
     }
 }
 
@@ -349,22 +362,31 @@ pub struct Stretch {
     pub next: Option<Uuid>,
 }
 
-/// Looks through `limit` jobs after `after` for those of `dispatches`, in the order of their ids. That is what an
-/// index by dispatch would cost every job that is scheduled.
-pub async fn of_dispatches(db: &Db, tenant: &str, dispatches: &[Uuid], after: Uuid, limit: i64) -> DbResult<Stretch> {
+/// Looks through `limit` jobs after `after` for those of `dispatches`, in the order of their ids; of those that are `spent`,
+/// what is made again is not looked for. That is what an index by dispatch would cost every job that is scheduled.
+pub async fn of_dispatches(
+    db: &Db,
+    tenant: &str,
+    dispatches: &[Uuid],
+    spent: &[Uuid],
+    after: Uuid,
+    limit: i64,
+) -> DbResult<Stretch> {
     let client = db.client().await?;
     let statement = client
         .prepare_cached(
             "-- jobs-of-dispatches
              WITH stretch AS MATERIALIZED (
-               SELECT id, dispatch, started_at FROM crawl_schedule WHERE tenant = $1 AND id > $3 ORDER BY id LIMIT $4),
+               SELECT id, dispatch, started_at, remake_of FROM crawl_schedule WHERE tenant = $1 AND id > $3
+                ORDER BY id LIMIT $4),
              found AS MATERIALIZED (
-               SELECT id, dispatch FROM stretch WHERE dispatch = ANY ($2) AND started_at IS NULL ORDER BY dispatch, id)
+               SELECT id, dispatch FROM stretch WHERE dispatch = ANY ($2) AND started_at IS NULL
+                  AND (remake_of IS NULL OR dispatch <> ALL ($5)) ORDER BY dispatch, id)
              SELECT ARRAY(SELECT dispatch FROM found), ARRAY(SELECT id FROM found),
                     (SELECT id FROM stretch ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM stretch)",
         )
         .await?;
-    let row = client.query_one(&statement, &[&tenant, &dispatches, &after, &limit]).await?;
+    let row = client.query_one(&statement, &[&tenant, &dispatches, &after, &limit, &spent]).await?;
     let (of, ids): (Vec<Uuid>, Vec<Uuid>) = (row.get(0), row.get(1));
     let next = row.get::<_, Option<Uuid>>(2).filter(|_| row.get::<_, i64>(3) >= limit);
     Ok(Stretch { found: of.into_iter().zip(ids).collect(), next })
@@ -417,4 +439,25 @@ pub async fn backlog(db: &Db) -> DbResult<(i64, i64)> {
         )
         .await?;
     Ok((row.get(0), row.get(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_made_again_runs_though_its_budget_is_spent() {
+        let leave = |paused, ending, is_remake| leave(paused, ending, Some("why".to_owned()), is_remake);
+        let ends = |outcome| Leave::Ending(outcome, "why".to_owned());
+        assert_eq!([leave(false, None, false), leave(false, None, true)], [Leave::Run, Leave::Run]);
+        assert_eq!([leave(true, None, false), leave(true, None, true)], [Leave::Paused, Leave::Paused]);
+        let spent = [leave(false, Some("budget"), false), leave(true, Some("budget"), false)];
+        assert_eq!(spent, [ends(Outcome::Budget), ends(Outcome::Budget)]);
+        assert_eq!(
+            [leave(false, Some("budget"), true), leave(true, Some("budget"), true)],
+            [Leave::Run, Leave::Paused]
+        );
+        let cancelled = [leave(false, Some("cancelled"), false), leave(false, Some("cancelled"), true)];
+        assert_eq!(cancelled, [ends(Outcome::Cancelled), ends(Outcome::Cancelled)]);
+    }
 }

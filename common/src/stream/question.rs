@@ -34,9 +34,10 @@ pub struct Question {
 pub struct Waiting {
     pub host: String,
     pub dispatch: Uuid,
-    /// It visits a page again: no budget of pages holds it. What a scheduler of an earlier version asks leaves both out.
-    #[serde(default)]
-    pub revisit: bool,
+    /// It visits a page again, or makes a result again: no budget of pages holds it. What a scheduler of an earlier version
+    /// asks leaves both out, or names only the visits.
+    #[serde(default, alias = "revisit")]
+    pub exempt: bool,
     /// It is a suspect, which runs alone.
     #[serde(default)]
     pub alone: bool,

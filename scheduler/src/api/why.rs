@@ -10,7 +10,7 @@ use dodo_common::db::explain::{self, HostReport, JobReport};
 use dodo_common::db::worker::{self, consumer_name};
 use dodo_common::db::{dispatch, segment};
 use dodo_common::model::cause::Cause;
-use dodo_common::model::job::{ALONE_CRASHES_MAX, SUSPECT_CRASHES, TENANT_DEFAULT};
+use dodo_common::model::job::{ALONE_CRASHES_MAX, Outcome, SUSPECT_CRASHES, TENANT_DEFAULT};
 use dodo_common::model::revisit::{Last, Revisit};
 use dodo_common::model::robots::Robots;
 use dodo_common::model::source::api_origin;
@@ -157,11 +157,12 @@ async fn present(ctx: &Context, job: &JobReport) -> anyhow::Result<Present> {
         }));
     }
     let dispatch = dispatch::get(&ctx.db, TENANT_DEFAULT, job.dispatch).await?;
-    if dispatch.is_some_and(|dispatch| dispatch.paused_at.is_some() || dispatch.ending.is_some()) {
+    let ends = |ending: &str| ending != Outcome::Budget.as_str() || job.remake_of.is_none();
+    if dispatch.is_some_and(|dispatch| dispatch.paused_at.is_some() || dispatch.ending.as_deref().is_some_and(ends)) {
         return Ok(Present::Paused);
     }
-    let revisit = job.visit.as_ref().is_some_and(|visit| visit.last.is_some());
-    let of = Waiting { host: job.host.clone(), dispatch: job.dispatch, revisit, alone: is_suspect(job) };
+    let exempt = job.remake_of.is_some() || job.visit.as_ref().is_some_and(|visit| visit.last.is_some());
+    let of = Waiting { host: job.host.clone(), dispatch: job.dispatch, exempt, alone: is_suspect(job) };
     Ok(Present::Waits(question::ask(&ctx.redis, of).await?))
 }
 

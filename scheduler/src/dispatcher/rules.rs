@@ -6,6 +6,7 @@ use std::sync::Arc;
 use dodo_common::db::dispatch::{self, Dispatch};
 use dodo_common::db::proxy;
 use dodo_common::fail;
+use dodo_common::model::job::Outcome;
 use dodo_common::model::source::PagedSpec;
 use dodo_common::model::spec::{CrawlSpec, DELAY_MS_DEFAULT};
 use uuid::Uuid;
@@ -76,6 +77,7 @@ pub(super) async fn exits(ctx: &Context, term: &Term) -> Result<Exits, WindowErr
 }
 
 fn rules_of(open: &Dispatch) -> Rules {
+    let budget = Outcome::Budget.as_str();
     let mut region = None;
     let plain = (DELAY_MS_DEFAULT, 1, None, None);
     let (delay_ms, concurrency, max_pages, host) = match open.kind.as_str() {
@@ -97,7 +99,8 @@ fn rules_of(open: &Dispatch) -> Rules {
         pages: open.progress.pages - open.progress.revisits,
         in_flight: 0,
         exact: true,
-        idle: open.paused_at.is_some() || open.ending.is_some(),
+        idle: open.paused_at.is_some() || open.ending.as_deref().is_some_and(|ending| ending != budget),
+        spent: open.ending.as_deref() == Some(budget),
         host,
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use dodo_common::clock::Millis;
+use dodo_common::db::schedule::{DueJob, Past};
 use uuid::Uuid;
 
 use crate::frontier::exits::Region;
@@ -26,6 +27,8 @@ pub struct Rules {
     pub exact: bool,
     /// It is paused, or what is left of it ends without being issued.
     pub idle: bool,
+    /// Its bytes or seconds are spent: what is left of it ends without being issued, but for what is made again.
+    pub spent: bool,
     /// What it asks of each host; none means nothing.
     pub host: Option<HostRules>,
 }
@@ -42,12 +45,19 @@ impl Rules {
             in_flight: 0,
             exact: true,
             idle: true,
+            spent: false,
             host: None,
         }
     }
 
     pub fn limit(&self) -> Limit {
         Limit { concurrency: self.host_concurrency, delay_ms: self.delay_ms }
+    }
+
+    /// A job in the buffer is dropped. A visit that was there before the budget was spent is not told apart from what is
+    /// made again: its worker ends it.
+    pub fn passes_over(&self, job: &DueJob) -> bool {
+        self.idle || (self.spent && !job.exempt)
     }
 
     pub fn room(&self) -> Room {
@@ -85,7 +95,7 @@ impl Budgets {
     /// Sets what a dispatch asks for; what is in flight is kept. Returns the flows that may go on.
     pub fn set(&mut self, id: Uuid, mut rules: Rules) -> HashSet<FlowId> {
         if let Some(known) = self.rules.get(&id) {
-            self.resumed |= known.idle && !rules.idle;
+            self.resumed |= (known.idle && !rules.idle) || (known.spent && !rules.spent);
             // With jobs in flight the progress may hold a page whose report is still to come.
             if known.in_flight > 0 {
                 rules = Rules { pages: known.pages, in_flight: known.in_flight, exact: false, ..rules };
@@ -108,10 +118,13 @@ impl Budgets {
         woken
     }
 
-    /// Dispatches whose jobs a refill must look past: those that are idle, and those of these regions.
-    pub fn past(&self, regions: &[Region]) -> Vec<Uuid> {
-        let is_past = |rules: &Rules| rules.idle || regions.contains(&rules.region);
-        self.rules.iter().filter(|(_, rules)| is_past(rules)).map(|(id, _)| *id).collect()
+    /// Dispatches whose jobs a refill must look past: those that are idle or spent, and those of these regions.
+    pub fn past(&self, regions: &[Region]) -> Past {
+        let of = |is_past: &dyn Fn(&Rules) -> bool| {
+            self.rules.iter().filter(|(_, rules)| is_past(rules)).map(|(id, _)| *id).collect()
+        };
+        let all = of(&|rules| rules.idle || regions.contains(&rules.region));
+        Past { all, spent: of(&|rules| rules.spent) }
     }
 
     /// What the requests of all of them leave by.

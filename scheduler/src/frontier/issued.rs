@@ -21,7 +21,7 @@ pub struct Issued {
     pub proxy: Option<Arc<str>>,
     pub dispatch: Uuid,
     pub alone: bool,
-    pub revisit: bool,
+    pub exempt: bool,
     pub issued_ms: Millis,
 }
 
@@ -74,9 +74,9 @@ impl Frontier {
 
     /// Records the stream entry of a picked job.
     pub fn issued(&mut self, now: Millis, entry: StreamId, pick: Pick) {
-        let Pick { key, host, dispatch, alone, proxy, revisit, stay } = pick;
+        let Pick { key, host, dispatch, alone, proxy, exempt, stay } = pick;
         let host = self.places.id_or_new(&host);
-        self.issued.insert(entry, Issued { key, host, stay, proxy, dispatch, alone, revisit, issued_ms: now });
+        self.issued.insert(entry, Issued { key, host, stay, proxy, dispatch, alone, exempt, issued_ms: now });
     }
 
     /// Takes over an entry that an earlier leader has issued.
@@ -95,10 +95,10 @@ impl Frontier {
         if let Some(address) = &proxy {
             self.exits.adopt(address);
         }
-        // Its address is known when the row of its host has been read. Whether it visits again is not known, and what is in
-        // flight may be a page.
-        let revisit = false;
-        self.issued.insert(entry, Issued { key, host, stay, proxy, dispatch, alone, revisit, issued_ms: now });
+        // Its address is known when the row of its host has been read. Whether a budget holds it is not known, and what
+        // is in flight may be a page.
+        let exempt = false;
+        self.issued.insert(entry, Issued { key, host, stay, proxy, dispatch, alone, exempt, issued_ms: now });
     }
 
     /// An entry was settled or taken back. Idempotent: a second report of it does nothing.
@@ -128,7 +128,7 @@ impl Frontier {
         if let Some((latency_ms, well)) = settled.answered {
             self.places.answered(&issued.stay, latency_ms, well);
         }
-        if issued.revisit {
+        if issued.exempt {
             self.budgets.rest(issued.dispatch, settled.idle);
         } else {
             self.host_budgets.leave((issued.dispatch, issued.host), settled.page, settled.fresh);

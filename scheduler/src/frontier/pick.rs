@@ -30,7 +30,7 @@ pub struct Pick {
     /// The address of the proxy that its request leaves by.
     pub proxy: Option<Arc<str>>,
     /// No budget of pages holds it, or is spent by it.
-    pub revisit: bool,
+    pub exempt: bool,
     pub stay: Stay,
 }
 
@@ -92,16 +92,16 @@ impl Frontier {
                 self.unknown_dispatches.insert((tenant.to_string(), job.dispatch));
                 return Err(Wait::until(now + RULES_MS, Cause::Turn));
             };
-            if rules.idle {
+            if rules.passes_over(job) {
                 queue.pop_front();
                 continue;
             }
             let (limit, host_rules) = (rules.limit(), rules.host);
-            let DueJob { id: job, attempt, dispatch, alone, revisit } = *job;
+            let DueJob { id: job, attempt, dispatch, alone, exempt } = *job;
             let key = || JobKey { tenant: tenant.to_string(), id: job, attempt };
             let host_room = || host_rules.map(|rules| self.host_budgets.room(&rules, (dispatch, host)));
             let over = match (rules.room(), host_room()) {
-                _ if revisit => None,
+                _ if exempt => None,
                 (Room::Some, None | Some(HostRoom::Some)) => None,
                 (Room::Some, Some(HostRoom::Later)) => return Err(Wait::event(Cause::Budget)),
                 (Room::Some, Some(HostRoom::Unread)) => {
@@ -150,10 +150,10 @@ impl Frontier {
             if low && !self.crowded {
                 self.hungry.insert(id);
             }
-            if !revisit {
+            if !exempt {
                 self.enter_budgets(dispatch, host);
             }
-            return Ok(Some(Pick { key: key(), host: name.to_string(), dispatch, alone, proxy, revisit, stay }));
+            return Ok(Some(Pick { key: key(), host: name.to_string(), dispatch, alone, proxy, exempt, stay }));
         }
     }
 

@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 
 use dodo_common::clock::Millis;
-use dodo_common::db::schedule::Refill;
-use uuid::Uuid;
+use dodo_common::db::schedule::{Past, Refill};
 
 use crate::frontier::exits::{Gate, Region};
 use crate::frontier::flow::{Flow, FlowId};
@@ -16,8 +15,7 @@ pub struct Wanted {
     pub flows: Vec<FlowKey>,
     /// How many rows to ask for of each.
     pub limits: Vec<i64>,
-    /// Dispatches whose jobs are looked past.
-    pub past: Vec<Uuid>,
+    pub past: Past,
 }
 
 impl Frontier {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use dodo_common::clock::Millis;
+use dodo_common::db::schedule::DueJob;
 use dodo_common::model::cause::Cause;
 use dodo_common::stream::question::{Standing, Waiting};
 use uuid::Uuid;
@@ -23,8 +24,8 @@ impl Frontier {
             count(issued.key.tenant.as_str(), issued.dispatch, Cause::Request);
         }
         for flow in self.flows.values() {
-            let is_active = |dispatch| self.budgets.get(dispatch).is_some_and(|rules| !rules.idle);
-            for aside in flow.asides().iter().filter(|aside| is_active(aside.job.dispatch)) {
+            let is_active = |job: &DueJob| self.budgets.get(job.dispatch).is_some_and(|rules| !rules.passes_over(job));
+            for aside in flow.asides().iter().filter(|aside| is_active(&aside.job)) {
                 count(&flow.tenant, aside.job.dispatch, Cause::Quarantine);
             }
             let cause = if flow.in_ring { Cause::Turn } else { flow.waits };
@@ -43,7 +44,7 @@ impl Frontier {
             Some(Wait::event(Cause::Suspects))
         } else {
             self.budgets.get(of.dispatch).and_then(|rules| {
-                if !of.revisit && rules.room() != Room::Some {
+                if !of.exempt && rules.room() != Room::Some {
                     return Some(Wait::event(Cause::Budget));
                 }
                 if of.host.is_empty() {

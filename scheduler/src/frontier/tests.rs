@@ -80,7 +80,7 @@ impl Bench {
 }
 
 fn due_job(dispatch: Uuid) -> DueJob {
-    DueJob { id: Uuid::now_v7(), attempt: 0, dispatch, alone: false, revisit: false }
+    DueJob { id: Uuid::now_v7(), attempt: 0, dispatch, alone: false, exempt: false }
 }
 
 /// The row of a host that is prepared.

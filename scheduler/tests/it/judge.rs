@@ -68,7 +68,7 @@ async fn stored_links(sql: &tokio_postgres::Client, web: &Web, dispatch: Uuid) -
 }
 
 /// From S3 alone: each URL has exactly one archived response.
-fn archived(cluster: &Cluster, expected: &HashSet<String>) -> Result<()> {
+pub fn archived(cluster: &Cluster, expected: &HashSet<String>) -> Result<()> {
     let mut counts: HashMap<String, usize> = HashMap::new();
     for line in cluster.dodo_text(&["archive", "cat", "pages"])?.lines() {
         let entry: Value = serde_json::from_str(line)?;

@@ -29,6 +29,7 @@ mod proxy;
 mod proxy_pool;
 mod refuse;
 mod region;
+mod remake;
 mod revisit;
 mod rules;
 mod security;

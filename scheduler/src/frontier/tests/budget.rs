@@ -8,13 +8,13 @@ use crate::frontier::host_budget::{HostRules, Over};
 use crate::frontier::over_budget::OVER_BUDGET_MAX;
 use crate::frontier::pick::RULES_MS;
 
-/// What visits a page again spends no budget of pages, and is held by none.
+/// What visits a page again or makes a result again spends no budget of pages, and is held by none.
 #[test]
-fn a_spent_budget_lets_visits_go_on() {
+fn a_spent_budget_lets_go_on_what_it_does_not_hold() {
     let mut bench = Bench::new(0, 8);
     let rules = Rules { host_concurrency: 8, idle: false, max_pages: Some(1), ..Rules::idle() };
     bench.frontier.set_rules(bench.dispatch, rules.clone());
-    let due = [true, false, true, false, true].map(|revisit| DueJob { revisit, ..due_job(bench.dispatch) });
+    let due = [true, false, true, false, true].map(|exempt| DueJob { exempt, ..due_job(bench.dispatch) });
     let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due: due.to_vec() };
     bench.frontier.refilled(0, refill, 10_000);
     let asked = bench.frontier.wants_view(10);
@@ -25,13 +25,42 @@ fn a_spent_budget_lets_visits_go_on() {
         bench.frontier.settled(1, entry, &SettledJob { requested: true, page, ..SettledJob::default() });
     }
     bench.frontier.set_rules(bench.dispatch, Rules { pages: 1, ..rules });
-    let cause = |revisit| {
-        let of = Waiting { host: "http://a".to_owned(), dispatch: bench.dispatch, revisit, alone: false };
+    let cause = |exempt| {
+        let of = Waiting { host: "http://a".to_owned(), dispatch: bench.dispatch, exempt, alone: false };
         bench.frontier.standing(2, &of).cause
     };
     assert_eq!([cause(true), cause(false)], [Cause::Turn, Cause::Budget]);
     assert_eq!(bench.pick(2).len(), 1, "the last visit");
     assert_eq!(bench.over_budget().len(), 1, "the second page");
+}
+
+/// With its bytes or seconds spent a crawl ends, but for results that had counted and are made again.
+#[test]
+fn a_crawl_that_ends_makes_again_what_was_lost() {
+    let mut bench = Bench::new(0, 8);
+    let other = Uuid::now_v7();
+    let rules = |idle, spent| Rules { host_concurrency: 8, idle, spent, ..Rules::idle() };
+    bench.frontier.set_rules(bench.dispatch, rules(false, true));
+    bench.frontier.set_rules(other, rules(true, true));
+    let mut past = bench.frontier.budgets.past(&[]);
+    past.spent.sort();
+    let mut both = [bench.dispatch, other];
+    both.sort();
+    assert_eq!((past.all.as_slice(), past.spent.as_slice()), ([other].as_slice(), both.as_slice()));
+    assert_eq!(bench.frontier.budgets.past(&[None]).all.len(), 2, "nothing of it leaves by a region that is shut");
+    let due = [(bench.dispatch, false), (other, true), (bench.dispatch, true), (other, false)];
+    let due = due.map(|(dispatch, exempt)| DueJob { exempt, ..due_job(dispatch) }).to_vec();
+    bench.add("http://a", "10.0.0.1", 0);
+    bench.frontier.refilled(0, Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due }, 10_000);
+    let asked = bench.frontier.wants_view(10);
+    bench.frontier.viewed(0, &asked, vec![prepared("http://a", &["10.0.0.1"])]);
+    let picked = bench.frontier.pick(0, 10);
+    assert_eq!(picked.iter().map(|pick| (pick.dispatch, pick.exempt)).collect::<Vec<_>>(), [(bench.dispatch, true)]);
+    assert!(bench.over_budget().is_empty(), "the rest is looked for in the schedule");
+    bench.frontier.set_rules(other, rules(false, true));
+    assert!(bench.frontier.take_resumed(), "what is made again was passed over while it was paused");
+    bench.frontier.set_rules(bench.dispatch, rules(false, false));
+    assert!(bench.frontier.take_resumed());
 }
 
 #[test]
@@ -156,7 +185,7 @@ fn a_paused_dispatch_is_dropped_from_the_buffer_and_found_again() {
     bench.add("http://a", "10.0.0.1", 3);
     let rules = |idle| Rules { host_concurrency: 8, idle, ..Rules::idle() };
     bench.frontier.set_rules(bench.dispatch, rules(true));
-    assert_eq!(bench.frontier.budgets.past(&[]), [bench.dispatch]);
+    assert_eq!(bench.frontier.budgets.past(&[]).all, [bench.dispatch]);
     assert!(bench.pick(0).is_empty());
     assert_eq!(bench.frontier.next_due_ms(), None, "nothing spins");
     assert!(!bench.frontier.take_resumed());

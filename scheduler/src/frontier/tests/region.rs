@@ -71,11 +71,11 @@ impl Schedule {
         let mut looked_past = Vec::new();
         for Wanted { flows, limits, past } in frontier.wants_refill(now, 100) {
             for ((tenant, host), limit) in flows.into_iter().zip(limits) {
-                let is_due = |(at, job): &&(String, DueJob)| *at == host && !past.contains(&job.dispatch);
+                let is_due = |(at, job): &&(String, DueJob)| *at == host && !past.all.contains(&job.dispatch);
                 let due = self.jobs.iter().filter(is_due).take(limit as usize).map(|(_, job)| job.clone()).collect();
                 frontier.refilled(now, Refill { tenant, host, due }, limit);
             }
-            looked_past.extend(past);
+            looked_past.extend(past.all);
         }
         let asked = frontier.wants_view(100);
         let views = asked.iter().map(|host| prepared(host, &[&address(host)])).collect();
@@ -292,5 +292,5 @@ fn whatever_the_order_nothing_is_lost_and_no_clock_broken() {
 }
 
 fn waiting(host: &str, dispatch: Uuid) -> Waiting {
-    Waiting { host: host.to_owned(), dispatch, revisit: false, alone: false }
+    Waiting { host: host.to_owned(), dispatch, exempt: false, alone: false }
 }

@@ -44,7 +44,7 @@ fn suspects_wait_for_one_another_and_nobody_waits_for_them() {
     assert!(pick(frontier).is_empty());
     let dispatch = bench.dispatch;
     let cause = |frontier: &Frontier, alone| {
-        frontier.standing(0, &Waiting { host: String::new(), dispatch, revisit: false, alone }).cause
+        frontier.standing(0, &Waiting { host: String::new(), dispatch, exempt: false, alone }).cause
     };
     assert_eq!([cause(frontier, true), cause(frontier, false)], [Cause::Suspects, Cause::Turn]);
     assert_eq!(frontier.census()[&(TENANT, dispatch, Cause::Suspects)], 1);
