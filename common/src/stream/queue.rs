@@ -1,5 +1,6 @@
 //! The jobs stream: push by the leader, next and settle by workers, return by the reaper.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 
 use redis::{Script, Value};
@@ -175,37 +176,61 @@ pub async fn pending(redis: &Redis, consumer: Option<&str>) -> StreamResult<Vec<
 
 /// What a consumer has pending, read without a delivery.
 pub async fn held(redis: &Redis, consumer: &str) -> StreamResult<Vec<JobEntry>> {
-    let ids = pending(redis, Some(consumer)).await?;
-    let mut held = Vec::with_capacity(ids.len());
+    let ids: Vec<StreamId> = pending(redis, Some(consumer)).await?.into_iter().map(|(id, _)| id).collect();
+    named(redis, &ids).await
+}
+
+/// Every entry that is not settled, in order: pending ones with their consumer, undelivered ones without.
+///
+/// An entry moves on while this reads, from undelivered to pending to settled: it is looked for in that order, so that none
+/// slips through. One that is settled meanwhile may still be told; its report is behind the last one before this call.
+pub async fn outstanding(redis: &Redis) -> StreamResult<Vec<(JobEntry, Option<String>)>> {
+    let delivered = crate::stream::status::last_delivered(redis, JOBS, GROUP).await?;
+    let mut entries = behind(redis, delivered).await?;
+    let consumers: HashMap<StreamId, String> = pending(redis, None).await?.into_iter().collect();
+    let known: HashSet<StreamId> = entries.iter().map(|entry| entry.entry).collect();
+    let others: Vec<StreamId> = consumers.keys().filter(|id| !known.contains(id)).copied().collect();
+    entries.extend(named(redis, &others).await?);
+    entries.sort_by_key(|entry| entry.entry);
+    let consumer = |entry: JobEntry| {
+        let consumer = consumers.get(&entry.entry).cloned();
+        (entry, consumer)
+    };
+    Ok(entries.into_iter().map(consumer).collect())
+}
+
+/// Entries after `after`, [`BATCH_MAX`] at a time: as many as the window has room for.
+async fn behind(redis: &Redis, after: StreamId) -> StreamResult<Vec<JobEntry>> {
+    let mut entries: Vec<JobEntry> = Vec::new();
+    let mut after = after;
+    loop {
+        let mut command = redis::cmd("XRANGE");
+        command.arg(JOBS).arg(format!("({after}")).arg("+").arg("COUNT").arg(BATCH_MAX);
+        let value: Value = redis.run(async |c| command.query_async(c).await).await?;
+        let page = job_entries(value)?;
+        let short = page.len() < BATCH_MAX;
+        entries.extend(page);
+        match entries.last() {
+            Some(last) if !short => after = last.entry,
+            _ => return Ok(entries),
+        }
+    }
+}
+
+/// The entries of these ids, but for those that are trimmed.
+async fn named(redis: &Redis, ids: &[StreamId]) -> StreamResult<Vec<JobEntry>> {
+    let mut entries = Vec::with_capacity(ids.len());
     for batch in ids.chunks(BATCH_MAX) {
         let mut pipe = redis::pipe();
-        for (id, _) in batch {
+        for id in batch {
             pipe.cmd("XRANGE").arg(JOBS).arg(id.to_string()).arg(id.to_string());
         }
         let values: Vec<Value> = redis.run(async |c| pipe.query_async(c).await).await?;
         for value in values {
-            held.extend(job_entries(value)?);
+            entries.extend(job_entries(value)?);
         }
     }
-    Ok(held)
-}
-
-/// Every entry that is not settled: pending ones with their consumer, undelivered ones without.
-pub async fn outstanding(redis: &Redis) -> StreamResult<Vec<(JobEntry, Option<String>)>> {
-    let pending: std::collections::HashMap<StreamId, String> = pending(redis, None).await?.into_iter().collect();
-    let delivered = crate::stream::status::last_delivered(redis, JOBS, GROUP).await?;
-    let mut command = redis::cmd("XRANGE");
-    command.arg(JOBS).arg("-").arg("+");
-    let value: Value = redis.run(async |c| command.query_async(c).await).await?;
-    let entries = job_entries(value)?;
-    Ok(entries
-        .into_iter()
-        .filter_map(|entry| match pending.get(&entry.entry) {
-            Some(consumer) => Some((entry, Some(consumer.clone()))),
-            None if entry.entry > delivered => Some((entry, None)),
-            None => None,
-        })
-        .collect())
+    Ok(entries)
 }
 
 /// Reports after `after`, waiting up to [`BLOCK_MS`] for the first. Needs a connection of its own.

@@ -21,6 +21,7 @@ mod lost;
 mod manifest;
 mod manual;
 mod noop;
+mod outstanding;
 mod paged;
 mod parts;
 mod politeness;
