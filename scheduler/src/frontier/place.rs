@@ -40,11 +40,12 @@ pub struct Host {
 #[derive(Debug)]
 struct View {
     state: HostState,
-    address: Option<IpAddr>,
+    /// All that are pinned, each once: a worker may connect to any of them. Mostly it is one.
+    addresses: SmallVec<[IpAddr; 1]>,
     crawl_delay_ms: Millis,
     hold_until_ms: Millis,
     valid_until_ms: Millis,
-    /// Where the next request for its robots.txt goes: the other origin and its address.
+    /// Where the next request for its robots.txt goes: the other origin and its address, the only one that is pinned there.
     robots_at: Option<(HostId, Option<IpAddr>)>,
 }
 
@@ -153,7 +154,7 @@ impl Places {
         let view = match row {
             None => View {
                 state: HostState::New,
-                address: None,
+                addresses: SmallVec::new(),
                 crawl_delay_ms: 0,
                 hold_until_ms: NEVER,
                 valid_until_ms: NEVER,
@@ -161,7 +162,7 @@ impl Places {
             },
             Some(row) => View {
                 state: row.state,
-                address: row.addresses.first().and_then(|address| address.parse().ok()),
+                addresses: pinned(&row.addresses),
                 crawl_delay_ms: row.crawl_delay_ms.unwrap_or(0),
                 hold_until_ms: row.hold_in_ms.map_or(NEVER, |ms| now + ms),
                 valid_until_ms: now + row.valid_in_ms,
@@ -201,8 +202,12 @@ impl Places {
         match &allowed {
             Err(Wait { cause: Cause::Address, until: None }) => {
                 let view = self.hosts.get(id).and_then(|host| host.view.as_ref());
-                for address in view.map(|view| stay(id, view).addresses).unwrap_or_default() {
-                    self.waiters.entry(address).or_default().insert(flow);
+                let addresses = view.map(|view| stay(id, view).addresses).unwrap_or_default();
+                for address in addresses {
+                    // Where nothing is under way no completion would wake it.
+                    if self.addresses.get(&address).is_some_and(|clock| clock.in_flight > 0) {
+                        self.waiters.entry(address).or_default().insert(flow);
+                    }
                 }
             }
             Err(Wait { cause: Cause::Robots, .. }) if self.is_unread(id) => self.look_up(id),
@@ -311,6 +316,12 @@ impl Places {
         }
     }
 
+    /// Addresses at which flows wait for a completion.
+    #[cfg(test)]
+    pub fn waited_at(&self) -> usize {
+        self.waiters.len()
+    }
+
     /// The clock of a host.
     pub fn clock(&self, id: HostId) -> Option<&Clock> {
         Some(&self.hosts.get(id)?.clock)
@@ -353,12 +364,24 @@ impl Places {
     }
 }
 
+/// The addresses of a row, each once: what is twice there is one clock. Whoever resolves them keeps few.
+fn pinned(texts: &[String]) -> SmallVec<[IpAddr; 1]> {
+    let mut addresses = SmallVec::new();
+    for address in texts.iter().filter_map(|text| text.parse().ok()) {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    addresses
+}
+
 /// Every host and address that a request made now goes to or may go to.
 fn stay(id: HostId, view: &View) -> Stay {
-    let mut stay = Stay { hosts: [id].into_iter().collect(), addresses: view.address.into_iter().collect() };
+    let addresses = SmallVec::from_slice(&view.addresses);
+    let mut stay = Stay { hosts: [id].into_iter().collect(), addresses };
     if let Some((other, address)) = view.robots_at.filter(|_| view.state == HostState::New) {
         stay.hosts.push(other);
-        stay.addresses.extend(address.filter(|address| view.address != Some(*address)));
+        stay.addresses.extend(address.filter(|address| !view.addresses.contains(address)));
     }
     stay
 }

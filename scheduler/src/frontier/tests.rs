@@ -31,9 +31,14 @@ impl Bench {
     }
 
     fn add(&mut self, host: &str, address: &str, count: usize) {
+        self.add_at(host, &[address], count);
+    }
+
+    /// Jobs at a host with several addresses.
+    fn add_at(&mut self, host: &str, addresses: &[&str], count: usize) {
         self.find(host, count);
         let asked = self.frontier.wants_view(10);
-        let views = asked.iter().map(|host| prepared(host, &[address])).collect();
+        let views = asked.iter().map(|host| prepared(host, addresses)).collect();
         self.frontier.viewed(0, &asked, views);
     }
 

@@ -1,6 +1,7 @@
-//! Clocks: of a host, of an address, of one that is new or slow.
+//! Clocks: of a host, of its addresses, of one that is new or slow.
 
 use super::*;
+use crate::frontier::issued::Adopted;
 
 #[test]
 fn a_host_waits_its_delay_after_each_completion() {
@@ -24,6 +25,51 @@ fn hosts_of_one_address_share_its_clock() {
     bench.settle(100);
     assert!(bench.pick(1099).is_empty());
     assert_eq!(bench.pick(1100).len(), 2);
+}
+
+#[test]
+fn hosts_that_share_only_their_second_address_share_its_clock() {
+    let mut bench = Bench::new(1000, 1);
+    bench.add_at("http://a", &["10.0.0.1", "10.0.0.9"], 2);
+    bench.add_at("http://b", &["10.0.0.2", "10.0.0.9"], 2);
+    let mut hosts = Vec::new();
+    for now in [0, 6000, 12_000, 18_000] {
+        let picked = bench.pick(now);
+        assert_eq!(picked.len(), 1, "one of both at {now}");
+        hosts.extend(picked);
+        assert!(bench.pick(now + 5000).is_empty(), "one in flight there");
+        bench.settle(now + 5000);
+        assert!(bench.pick(now + 5999).is_empty(), "the delay counts at each of them");
+    }
+    hosts.sort();
+    assert_eq!(hosts, ["http://a", "http://a", "http://b", "http://b"]);
+    assert_eq!(bench.frontier.places.waited_at(), 0, "nobody is left waiting where nothing is under way");
+}
+
+#[test]
+fn an_adopted_entry_occupies_every_address_of_its_host() {
+    let mut bench = Bench::new(1000, 1);
+    bench.frontier.complete_all(0);
+    let key = JobKey { tenant: TENANT.to_owned(), id: Uuid::now_v7(), attempt: 0 };
+    let adopted = Adopted { key, host: "http://a".to_owned(), dispatch: bench.dispatch, alone: false, proxy: None };
+    let entry = StreamId { ms: 1, seq: 0 };
+    bench.frontier.adopt(0, entry, adopted);
+    bench.add_at("http://a", &["10.0.0.1", "10.0.0.9"], 0);
+    bench.add_at("http://b", &["10.0.0.2", "10.0.0.9"], 2);
+    assert!(bench.pick(5000).is_empty(), "one in flight there");
+    bench.frontier.settled(5000, entry, &SettledJob::lost());
+    assert!(bench.pick(5999).is_empty());
+    assert_eq!(bench.pick(6000), ["http://b"]);
+}
+
+#[test]
+fn an_address_that_is_named_twice_is_one() {
+    let mut bench = Bench::new(1000, 2);
+    bench.add_at("http://a", &["10.0.0.1", "10.0.0.2", "10.0.0.1"], 4);
+    assert_eq!(bench.pick(0).len(), 2);
+    bench.settle(10);
+    bench.settle(10);
+    assert_eq!(bench.pick(1010).len(), 2);
 }
 
 #[test]
