@@ -179,7 +179,7 @@ impl<'a> Dispatcher<'a> {
                 self.audit().await?;
                 self.end_orphaned().await?;
                 self.quarantine().await?;
-                self.frontier.forget_idle(self.ctx.clock.now_ms(), FORGET_MS);
+                self.frontier.forget_idle(self.ctx.clock.steady_ms(), FORGET_MS);
                 tally::roll_up(&self.ctx.db, self.term.epoch).await?;
                 self.write_down().await?;
             }
@@ -197,7 +197,7 @@ impl<'a> Dispatcher<'a> {
 
     /// Waits for reports or for the next timer, and applies what has come.
     async fn wait(&mut self) -> Result<(), WindowError> {
-        let now = self.ctx.clock.now_ms();
+        let now = self.ctx.clock.steady_ms();
         let until = self
             .frontier
             .next_due_ms()

@@ -126,7 +126,7 @@ pub async fn workers_follow(ctx: &Context, generation: i64) -> DbResult<bool> {
 /// Fills the frontier with what an earlier leader has issued. Returns the last report read: those after it
 /// will settle entries, those before it have.
 pub async fn adopt(ctx: &Context, frontier: &mut Frontier) -> Result<StreamId, WindowError> {
-    let now = ctx.clock.now_ms();
+    let now = ctx.clock.steady_ms();
     // Before the entries: the report of one that is settled while they are read is behind it.
     let last_report = queue::last_report(&ctx.redis).await?;
     let outstanding = queue::outstanding(&ctx.redis).await?;

@@ -240,7 +240,7 @@ async fn append(ctx: &Context, done: &mut [Done]) {
         if entries.is_empty() {
             continue;
         }
-        let _step = ctx.pressure.step("Redis", ctx.clock.now_ms());
+        let _step = ctx.pressure.step("Redis", ctx.clock.steady_ms());
         // Part by part: what has its id is not appended again, whatever becomes of the rest.
         let mut ids = Vec::with_capacity(entries.len());
         while ids.len() < entries.len() {
@@ -336,7 +336,7 @@ async fn commit_batch(ctx: &Context, batch: &Batch) -> Committed {
     if empty {
         return Committed::default();
     }
-    let _step = ctx.pressure.step("Postgres", ctx.clock.now_ms());
+    let _step = ctx.pressure.step("Postgres", ctx.clock.steady_ms());
     loop {
         match commit::commit(&ctx.db, &ctx.incarnation, batch).await {
             Ok(committed) => {
@@ -364,7 +364,7 @@ async fn report(ctx: &Context, ended: Ended, committed: Committed) {
             entry.verdict = Verdict::Gone;
         }
     }
-    let _step = ctx.pressure.step("Redis", ctx.clock.now_ms());
+    let _step = ctx.pressure.step("Redis", ctx.clock.steady_ms());
     let report = Report { worker: ctx.incarnation.id, settled, gained: committed.gained, ..Report::default() };
     loop {
         match queue::settle(&ctx.redis, ctx.incarnation.generation, &report).await {

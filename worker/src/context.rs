@@ -245,7 +245,7 @@ impl Context {
 
     /// The page dispatch of a job; read again now and then, since its secret may be renewed.
     pub async fn paging(&self, tenant: &str, id: Uuid) -> DbResult<Arc<Paging>> {
-        let now = self.clock.now_ms();
+        let now = self.clock.steady_ms();
         if let Some(paging) = self.pagings.lock().expect("no panic under this lock").get(&id)
             && paging.missing.is_none()
             && now - paging.read_ms < PAGING_MS

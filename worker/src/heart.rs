@@ -27,7 +27,7 @@ pub fn start(ctx: &Arc<Context>) -> StreamResult<()> {
                     in_flight: ctx.held_count(),
                     settled: ctx.settled.load(Ordering::Relaxed),
                     held_bytes: ctx.pressure.held_bytes(),
-                    slow: ctx.pressure.says(ctx.settings.held_bytes_max, ctx.clock.now_ms()),
+                    slow: ctx.pressure.says(ctx.settings.held_bytes_max, ctx.clock.steady_ms()),
                 };
                 let at = Instant::now();
                 match heart.beat(ctx.incarnation.id, &beat) {

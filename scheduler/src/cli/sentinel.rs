@@ -128,7 +128,7 @@ async fn watch(args: Sentinel, rules: Rules, channels: &[Channel]) -> anyhow::Re
     if names.is_empty() {
         tracing::warn!("no channel is configured: incidents are written down and nobody is told");
     }
-    let mut judge = Judge::new(rules, clock.now_ms());
+    let mut judge = Judge::new(rules, clock.steady_ms());
     let ledger = Ledger::new(ledger_db, clock.clone(), names, spool);
     let ctx = Context { db, redis, clock, ledger, every: Duration::from_millis(args.every_ms) };
     tokio::select! {

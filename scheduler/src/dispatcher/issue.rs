@@ -11,7 +11,7 @@ impl Dispatcher<'_> {
     /// Picks what the window has room for and pushes it.
     pub(super) async fn issue(&mut self) -> Result<(), WindowError> {
         let room = self.room.saturating_sub(self.frontier.in_flight());
-        let picks = self.frontier.pick(self.ctx.clock.now_ms(), room);
+        let picks = self.frontier.pick(self.ctx.clock.steady_ms(), room);
         let authority = Authority { epoch: self.term.epoch, generation: self.generation.number };
         for batch in picks.chunks(queue::BATCH_MAX) {
             let order = |pick: &Pick| Order { key: pick.key.clone(), alone: pick.alone, proxy: pick.proxy.clone() };
@@ -19,7 +19,7 @@ impl Dispatcher<'_> {
             fail::point_async("jobs-picked").await;
             let entries = queue::push(&self.ctx.redis, authority, &orders).await?;
             fail::point_async("jobs-pushed").await;
-            let now = self.ctx.clock.now_ms();
+            let now = self.ctx.clock.steady_ms();
             for (entry, pick) in entries.into_iter().zip(batch) {
                 self.frontier.issued(now, entry, Pick::clone(pick));
             }

@@ -19,7 +19,12 @@ use crate::window::WindowError;
 impl Dispatcher<'_> {
     /// Answers what a job waits for. Its turn is that of a worker, or of the archive, while the window is full.
     pub(super) async fn answer(&self, question: &Question) -> Result<(), WindowError> {
-        let mut standing = self.frontier.standing(self.ctx.clock.now_ms(), &question.of);
+        let now = self.ctx.clock.steady_ms();
+        let mut standing = self.frontier.standing(now, &question.of);
+        // The frontier has the steady clock, and who asks has the wall clock.
+        let wall = |at| at - now + self.ctx.clock.now_ms();
+        standing.until_ms = standing.until_ms.map(wall);
+        standing.last_completion_ms = standing.last_completion_ms.map(wall);
         if standing.cause == Cause::Turn {
             standing.cause = self.fullness();
         }
@@ -27,7 +32,7 @@ impl Dispatcher<'_> {
     }
 
     pub(super) fn apply(&mut self, report: Report) {
-        let now = self.ctx.clock.now_ms();
+        let now = self.ctx.clock.steady_ms();
         for settled in report.settled {
             let job = match settled.verdict {
                 Verdict::Finished { page, fresh, .. } => SettledJob { page, fresh, ..SettledJob::default() },

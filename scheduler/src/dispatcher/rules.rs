@@ -73,7 +73,7 @@ pub(super) async fn exits(ctx: &Context, term: &Term) -> Result<Exits, WindowErr
     let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
     proxy::forget_others(&ctx.db, term.epoch, &addresses).await?;
     let known = proxy::all(&ctx.db).await?;
-    Ok(Exits::new(ctx.clock.now_ms(), &ctx.pool, ctx.bounds.proxies.bounds(), &known))
+    Ok(Exits::new(ctx.clock.steady_ms(), &ctx.pool, ctx.bounds.proxies.bounds(), &known))
 }
 
 fn rules_of(open: &Dispatch) -> Rules {

@@ -41,15 +41,15 @@ impl Dispatcher<'_> {
                 return Ok(());
             }
             let views = host::view(&self.ctx.db, &hosts).await?;
-            self.frontier.viewed(self.ctx.clock.now_ms(), &hosts, views);
+            self.frontier.viewed(self.ctx.clock.steady_ms(), &hosts, views);
         }
     }
 
     pub(super) async fn refill(&mut self) -> Result<(), WindowError> {
-        let wanted = self.frontier.wants_refill(self.ctx.clock.now_ms(), REFILL_FLOWS);
+        let wanted = self.frontier.wants_refill(self.ctx.clock.steady_ms(), REFILL_FLOWS);
         for Wanted { flows, limits, past } in wanted {
             let refills = schedule::refill(&self.ctx.db, &flows, &limits, &past).await?;
-            let now = self.ctx.clock.now_ms();
+            let now = self.ctx.clock.steady_ms();
             for (refill, limit) in refills.into_iter().zip(limits) {
                 self.frontier.refilled(now, refill, limit);
             }
@@ -77,7 +77,7 @@ impl Dispatcher<'_> {
         let short = self.frontier.take_short();
         for flows in short.chunks(REFILL_FLOWS) {
             let next = schedule::next_due(&self.ctx.db, flows).await?;
-            let now = self.ctx.clock.now_ms();
+            let now = self.ctx.clock.steady_ms();
             for (flow, in_ms) in next {
                 self.frontier.due_in(now, &flow, in_ms);
             }

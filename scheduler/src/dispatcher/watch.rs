@@ -34,7 +34,7 @@ impl Dispatcher<'_> {
             return Err(StreamError::Generation(why).into());
         }
         let summary = reaper::tick(self.ctx, self.term, &mut self.watch).await?;
-        let now = self.ctx.clock.now_ms();
+        let now = self.ctx.clock.steady_ms();
         for entry in summary.returned {
             self.frontier.settled(now, entry, &SettledJob::lost());
         }
@@ -58,7 +58,7 @@ impl Dispatcher<'_> {
 
     /// Issued entries that Redis does not hold any more, and that no report settled, are settled here.
     pub(super) async fn audit(&mut self) -> Result<(), WindowError> {
-        let now = self.ctx.clock.now_ms();
+        let now = self.ctx.clock.steady_ms();
         let old = self.frontier.issued_before(now - AUDIT_MS);
         if old.is_empty() {
             return Ok(());
@@ -78,7 +78,7 @@ impl Dispatcher<'_> {
         if !paces.is_empty() {
             host::save_paces(&self.ctx.db, self.term.epoch, &paces).await?;
         }
-        let proxies = self.frontier.take_exits(self.ctx.clock.now_ms());
+        let proxies = self.frontier.take_exits(self.ctx.clock.steady_ms());
         if !proxies.is_empty() {
             proxy::save(&self.ctx.db, self.term.epoch, &proxies).await?;
         }

@@ -113,7 +113,7 @@ impl Ledger {
     pub async fn replay(&self) -> DbResult<usize> {
         let (held, strays, count) = {
             let spool = lock(&self.spool);
-            (spool.held(self.clock.now_ms()), spool.strays(), spool.len())
+            (spool.held(self.clock.steady_ms()), spool.strays(), spool.len())
         };
         if count == 0 {
             return Ok(0);
@@ -127,7 +127,7 @@ impl Ledger {
     /// Takes the next notice of a channel, from the spool or from Postgres.
     pub async fn claim(&self, channel: &str, limit: Duration) -> DbResult<Option<Claim>> {
         let lease_ms = limit.as_millis() as i64 + LEASE_MARGIN_MS;
-        if let Some(claim) = lock(&self.spool).claim(channel, self.clock.now_ms(), lease_ms) {
+        if let Some(claim) = lock(&self.spool).claim(channel, self.clock.steady_ms(), lease_ms) {
             return Ok(Some(claim));
         }
         within(WRITE_TIMEOUT, incident::claim(&self.db, channel, lease_ms)).await
@@ -151,7 +151,7 @@ impl Ledger {
                 let backoff_ms = (BACKOFF_MS_MIN << (attempts - 1).clamp(0, 16)).min(BACKOFF_MS_MAX);
                 let wait_ms = refusal.retry_after.map_or(backoff_ms, |after| after.as_millis() as i64);
                 tracing::warn!(incident = %key.incident, rule, channel, event, attempts, wait_ms, "notice not delivered: {}", refusal.text);
-                lock(&self.spool).put_off(key, self.clock.now_ms() + wait_ms);
+                lock(&self.spool).put_off(key, self.clock.steady_ms() + wait_ms);
                 // Without Postgres it is due again when its lease runs out.
                 let _ = within(WRITE_TIMEOUT, incident::put_off(&self.db, key, wait_ms, &refusal.text)).await;
             }

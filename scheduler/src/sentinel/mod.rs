@@ -66,7 +66,7 @@ async fn watch(ctx: &Context, judge: &mut Judge, soft: &CancellationToken) {
         judge.adopt(&rule);
     }
     let mut loaded = false;
-    let mut expire_at_ms = ctx.clock.now_ms();
+    let mut expire_at_ms = ctx.clock.steady_ms();
     while !soft.is_cancelled() {
         let snapshot = snapshot::look(&ctx.db, &ctx.redis, |metric| judge.window_ms(metric)).await;
         if snapshot.postgres_up {
@@ -74,8 +74,8 @@ async fn watch(ctx: &Context, judge: &mut Judge, soft: &CancellationToken) {
             if let Err(error) = ctx.ledger.replay().await {
                 tracing::warn!(%error, "the spool stays for now");
             }
-            if ctx.clock.now_ms() >= expire_at_ms {
-                expire_at_ms = ctx.clock.now_ms() + EXPIRE_EVERY_MS;
+            if ctx.clock.steady_ms() >= expire_at_ms {
+                expire_at_ms = ctx.clock.steady_ms() + EXPIRE_EVERY_MS;
                 let _ = ctx.ledger.expire().await;
             }
         }
@@ -89,7 +89,7 @@ async fn watch(ctx: &Context, judge: &mut Judge, soft: &CancellationToken) {
 
 /// Judges one snapshot and writes down what it changes; returns how much that is.
 async fn tick(ctx: &Context, judge: &mut Judge, snapshot: Snapshot) -> usize {
-    let changes = judge.take(ctx.clock.now_ms(), &snapshot.looks);
+    let changes = judge.take(ctx.clock.steady_ms(), &snapshot.looks);
     let count = changes.len();
     for change in changes {
         ctx.ledger.record(change, snapshot.postgres_up).await;

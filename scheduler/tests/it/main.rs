@@ -38,6 +38,7 @@ mod segment;
 mod sentinel;
 mod sink;
 mod sitemap;
+mod steps;
 mod survive;
 mod suspect;
 mod terms;
