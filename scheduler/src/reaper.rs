@@ -3,13 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use dodo_common::clock::Millis;
 use dodo_common::db::pool::DbError;
 use dodo_common::db::suspect;
 use dodo_common::db::worker::{self, WorkerRow, consumer_name};
 use dodo_common::fail;
 use dodo_common::model::job::JobKey;
 use dodo_common::model::stream_id::StreamId;
-use dodo_common::stream::heartbeat::{self, ABSENT_MS, Beat, LEASE_MS};
+use dodo_common::stream::heartbeat::{self, ABSENT_MS, Beat, Heard, LEASE_MS};
 use dodo_common::stream::{control, queue};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -26,9 +27,23 @@ const LOOK_MAX: Duration = Duration::from_secs(1);
 pub struct Watch {
     /// Workers without a heartbeat in Redis have a lease from here,
     since: HashMap<Uuid, Instant>,
-    /// or from here, where they had one: when it was last there.
-    beaten: HashMap<Uuid, Instant>,
+    /// or from here, where they had one: its stamp, and when this was seen first.
+    beaten: HashMap<Uuid, (Millis, Instant)>,
     standstills: HashMap<Uuid, Standstill>,
+}
+
+impl Watch {
+    /// For how long a worker has been silent: since another heartbeat than before was seen. Our own clock tells, which no
+    /// step of Redis' clock moves: that would make all of them old in one look.
+    fn silence(&mut self, id: Uuid, heard: Option<&Heard>, now: Instant) -> Duration {
+        let begun = *self.since.entry(id).or_insert(now);
+        if let Some(heard) = heard
+            && self.beaten.get(&id).is_none_or(|(at_ms, _)| *at_ms != heard.at_ms)
+        {
+            self.beaten.insert(id, (heard.at_ms, now));
+        }
+        now.saturating_duration_since(self.beaten.get(&id).map_or(begun, |(_, seen)| *seen))
+    }
 }
 
 /// For how long a worker has held jobs and settled none.
@@ -65,22 +80,22 @@ pub struct Summary {
     pub live: usize,
 }
 
-/// One look at every incarnation (DESIGN 4): lost is an absent connection and no fresh heartbeat, or a
-/// heartbeat older than the lease.
+/// One look at every incarnation (DESIGN 4): lost is an absent connection and no new heartbeat for a moment, or none for
+/// as long as the lease.
 pub async fn tick(ctx: &Context, term: &Term, watch: &mut Watch) -> Result<Summary, WindowError> {
     let mut summary = Summary::default();
     // Before the rows: a worker that registers after this look holds none of these entries, though its slot has.
     let pending = queue::pending(&ctx.redis, None).await?;
     let rows = worker::unreleased(&ctx.db).await?;
-    let beats: HashMap<Uuid, (i64, Beat)> =
-        heartbeat::all(&ctx.redis).await?.into_iter().map(|(id, age, beat)| (id, (age, beat))).collect();
+    let beats: HashMap<Uuid, Heard> =
+        heartbeat::all(&ctx.redis).await?.into_iter().map(|heard| (heard.worker, heard)).collect();
     let clients = control::clients(&ctx.redis).await?;
     let mut released = Vec::new();
     for row in &rows {
         if row.ended_at.is_none() && row.lost_at.is_none() {
             let beat = beats.get(&row.id);
             let stalled = |watch: &mut Watch| stall(row.id, beat, watch, ctx.bounds.stall_ms_max);
-            let Some(reason) = verdict(row, beat, &clients, watch).or_else(|| stalled(watch)) else {
+            let Some(reason) = verdict(row.id, beat, &clients, watch, Instant::now()).or_else(|| stalled(watch)) else {
                 summary.live += 1;
                 if row.draining_at.is_none() {
                     summary.permits += row.permits.max(0) as usize;
@@ -126,37 +141,29 @@ pub async fn tick(ctx: &Context, term: &Term, watch: &mut Watch) -> Result<Summa
     Ok(summary)
 }
 
-/// Why a worker is lost, or nothing.
+/// Why a worker is lost, or nothing. It has just registered, or Redis has just lost its heartbeats: it has a lease from when
+/// we looked.
 fn verdict(
-    row: &WorkerRow,
-    beat: Option<&(i64, Beat)>,
+    id: Uuid,
+    heard: Option<&Heard>,
     clients: &[(String, String)],
     watch: &mut Watch,
+    now: Instant,
 ) -> Option<String> {
-    let name = row.id.to_string();
+    let name = id.to_string();
     let connected = clients.iter().any(|(_, client)| client.starts_with(&name));
-    let watched = watch.since.entry(row.id).or_insert_with(Instant::now).elapsed();
-    if beat.is_some() {
-        watch.beaten.insert(row.id, Instant::now());
+    let silent = watch.silence(id, heard, now);
+    let ms = silent.as_millis();
+    if heard.is_some() && !connected {
+        let absent = silent > Duration::from_millis(ABSENT_MS as u64);
+        return absent.then(|| format!("its connection is closed and its last heartbeat is {ms} ms old"));
     }
-    let missing = watch.beaten.get(&row.id).map_or(watched, Instant::elapsed);
-    match beat {
-        Some((age, _)) if connected && *age > LEASE_MS => Some(format!("no heartbeat for {age} ms")),
-        Some((age, _)) if !connected && *age > ABSENT_MS && watched > Duration::from_millis(ABSENT_MS as u64) => {
-            Some(format!("its connection is closed and its last heartbeat is {age} ms old"))
-        }
-        Some(_) => None,
-        // It has just registered, or Redis has just lost its heartbeats: it has a lease from when we looked.
-        None if missing > Duration::from_millis(LEASE_MS as u64) => {
-            Some(format!("no heartbeat for {} ms", missing.as_millis()))
-        }
-        None => None,
-    }
+    (silent > Duration::from_millis(LEASE_MS as u64)).then(|| format!("no heartbeat for {ms} ms"))
 }
 
 /// A worker that lives and holds jobs, but settles nothing for longer than any job takes, is lost too.
-fn stall(id: Uuid, beat: Option<&(i64, Beat)>, watch: &mut Watch, ms_max: u64) -> Option<String> {
-    let (_, beat) = beat?;
+fn stall(id: Uuid, heard: Option<&Heard>, watch: &mut Watch, ms_max: u64) -> Option<String> {
+    let beat = &heard?.beat;
     let now = Instant::now();
     let lasted = watch.standstills.entry(id).or_insert_with(|| Standstill::new(now)).look(beat, now);
     (lasted > Duration::from_millis(ms_max))
@@ -211,6 +218,51 @@ mod tests {
         assert_eq!(standstill.look(&beat(3, 5), at(1000)).as_secs(), 3, "nobody looked meanwhile");
         assert_eq!(standstill.look(&beat(9, 6), at(1001)), Duration::ZERO, "it has settled one");
         assert_eq!(standstill.look(&beat(9, 6), at(1002)).as_secs(), 1);
+    }
+
+    /// Looks at a worker every 200 ms from `from` on until it is lost, at most for a minute; `beats` is what Redis shows then.
+    fn lost_after_ms(
+        watch: &mut Watch,
+        id: Uuid,
+        from: Instant,
+        connected: bool,
+        beats: impl Fn(u64) -> Option<Millis>,
+    ) -> Option<u64> {
+        let client = if connected { id.to_string() } else { "another".to_owned() };
+        let clients = [(String::new(), client)];
+        (0..60_000).step_by(200).find(|ms| {
+            // Whatever age Redis would tell: it does not count.
+            let heard = beats(*ms).map(|at_ms| Heard { worker: id, at_ms, age_ms: 3_600_000, beat: Beat::default() });
+            verdict(id, heard.as_ref(), &clients, watch, from + Duration::from_millis(*ms)).is_some()
+        })
+    }
+
+    #[test]
+    fn no_step_of_the_clock_of_redis_makes_a_living_worker_lost() {
+        const HOUR_MS: Millis = 3_600_000;
+        let steps = [HOUR_MS, -HOUR_MS, 5000, -5000];
+        for (step_ms, connected) in steps.into_iter().flat_map(|step| [(step, true), (step, false)]) {
+            let beat = |ms: u64| {
+                let beaten = (ms / 500 * 500) as Millis;
+                Some(if beaten < 30_000 { beaten } else { beaten + step_ms })
+            };
+            let lost = lost_after_ms(&mut Watch::default(), Uuid::now_v7(), Instant::now(), connected, beat);
+            assert_eq!(lost, None, "a step of {step_ms} ms, connected: {connected}");
+        }
+    }
+
+    #[test]
+    fn a_silent_worker_is_lost_in_time_by_our_own_clock() {
+        let begin = Instant::now();
+        let stops = |ms: u64| Some((ms.min(10_000) / 500 * 500) as Millis);
+        let lost = |connected, beats: &dyn Fn(u64) -> Option<Millis>| {
+            lost_after_ms(&mut Watch::default(), Uuid::now_v7(), begin, connected, beats)
+        };
+        assert_eq!(lost(true, &stops), Some(14_200), "frozen, or its heart stands still");
+        assert_eq!(lost(false, &stops), Some(11_000), "killed");
+        assert_eq!(lost(true, &|_| None), Some(4200), "it has registered and never beaten");
+        assert_eq!(lost(false, &|_| Some(7)), Some(1000), "dead before this leader came");
+        assert_eq!(lost(true, &|ms| (ms < 2000).then_some(ms as Millis)), Some(6000), "Redis has lost its heartbeat");
     }
 
     #[test]

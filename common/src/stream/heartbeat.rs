@@ -6,14 +6,15 @@ use redis::{Client, Connection, Script};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::clock::Millis;
 use crate::stream::connection::{Redis, StreamError, StreamResult};
 use crate::stream::names::{GENERATION, HEARTBEATS};
 
 /// A worker beats this often, milliseconds.
 pub const INTERVAL_MS: u64 = 500;
-/// Without a connection, a heartbeat this old means lost, milliseconds.
+/// Without a connection, silence for this long means lost, milliseconds.
 pub const ABSENT_MS: i64 = 800;
-/// With a connection, or after Redis or the leader changed, a heartbeat this old means lost, milliseconds.
+/// With a connection, or after Redis or the leader changed, silence for this long means lost, milliseconds.
 pub const LEASE_MS: i64 = 4000;
 
 /// What a worker says of itself.
@@ -78,8 +79,19 @@ impl Heart {
     }
 }
 
-/// (incarnation, age of its last beat in milliseconds, the beat).
-pub async fn all(redis: &Redis) -> StreamResult<Vec<(Uuid, i64, Beat)>> {
+/// The last word of a worker, as Redis has it.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    pub worker: Uuid,
+    /// When it came, by Redis' clock: another value is another beat, whatever that clock does.
+    pub at_ms: Millis,
+    /// How old it is by the same clock, milliseconds.
+    pub age_ms: i64,
+    pub beat: Beat,
+}
+
+/// The last word of every worker.
+pub async fn all(redis: &Redis) -> StreamResult<Vec<Heard>> {
     let mut pipe = redis::pipe();
     pipe.cmd("TIME").cmd("HGETALL").arg(HEARTBEATS);
     let ((seconds, micros), beats): ((i64, i64), Vec<(String, String)>) =
@@ -89,8 +101,8 @@ pub async fn all(redis: &Redis) -> StreamResult<Vec<(Uuid, i64, Beat)>> {
         .into_iter()
         .filter_map(|(worker, text)| {
             let (at, beat) = text.split_once(' ')?;
-            let at = at.parse::<i64>().ok()?;
-            Some((worker.parse().ok()?, now - at, serde_json::from_str(beat).ok()?))
+            let (worker, at_ms) = (worker.parse().ok()?, at.parse().ok()?);
+            Some(Heard { worker, at_ms, age_ms: now - at_ms, beat: serde_json::from_str(beat).ok()? })
         })
         .collect())
 }

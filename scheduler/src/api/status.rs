@@ -137,7 +137,7 @@ async fn views(ctx: &Context) -> ApiResult<Vec<WorkerView>> {
         .await
         .unwrap_or_default()
         .into_iter()
-        .map(|(id, age, beat)| (id, (age, beat)))
+        .map(|heard| (heard.worker, (heard.age_ms, heard.beat)))
         .collect();
     Ok(worker::recent(&ctx.db).await?.into_iter().map(|row| view(row, &beats)).collect())
 }

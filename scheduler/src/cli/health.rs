@@ -67,7 +67,7 @@ async fn worker(servers: &Servers) -> anyhow::Result<()> {
         bail!("no worker of {host} is registered");
     }
     let beats = heartbeat::all(&Redis::new(&servers.redis_url, "dodo-health")?).await?;
-    if !beats.iter().any(|(id, age_ms, _)| *age_ms <= LEASE_MS && own.iter().any(|row| row.id == *id)) {
+    if !beats.iter().any(|heard| heard.age_ms <= LEASE_MS && own.iter().any(|row| row.id == heard.worker)) {
         bail!("no worker of {host} has a heartbeat younger than {LEASE_MS} ms");
     }
     Ok(())

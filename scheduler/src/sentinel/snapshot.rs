@@ -108,7 +108,7 @@ async fn look_at_redis(redis: &Redis) -> OfRedis {
     looks.push((Metric::Lag, level(lag.map(|lag| lag as i64))));
     looks.push((Metric::HorizonAgeMs, level(within(deadline, "Redis", status::raw_age_ms(redis)).await)));
     let beats = within(deadline, "Redis", heartbeat::all(redis)).await;
-    let beats = beats.map(|beats| beats.into_iter().map(|(id, age, beat)| (id, (age, beat))).collect());
+    let beats = beats.map(|beats| beats.into_iter().map(|heard| (heard.worker, (heard.age_ms, heard.beat))).collect());
     OfRedis { beats, looks }
 }
 
