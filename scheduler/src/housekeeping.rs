@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dodo_common::db::partition::{self, Ensured};
 use dodo_common::db::pool::DbResult;
-use dodo_common::db::{explain, manifest, worker};
+use dodo_common::db::{manifest, worker};
 
 use crate::context::{Context, Term};
 
@@ -13,18 +14,35 @@ const DAYS_AHEAD: i32 = 3;
 const EVERY: Duration = Duration::from_secs(60);
 
 /// What one tick did.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     pub partitions: i64,
+    /// Rows that have moved to them from the default partition.
+    pub moved: u64,
+    /// Days that stay in the default partition, which has too many rows of them.
+    pub crowded: i64,
+    /// Days of which it is not known.
+    pub failed: i64,
     pub workers: u64,
     pub entries: u64,
 }
 
 pub async fn run(ctx: Arc<Context>, term: Term) {
+    let mut crowded = 0;
     loop {
         match tick(&ctx, &term).await {
-            Ok(summary) if summary != Summary::default() => tracing::info!(?summary, "housekeeping"),
-            Ok(_) => {}
+            Ok(summary) => {
+                // It lasts: it is said once.
+                if summary.crowded > crowded {
+                    let rows_max = partition::MOVED_ROWS_MAX;
+                    tracing::warn!(days = summary.crowded, rows_max, "days of the log stay in its default partition");
+                }
+                crowded = summary.crowded;
+                let done = Summary { crowded: 0, failed: 0, ..summary };
+                if done != Summary::default() {
+                    tracing::info!(summary = ?done, "housekeeping");
+                }
+            }
             Err(error) => tracing::warn!(%error, "housekeeping failed"),
         }
         tokio::select! { () = term.over.cancelled() => return, () = tokio::time::sleep(EVERY) => {} }
@@ -32,9 +50,24 @@ pub async fn run(ctx: Arc<Context>, term: Term) {
 }
 
 pub async fn tick(ctx: &Context, term: &Term) -> DbResult<Summary> {
-    Ok(Summary {
-        partitions: explain::ensure_partitions(&ctx.db, DAYS_AHEAD).await?,
-        workers: worker::expire(&ctx.db, term.epoch).await?,
-        entries: manifest::unstick(&ctx.db, term.epoch).await?,
-    })
+    let mut summary = Summary::default();
+    for in_days in 0..=DAYS_AHEAD {
+        match partition::ensure(&ctx.db, in_days).await {
+            Ok(Ensured::There) => {}
+            Ok(Ensured::Made) => summary.partitions += 1,
+            Ok(Ensured::Moved(rows)) => {
+                summary.partitions += 1;
+                summary.moved += rows;
+            }
+            Ok(Ensured::Crowded) => summary.crowded += 1,
+            Err(error) => {
+                // The other days, and the other duties, do not wait for it.
+                tracing::warn!(%error, in_days, "the log has no partition for that day yet");
+                summary.failed += 1;
+            }
+        }
+    }
+    summary.workers = worker::expire(&ctx.db, term.epoch).await?;
+    summary.entries = manifest::unstick(&ctx.db, term.epoch).await?;
+    Ok(summary)
 }

@@ -207,20 +207,6 @@ pub async fn host(db: &Db, name: &str) -> DbResult<Option<HostReport>> {
     }))
 }
 
-/// Makes the partitions of `crawl_log` for the next days; returns how many are new.
-pub async fn ensure_partitions(db: &Db, days: i32) -> DbResult<i64> {
-    let client = db.client().await?;
-    let row = client
-        .query_one(
-            "-- ensure-partitions
-             SELECT count(*) FILTER (WHERE ensure_log_partition((now() AT TIME ZONE 'UTC')::date + d))
-               FROM generate_series(0, $1) d",
-            &[&days],
-        )
-        .await?;
-    Ok(row.get(0))
-}
-
 pub(crate) fn of_row(row: &tokio_postgres::Row) -> JobReport {
     let raw_ms: Option<i64> = row.get("raw_ms");
     let raw_seq: Option<i64> = row.get("raw_seq");

@@ -12,6 +12,7 @@ pub mod leader;
 pub mod manifest;
 pub mod migrate;
 pub mod page;
+pub mod partition;
 pub mod pool;
 pub mod proxy;
 pub mod raw;

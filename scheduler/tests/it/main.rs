@@ -14,6 +14,7 @@ mod feed;
 mod fetching;
 mod gc;
 mod hostile;
+mod housekeeping;
 mod judge;
 mod large;
 mod local;

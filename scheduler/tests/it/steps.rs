@@ -29,18 +29,15 @@ struct Flags {
     bounds: Bounds,
 }
 
-/// A scheduler of this process, which leads and has this clock.
-async fn leader(cluster: &Cluster, clock: Clock) -> Result<(Arc<Context>, CancellationToken)> {
+/// A scheduler of this process that has this clock and does nothing yet.
+pub fn scheduler(cluster: &Cluster, clock: Clock) -> Result<Arc<Context>> {
     let flags = Flags::try_parse_from(["test"])?;
     let db = Db::pipeline(&cluster.postgres.url(), "dodo-test", 8)?;
-    let soft = CancellationToken::new();
     let (redis_url, store, pool) = (cluster.redis.url(), cluster.store()?, ProxyPool::default());
-    let mut ctx = Context::new(db, &redis_url, store, flags.duties, flags.bounds, pool, soft.clone())?;
+    let soft = CancellationToken::new();
+    let mut ctx = Context::new(db, &redis_url, store, flags.duties, flags.bounds, pool, soft)?;
     Arc::get_mut(&mut ctx).context("it is shared already")?.clock = clock;
-    tokio::spawn(leader::run(Arc::clone(&ctx)));
-    let leads = async || Ok(ctx.window_ready.load(Ordering::Relaxed));
-    cluster.until("it leads", Duration::from_secs(20), leads).await?;
-    Ok((ctx, soft))
+    Ok(ctx)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,7 +46,10 @@ async fn a_step_of_the_wall_clock_neither_stops_nor_hurries_a_crawl() -> Result<
     let web = Web::start(2, 12, Duration::from_millis(5)).await?;
     cluster.open(&web.places);
     let by_ms = Arc::new(AtomicI64::new(0));
-    let (_ctx, soft) = leader(&cluster, Clock::Stepped(Arc::clone(&by_ms))).await?;
+    let ctx = scheduler(&cluster, Clock::Stepped(Arc::clone(&by_ms)))?;
+    let leading = tokio::spawn(leader::run(Arc::clone(&ctx)));
+    let leads = async || Ok(ctx.window_ready.load(Ordering::Relaxed));
+    cluster.until("it leads", Duration::from_secs(20), leads).await?;
     // A standby, whose API is asked.
     let _scheduler = cluster.scheduler().await?;
     let _worker = cluster.worker()?;
@@ -62,6 +62,6 @@ async fn a_step_of_the_wall_clock_neither_stops_nor_hurries_a_crawl() -> Result<
     cluster.wait_done(&dispatch, Duration::from_secs(30)).await?;
     judge::complete(&cluster, &web, &dispatch).await?;
     judge::polite(&web.hits(), DELAY, |hit| hit.host.clone())?;
-    soft.cancel();
-    Ok(())
+    ctx.soft.cancel();
+    Ok(leading.await?)
 }
