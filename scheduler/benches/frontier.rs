@@ -107,7 +107,7 @@ fn jobs(host: usize, dispatch: Uuid) -> Refill {
     let due = (0..JOBS_A_HOST)
         .map(|_| DueJob { id: Uuid::now_v7(), attempt: 0, dispatch, alone: false, exempt: false })
         .collect();
-    Refill { tenant: TENANT.to_owned(), host: format!("https://host-{host}.example.org"), due }
+    Refill { tenant: TENANT.to_owned(), host: format!("https://host-{host}.example.org"), due, ..Refill::default() }
 }
 
 /// Each host has an address of its own: the dearest case.

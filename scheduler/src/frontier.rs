@@ -6,7 +6,8 @@
 //!
 //! A job comes by `refill` into the `flow` of its tenant and host, waits there for its turn, and leaves by `pick`, which
 //! asks `budget`, `host_budget`, `place` and `exits`; it is in `issued` until it is settled. `over_budget` has those that end
-//! without that, `aside` those whose proxies are all away, and `standing` tells what jobs wait for.
+//! without that, `aside` those whose proxies are all away, `walk` goes on where a refill has passed over as much as it may,
+//! and `standing` tells what jobs wait for.
 
 pub mod aside;
 pub mod budget;
@@ -22,8 +23,9 @@ pub mod place;
 pub mod refill;
 pub mod standing;
 pub mod turns;
+pub mod walk;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use dodo_common::clock::Millis;
@@ -72,6 +74,10 @@ pub struct Frontier {
     turns: Turns,
     timers: BTreeSet<(Millis, FlowId)>,
     hungry: HashSet<FlowId>,
+    /// Flows that go on with their walk, in their order.
+    walks: VecDeque<FlowId>,
+    /// All that have one.
+    walkers: HashSet<FlowId>,
     refill_timers: BTreeSet<(Millis, FlowId)>,
     short: HashSet<FlowKey>,
     /// Jobs that are issued, or end without being issued: a refill finds them still in the schedule.
@@ -112,6 +118,8 @@ impl Frontier {
             turns: Turns::default(),
             timers: BTreeSet::new(),
             hungry: HashSet::new(),
+            walks: VecDeque::new(),
+            walkers: HashSet::new(),
             refill_timers: BTreeSet::new(),
             short: HashSet::new(),
             taken: HashSet::new(),
@@ -143,6 +151,8 @@ impl Frontier {
         }
         self.turns.clear();
         self.timers.clear();
+        self.walks.clear();
+        self.walkers.clear();
         self.refill_timers.clear();
         self.short.clear();
         self.suspect_waiters.clear();
@@ -239,7 +249,7 @@ impl Frontier {
 
     /// When a timer is due next; the past while flows wait for a refill.
     pub fn next_due_ms(&self) -> Option<Millis> {
-        if !self.hungry.is_empty() {
+        if !self.hungry.is_empty() || !self.walks.is_empty() {
             return Some(NEVER);
         }
         let issue = self.timers.first().map(|(at, _)| *at);
@@ -249,6 +259,7 @@ impl Frontier {
 
     /// Forgets hosts with nothing in flight, nothing that waits and no clock that still counts.
     pub fn forget_idle(&mut self, now: Millis, idle_ms: Millis) {
+        self.forget_walks(now);
         self.places.forget_idle(now, idle_ms);
         self.host_budgets.forget_hosts(|host| self.places.get(host).is_some());
     }

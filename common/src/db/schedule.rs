@@ -1,5 +1,6 @@
 //! `crawl_schedule`: submitted, refilled into the frontier, loaded by workers, skipped.
 
+use chrono::{DateTime, Utc};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -14,6 +15,8 @@ use crate::run_tx;
 
 /// Jobs in one statement.
 pub const BATCH_MAX: usize = 1000;
+/// Jobs that one look passes over at most.
+pub const PAST_ROWS_MAX: i64 = 2000;
 
 /// A due job as the dispatcher buffers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,12 +30,34 @@ pub struct DueJob {
     pub exempt: bool,
 }
 
-/// What a refill found for one (tenant, host).
+/// A place in the order of the due jobs of a host: that of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// As it is stored: the lower goes first.
+    pub priority: i16,
+    pub run_at: DateTime<Utc>,
+    pub id: Uuid,
+}
+
+/// What a refill is to look for: due jobs of one (tenant, host).
 #[derive(Clone, Debug)]
+pub struct Look {
+    pub tenant: String,
+    pub host: String,
+    pub limit: i64,
+    /// Only those behind this; none: from the head on.
+    pub after: Option<Position>,
+}
+
+/// What a look of a refill found.
+#[derive(Clone, Debug, Default)]
 pub struct Refill {
     pub tenant: String,
     pub host: String,
+    pub after: Option<Position>,
     pub due: Vec<DueJob>,
+    /// How far it came: it has found as many as it was to, or passed over as many as it may. None: nothing is due behind.
+    pub upto: Option<Position>,
 }
 
 /// A job with what its worker must know before it sends anything.
@@ -153,14 +178,17 @@ pub async fn submit_noops(
 /// The priorities of a host `k` that has jobs, each by one descent of the index: what is due of one is then a range of
 /// it, and what is to come is never walked over.
 macro_rules! priorities {
-    () => {
-        "WITH RECURSIVE p AS (
-           (SELECT c.priority FROM crawl_schedule c WHERE c.tenant = k.tenant AND c.host = k.host AND c.started_at IS NULL
-             ORDER BY c.priority LIMIT 1)
+    ($from:literal) => {
+        concat!(
+            "WITH RECURSIVE p AS (
+           (SELECT c.priority FROM crawl_schedule c WHERE c.tenant = k.tenant AND c.host = k.host AND c.started_at IS NULL ",
+            $from,
+            " ORDER BY c.priority LIMIT 1)
            UNION ALL
            SELECT n.priority FROM p, LATERAL (
              SELECT c.priority FROM crawl_schedule c WHERE c.tenant = k.tenant AND c.host = k.host
                 AND c.started_at IS NULL AND c.priority > p.priority ORDER BY c.priority LIMIT 1) n)"
+        )
     };
 }
 
@@ -173,44 +201,83 @@ pub struct Past {
 }
 
 /// The due jobs of several (tenant, host), at most `limit` each, in their order, but for those of dispatches in `past`:
-/// they are passed over in the index, so that what lies behind them does not wait.
-pub async fn refill(db: &Db, flows: &[(String, String)], limits: &[i64], past: &Past) -> DbResult<Vec<Refill>> {
-    let (tenants, hosts): (Vec<&str>, Vec<&str>) =
-        flows.iter().map(|(tenant, host)| (tenant.as_str(), host.as_str())).unzip();
+/// they are passed over in the index, so that what lies behind them does not wait. A look passes over [`PAST_ROWS_MAX`] at
+/// most; what lies behind that is another one's.
+pub async fn refill(db: &Db, looks: &[Look], past: &Past) -> DbResult<Vec<Refill>> {
+    let tenants: Vec<&str> = looks.iter().map(|look| look.tenant.as_str()).collect();
+    let hosts: Vec<&str> = looks.iter().map(|look| look.host.as_str()).collect();
+    let limits: Vec<i64> = looks.iter().map(|look| look.limit).collect();
+    let after = |look: &Look| look.after.map(|at| (at.priority, at.run_at, at.id));
+    let priorities: Vec<Option<i16>> = looks.iter().map(|look| Some(after(look)?.0)).collect();
+    let run_ats: Vec<Option<DateTime<Utc>>> = looks.iter().map(|look| Some(after(look)?.1)).collect();
+    let ids: Vec<Option<Uuid>> = looks.iter().map(|look| Some(after(look)?.2)).collect();
     let client = db.client().await?;
     let statement = client
         .prepare_cached(concat!(
             "-- refill-hosts
-             SELECT k.ord, s.id, s.attempt, s.dispatch, s.crashes >= $4, s.exempt
-               FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS k(tenant, host, n, ord), LATERAL (",
-            priorities!(),
-            "SELECT s.* FROM p, LATERAL (
-               SELECT id, attempt, dispatch, crashes,
-                      c.remake_of IS NOT NULL OR (c.payload IS NOT NULL AND c.kind = 'crawl' AND c.payload ? 'last') AS exempt
-                 FROM crawl_schedule c
-                WHERE c.tenant = k.tenant AND c.host = k.host AND c.priority = p.priority
-                  AND c.run_at <= statement_timestamp() AND c.started_at IS NULL AND c.alone_crashes < $5
-                  AND c.dispatch <> ALL ($6) AND (c.remake_of IS NOT NULL OR c.dispatch <> ALL ($7))
-                ORDER BY c.run_at, c.id LIMIT k.n) s LIMIT k.n) s",
+             SELECT k.ord, s.id, s.attempt, s.dispatch, s.crashes >= $7, s.exempt, s.fits, s.nth, s.priority, s.run_at
+               FROM unnest($1::text[], $2::text[], $3::int8[], $4::int2[], $5::timestamptz[], $6::uuid[])
+                      WITH ORDINALITY AS k(tenant, host, n, priority, run_at, id, ord), LATERAL (
+                 SELECT * FROM (
+                   SELECT *, row_number() OVER () AS nth FROM (",
+            priorities!("AND c.priority >= coalesce(k.priority, (-32768)::int2)"),
+            "SELECT c.* FROM p, LATERAL (
+                       SELECT id, attempt, dispatch, crashes, priority, run_at,
+                              remake_of IS NOT NULL OR (payload IS NOT NULL AND kind = 'crawl' AND payload ? 'last') AS exempt,
+                              alone_crashes < $8 AND dispatch <> ALL ($9)
+                                AND (remake_of IS NOT NULL OR dispatch <> ALL ($11)) AS fits
+                         FROM crawl_schedule s
+                        WHERE s.tenant = k.tenant AND s.host = k.host AND s.priority = p.priority
+                          AND s.run_at <= statement_timestamp() AND s.started_at IS NULL
+                          AND (s.run_at, s.id) > (CASE WHEN p.priority = k.priority THEN k.run_at ELSE '-infinity' END,
+                            CASE WHEN p.priority = k.priority THEN k.id ELSE '00000000-0000-0000-0000-000000000000' END)
+                        ORDER BY s.run_at, s.id LIMIT k.n + $10) c LIMIT k.n + $10) seen) numbered
+                  WHERE fits OR nth = k.n + $10 LIMIT k.n) s",
         ))
         .await?;
-    let Past { all, spent } = past;
     let rows = client
-        .query(&statement, &[&tenants, &hosts, &limits, &SUSPECT_CRASHES, &ALONE_CRASHES_MAX, &all, &spent])
+        .query(
+            &statement,
+            &[
+                &tenants,
+                &hosts,
+                &limits,
+                &priorities,
+                &run_ats,
+                &ids,
+                &SUSPECT_CRASHES,
+                &ALONE_CRASHES_MAX,
+                &past.all,
+                &PAST_ROWS_MAX,
+                &past.spent,
+            ],
+        )
         .await?;
-    let mut refills: Vec<Refill> = flows
+    let mut refills: Vec<Refill> = looks
         .iter()
-        .map(|(tenant, host)| Refill { tenant: tenant.clone(), host: host.clone(), due: Vec::new() })
+        .map(|look| Refill {
+            tenant: look.tenant.clone(),
+            host: look.host.clone(),
+            after: look.after,
+            ..Refill::default()
+        })
         .collect();
     for row in rows {
         let index = row.get::<_, i64>(0) as usize - 1;
-        refills[index].due.push(DueJob {
-            id: row.get(1),
-            attempt: row.get(2),
-            dispatch: row.get(3),
-            alone: row.get(4),
-            exempt: row.get(5),
-        });
+        let (refill, limit) = (&mut refills[index], limits[index]);
+        let id = row.get(1);
+        if row.get(6) {
+            refill.due.push(DueJob {
+                id,
+                attempt: row.get(2),
+                dispatch: row.get(3),
+                alone: row.get(4),
+                exempt: row.get(5),
+            });
+        }
+        if refill.due.len() as i64 >= limit || row.get::<_, i64>(7) >= limit + PAST_ROWS_MAX {
+            refill.upto = Some(Position { priority: row.get(8), run_at: row.get(9), id });
+        }
     }
     Ok(refills)
 }
@@ -225,7 +292,7 @@ pub async fn next_due(db: &Db, flows: &[(String, String)]) -> DbResult<Vec<((Str
             "-- next-due
              SELECT k.ord, greatest((extract(epoch FROM s.next - statement_timestamp()) * 1000)::int8, 0)
                FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k(tenant, host, ord), LATERAL (",
-            priorities!(),
+            priorities!(""),
             "SELECT min(s.run_at) AS next FROM p, LATERAL (
                SELECT c.run_at FROM crawl_schedule c
                 WHERE c.tenant = k.tenant AND c.host = k.host AND c.priority = p.priority

@@ -47,11 +47,11 @@ impl Dispatcher<'_> {
 
     pub(super) async fn refill(&mut self) -> Result<(), WindowError> {
         let wanted = self.frontier.wants_refill(self.ctx.clock.steady_ms(), REFILL_FLOWS);
-        for Wanted { flows, limits, past } in wanted {
-            let refills = schedule::refill(&self.ctx.db, &flows, &limits, &past).await?;
+        for Wanted { looks, past } in wanted {
+            let refills = schedule::refill(&self.ctx.db, &looks, &past).await?;
             let now = self.ctx.clock.steady_ms();
-            for (refill, limit) in refills.into_iter().zip(limits) {
-                self.frontier.refilled(now, refill, limit);
+            for (refill, look) in refills.into_iter().zip(looks) {
+                self.frontier.refilled(now, refill, look.limit);
             }
         }
         self.look_up_dispatches().await?;

@@ -85,6 +85,8 @@ pub struct Budgets {
     /// Flows whose next job's dispatch has its whole budget in flight: they wait for what comes of that.
     waiters: HashMap<Uuid, HashSet<FlowId>>,
     resumed: bool,
+    /// How often a dispatch went on whose jobs were passed over.
+    resumptions: u64,
 }
 
 impl Budgets {
@@ -95,7 +97,10 @@ impl Budgets {
     /// Sets what a dispatch asks for; what is in flight is kept. Returns the flows that may go on.
     pub fn set(&mut self, id: Uuid, mut rules: Rules) -> HashSet<FlowId> {
         if let Some(known) = self.rules.get(&id) {
-            self.resumed |= (known.idle && !rules.idle) || (known.spent && !rules.spent);
+            if (known.idle && !rules.idle) || (known.spent && !rules.spent) {
+                self.resumed = true;
+                self.resumptions += 1;
+            }
             // With jobs in flight the progress may hold a page whose report is still to come.
             if known.in_flight > 0 {
                 rules = Rules { pages: known.pages, in_flight: known.in_flight, exact: false, ..rules };
@@ -135,6 +140,11 @@ impl Budgets {
     /// True when a dispatch goes on whose jobs were passed over; asking forgets it.
     pub fn take_resumed(&mut self) -> bool {
         std::mem::take(&mut self.resumed)
+    }
+
+    /// How often one did.
+    pub fn resumptions(&self) -> u64 {
+        self.resumptions
     }
 
     /// This flow goes on when something comes of what is in flight.

@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use dodo_common::clock::Millis;
-use dodo_common::db::schedule::DueJob;
+use dodo_common::db::schedule::{DueJob, Position, Refill};
 use dodo_common::model::cause::Cause;
 use slotmap::new_key_type;
 use uuid::Uuid;
@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::frontier::aside::Aside;
 use crate::frontier::exits::Region;
 use crate::frontier::place::HostId;
+use crate::frontier::walk::Walk;
 use crate::politeness::NEVER;
 
 /// Due ids asked for and buffered: a few, and more the faster they go.
@@ -37,6 +38,8 @@ pub struct Flow {
     suspects: VecDeque<DueJob>,
     /// One for each region that is shut and has jobs here; what stands behind them is not buffered.
     asides: Vec<Aside>,
+    /// More jobs are passed over at the head than a refill looks at.
+    walk: Option<Box<Walk>>,
     /// How many the next refill asks for.
     pub room: usize,
     refilled_ms: Millis,
@@ -61,6 +64,7 @@ impl Flow {
             buffer: VecDeque::new(),
             suspects: VecDeque::new(),
             asides: Vec::new(),
+            walk: None,
             room: BUFFER_MIN,
             refilled_ms: NEVER,
             stale: false,
@@ -88,7 +92,8 @@ impl Flow {
 
     /// Nothing waits here, nothing of it is under way, and it is not known to be refilled.
     pub fn is_idle(&self) -> bool {
-        self.is_empty() && self.asides.is_empty() && self.taken == 0 && self.timers == 0
+        let walks = self.walk.as_ref().is_some_and(|walk| !walk.has_ended());
+        self.is_empty() && self.asides.is_empty() && self.taken == 0 && self.timers == 0 && !walks
     }
 
     pub fn has_suspects(&self) -> bool {
@@ -112,6 +117,8 @@ impl Flow {
     /// The job of this region that stepped aside comes back before all others; false: there is none.
     pub fn come_back(&mut self, region: &Region) -> bool {
         let Some(job) = self.take_aside(region) else { return false };
+        // Others of its region were passed over.
+        self.walk = None;
         let queue = if job.alone { &mut self.suspects } else { &mut self.buffer };
         queue.push_front(job);
         true
@@ -141,7 +148,8 @@ impl Flow {
     /// How many rows a refill is to ask for: what is issued has not left the schedule; what is buffered is read anew.
     pub fn asks(&mut self, now: Millis) -> usize {
         let lasted = now - self.refilled_ms;
-        if self.more && self.is_low() && lasted < BUFFER_SHORT_MS {
+        // A walk is no sign that they go fast.
+        if self.more && self.is_low() && lasted < BUFFER_SHORT_MS && self.walk.is_none() {
             self.room = (self.room * 2).min(BUFFER_MAX);
         } else if lasted > BUFFER_LONG_MS {
             self.room = (self.room / 2).max(BUFFER_MIN);
@@ -149,14 +157,61 @@ impl Flow {
         self.taken + self.buffer.len() + self.suspects.len() + self.room
     }
 
-    /// Takes what a refill found in place of what was buffered: what came later with a higher priority goes first.
-    pub fn refill(&mut self, now: Millis, due: Vec<DueJob>, limit: usize, taken: &HashSet<Uuid>) {
-        self.more = due.len() >= limit;
+    /// Where a refill is to look beside the head, and for how many: the walk goes on, unless there is enough behind.
+    pub fn asks_behind(&mut self, now: Millis, resumptions: u64) -> Option<(Position, usize)> {
+        if self.walk.as_ref().is_some_and(|walk| walk.is_over(now, resumptions)) {
+            self.walk = None;
+        }
+        let walk = self.walk.as_mut()?;
+        let room = self.room.saturating_sub(walk.behind.min(self.buffer.len()));
+        (room > 0).then(|| (walk.ask(), room))
+    }
+
+    /// The walk that is not at its end.
+    pub fn walk(&mut self) -> Option<&mut Walk> {
+        self.walk.as_deref_mut().filter(|walk| !walk.has_ended())
+    }
+
+    /// It walks, or has come to the end: what comes behind is found at once.
+    pub fn has_walk(&self) -> bool {
+        self.walk.is_some()
+    }
+
+    /// Forgets a walk that is over, while nothing waits here.
+    pub fn forget_walk(&mut self, now: Millis, resumptions: u64) {
+        if self.is_empty() && self.walk.as_ref().is_some_and(|walk| walk.is_over(now, resumptions)) {
+            self.walk = None;
+        }
+    }
+
+    /// The refill under way has looked at the head, and another answer is to come.
+    pub fn is_asked(&self) -> bool {
+        self.walk.as_ref().is_some_and(|walk| walk.is_asked())
+    }
+
+    /// Takes what a refill found at the head in place of what was buffered: what came later with a higher priority goes
+    /// first. What a walk has found stands behind that.
+    pub fn refill(&mut self, now: Millis, refill: Refill, limit: usize, taken: &HashSet<Uuid>, resumptions: u64) {
+        if let Some(after) = refill.after {
+            return self.refill_behind(after, refill, taken);
+        }
+        let full = refill.due.len() >= limit;
+        let (mut behind, mut alone) = (VecDeque::new(), VecDeque::new());
+        match refill.upto.filter(|_| !full) {
+            Some(at) => {
+                let walk = self.walk.get_or_insert_with(|| Box::new(Walk::new(now, at, resumptions)));
+                walk.pass(at);
+                behind = self.buffer.split_off(self.buffer.len() - walk.behind.min(self.buffer.len()));
+                alone = std::mem::take(&mut self.suspects);
+            }
+            None => self.walk = None,
+        }
+        self.more = full || self.walk().is_some();
         self.stale = false;
         self.refilled_ms = now;
         self.buffer.clear();
         self.suspects.clear();
-        for job in due.into_iter().filter(|job| !taken.contains(&job.id)) {
+        for job in refill.due.into_iter().filter(|job| !taken.contains(&job.id)) {
             let queue = if job.alone { &mut self.suspects } else { &mut self.buffer };
             if queue.len() < BUFFER_MAX {
                 queue.push_back(job);
@@ -164,9 +219,45 @@ impl Flow {
                 self.more = true;
             }
         }
+        if let Some(mut walk) = self.walk.take() {
+            walk.behind = self.append(behind.into_iter().chain(alone), taken);
+            self.walk = Some(walk);
+        }
         if self.buffer.capacity() > 2 * self.buffer.len().max(BUFFER_MIN) {
             self.buffer.shrink_to_fit();
         }
+    }
+
+    /// Takes what the walk has found, behind all that is buffered.
+    fn refill_behind(&mut self, after: Position, refill: Refill, taken: &HashSet<Uuid>) {
+        // The head has ended it where less is passed over by now.
+        let Some(mut walk) = self.walk.take() else { return };
+        let suspects = self.suspects.len();
+        let buffered = self.append(refill.due, taken);
+        let found = buffered > 0 || self.suspects.len() > suspects;
+        walk.behind = walk.behind.min(self.buffer.len() - buffered) + buffered;
+        if walk.answer(after, refill.upto, found) {
+            self.more = refill.upto.is_some() || self.buffer.len() >= BUFFER_MAX;
+        }
+        self.walk = Some(walk);
+    }
+
+    /// Buffers those that are not, and not taken; returns how many of them are no suspects.
+    fn append(&mut self, jobs: impl IntoIterator<Item = DueJob>, taken: &HashSet<Uuid>) -> usize {
+        let mut jobs = jobs.into_iter().filter(|job| !taken.contains(&job.id)).peekable();
+        if jobs.peek().is_none() {
+            return 0;
+        }
+        let known: HashSet<Uuid> = self.buffer.iter().chain(&self.suspects).map(|job| job.id).collect();
+        let before = self.buffer.len();
+        for job in jobs.filter(|job| !known.contains(&job.id)) {
+            let queue = if job.alone { &mut self.suspects } else { &mut self.buffer };
+            // What is left out is found by the next walk.
+            if queue.len() < 2 * BUFFER_MAX {
+                queue.push_back(job);
+            }
+        }
+        self.buffer.len() - before
     }
 
     /// Every dispatch that a buffered job belongs to.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use dodo_common::clock::Millis;
+
 use crate::frontier::flow::{Flow, FlowId};
 use crate::frontier::place::HostId;
 use crate::frontier::{FlowKey, Frontier};
@@ -66,8 +68,29 @@ impl Frontier {
 
     /// Nothing waits here, and nothing is under way: it comes back with a hint or the scan.
     pub(super) fn forget_if_idle(&mut self, id: FlowId) {
-        if self.flows.get(id).is_some_and(Flow::is_idle) && !self.hungry.contains(&id) {
+        // While there is room a walk is kept for a while: the next hint would begin it anew.
+        let is_idle = |flow: &Flow| flow.is_idle() && (self.crowded || !flow.has_walk());
+        if self.flows.get(id).is_some_and(is_idle) && !self.hungry.contains(&id) {
             self.forget_flow(id);
+        }
+    }
+
+    /// Forgets walks that are over, and the flows that were kept for them.
+    pub(super) fn forget_walks(&mut self, now: Millis) {
+        let resumptions = self.budgets.resumptions();
+        let mut gone = Vec::new();
+        for id in &self.walkers {
+            let flow = self.flows.get_mut(*id);
+            if !flow.is_some_and(|flow| {
+                flow.forget_walk(now, resumptions);
+                flow.has_walk()
+            }) {
+                gone.push(*id);
+            }
+        }
+        for id in gone {
+            self.walkers.remove(&id);
+            self.forget_if_idle(id);
         }
     }
 

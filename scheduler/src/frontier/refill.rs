@@ -3,18 +3,20 @@
 use std::collections::HashMap;
 
 use dodo_common::clock::Millis;
-use dodo_common::db::schedule::{Past, Refill};
+use dodo_common::db::schedule::{Look, Past, Refill};
 
 use crate::frontier::exits::{Gate, Region};
 use crate::frontier::flow::{Flow, FlowId};
 use crate::frontier::{CROWDED_WAIT_MS, FlowKey, Frontier};
 
-/// Flows to refill by one statement.
+/// Flows that only go on with their walk, in one turn: they look at many rows, and others do not wait for that.
+const WALKS_MAX: usize = 20;
+
+/// What one statement is to look for.
 #[derive(Debug, Default)]
 pub struct Wanted {
-    pub flows: Vec<FlowKey>,
-    /// How many rows to ask for of each.
-    pub limits: Vec<i64>,
+    /// One for each flow, and another one behind it for each that walks.
+    pub looks: Vec<Look>,
     pub past: Past,
 }
 
@@ -48,7 +50,16 @@ impl Frontier {
                 self.hungry.insert(id);
             }
         }
-        let ids: Vec<FlowId> = self.hungry.iter().take(count).copied().collect();
+        let mut ids: Vec<FlowId> = self.hungry.iter().take(count).copied().collect();
+        let walks = self.walks.len().min(WALKS_MAX);
+        for id in self.walks.drain(..walks) {
+            if let Some(walk) = self.flows.get_mut(id).and_then(Flow::walk) {
+                walk.queued = false;
+            }
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
         let shut = if self.crowded { self.shut(now) } else { Vec::new() };
         // Flows that look past the same regions are read together: mostly all of them, since they look past none.
         let mut wanted: HashMap<Vec<Region>, Wanted> = HashMap::new();
@@ -61,27 +72,37 @@ impl Frontier {
                 regions.sort();
                 regions.dedup();
             }
-            let limit = flow.asks(now) as i64;
+            let behind = flow.asks_behind(now, self.budgets.resumptions());
+            let look = |limit, after| Look { tenant: key.0.clone(), host: key.1.clone(), limit, after };
+            let head = look(flow.asks(now) as i64, None);
+            let behind = behind.map(|(after, limit)| look(limit as i64, Some(after)));
             let past = |regions: &Vec<Region>| Wanted { past: self.budgets.past(regions), ..Wanted::default() };
             let wanted = wanted.entry(regions).or_insert_with_key(past);
-            wanted.flows.push(key);
-            wanted.limits.push(limit);
+            wanted.looks.push(head);
+            wanted.looks.extend(behind);
         }
         wanted.into_values().collect()
     }
 
-    /// Takes what a refill found; `limit` is what was asked for.
+    /// Takes what a look of a refill found; `limit` is what was asked for.
     pub fn refilled(&mut self, now: Millis, refill: Refill, limit: i64) {
         let Some(id) = self.flow(&refill.tenant, &refill.host) else { return };
         let Some(flow) = self.flows.get_mut(id) else { return };
-        flow.refill(now, refill.due, limit.max(0) as usize, &self.taken);
+        let (tenant, host) = (refill.tenant.clone(), refill.host.clone());
+        flow.refill(now, refill, limit.max(0) as usize, &self.taken, self.budgets.resumptions());
+        if flow.is_asked() {
+            return;
+        }
+        if flow.has_walk() {
+            self.walkers.insert(id);
+        }
         let unknown = flow.dispatches().filter(|dispatch| self.budgets.get(*dispatch).is_none());
-        self.unknown_dispatches.extend(unknown.map(|dispatch| (refill.tenant.clone(), dispatch)));
+        self.unknown_dispatches.extend(unknown.map(|dispatch| (tenant.clone(), dispatch)));
         if !flow.is_empty() {
             self.places.look_up_once(flow.host);
         }
         if !flow.more {
-            self.short.insert((refill.tenant, refill.host));
+            self.short.insert((tenant, host));
         }
         self.enqueue(id);
     }
@@ -122,7 +143,13 @@ impl Frontier {
     /// A flow has used up its buffer, and the schedule has more of it: while there are more flows than are held, it is
     /// another's turn.
     pub(super) fn refill_or_leave(&mut self, id: FlowId) {
-        if self.crowded && self.flows.get(id).is_some_and(Flow::is_empty) {
+        let flow = self.flows.get_mut(id);
+        if let Some(walk) = flow.filter(|flow| flow.is_empty()).and_then(Flow::walk) {
+            // It stays even so: it would never come to the end.
+            if !std::mem::replace(&mut walk.queued, true) {
+                self.walks.push_back(id);
+            }
+        } else if self.crowded && self.flows.get(id).is_some_and(Flow::is_empty) {
             self.forget_flow(id);
         } else {
             self.hungry.insert(id);

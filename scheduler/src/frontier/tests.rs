@@ -5,6 +5,7 @@ mod clock;
 mod refill;
 mod region;
 mod turn;
+mod walk;
 
 use dodo_common::db::host::HostState;
 use dodo_common::db::schedule::{DueJob, Refill};
@@ -53,7 +54,7 @@ impl Bench {
     /// A refill finds so many jobs.
     fn find(&mut self, host: &str, count: usize) {
         let due = (0..count).map(|_| due_job(self.dispatch)).collect();
-        let refill = Refill { tenant: TENANT.to_owned(), host: host.to_owned(), due };
+        let refill = Refill { tenant: TENANT.to_owned(), host: host.to_owned(), due, ..Refill::default() };
         self.frontier.refilled(0, refill, 10_000);
     }
 

@@ -49,4 +49,5 @@ mod torture;
 mod trap;
 mod unknown;
 mod up;
+mod walk;
 mod web;

@@ -15,7 +15,8 @@ fn a_spent_budget_lets_go_on_what_it_does_not_hold() {
     let rules = Rules { host_concurrency: 8, idle: false, max_pages: Some(1), ..Rules::idle() };
     bench.frontier.set_rules(bench.dispatch, rules.clone());
     let due = [true, false, true, false, true].map(|exempt| DueJob { exempt, ..due_job(bench.dispatch) });
-    let refill = Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due: due.to_vec() };
+    let refill =
+        Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due: due.to_vec(), ..Refill::default() };
     bench.frontier.refilled(0, refill, 10_000);
     let asked = bench.frontier.wants_view(10);
     bench.frontier.viewed(0, &asked, vec![prepared("http://a", &["10.0.0.1"])]);
@@ -51,7 +52,11 @@ fn a_crawl_that_ends_makes_again_what_was_lost() {
     let due = [(bench.dispatch, false), (other, true), (bench.dispatch, true), (other, false)];
     let due = due.map(|(dispatch, exempt)| DueJob { exempt, ..due_job(dispatch) }).to_vec();
     bench.add("http://a", "10.0.0.1", 0);
-    bench.frontier.refilled(0, Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due }, 10_000);
+    bench.frontier.refilled(
+        0,
+        Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due, ..Refill::default() },
+        10_000,
+    );
     let asked = bench.frontier.wants_view(10);
     bench.frontier.viewed(0, &asked, vec![prepared("http://a", &["10.0.0.1"])]);
     let picked = bench.frontier.pick(0, 10);
@@ -121,7 +126,11 @@ fn a_batch_of_what_is_over_a_budget_has_one_tenant_and_one_reason() {
     bench.frontier.set_rules(other, Rules { idle: false, max_pages: Some(1), pages: 1, ..Rules::idle() });
     for (tenant, dispatch) in [("b", other), (TENANT, bench.dispatch), ("a", other), (TENANT, other), ("b", other)] {
         let due = vec![due_job(dispatch), due_job(dispatch)];
-        bench.frontier.refilled(0, Refill { tenant: tenant.to_owned(), host: "http://a".to_owned(), due }, 10_000);
+        bench.frontier.refilled(
+            0,
+            Refill { tenant: tenant.to_owned(), host: "http://a".to_owned(), due, ..Refill::default() },
+            10_000,
+        );
         bench.pick(0);
         for key in bench.frontier.take_unread(10) {
             bench.frontier.set_given(&key, (2, 0));

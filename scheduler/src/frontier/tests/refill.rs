@@ -1,5 +1,6 @@
 //! Refills: how much is read when, and more flows than are held.
 
+use dodo_common::db::schedule::Look;
 use dodo_common::model::cause::Cause;
 
 use super::*;
@@ -10,14 +11,14 @@ use crate::frontier::refill::Wanted;
 /// Refills the only flow as the schedule would, were it endless; returns how many rows were asked for.
 fn refill_endless(bench: &mut Bench, now: Millis) -> usize {
     let asked = bench.frontier.wants_refill(now, 10);
-    let [Wanted { flows, limits, .. }] = asked.as_slice() else { return 0 };
-    let (key, limit) = (&flows[0], &limits[0]);
+    let [Wanted { looks, .. }] = asked.as_slice() else { return 0 };
+    let Look { tenant, host, limit, .. } = &looks[0];
     // What is issued is still in the schedule, and in front.
     let busy: Vec<Uuid> = bench.frontier.issued.values().map(|issued| issued.key.id).collect();
     let fresh = std::iter::repeat_with(Uuid::now_v7).take(*limit as usize - busy.len());
     let due: Vec<DueJob> =
         busy.iter().copied().chain(fresh).map(|id| DueJob { id, ..due_job(bench.dispatch) }).collect();
-    let refill = Refill { tenant: key.0.clone(), host: key.1.clone(), due };
+    let refill = Refill { tenant: tenant.clone(), host: host.clone(), due, ..Refill::default() };
     bench.frontier.refilled(now, refill, *limit);
     *limit as usize
 }
@@ -66,7 +67,7 @@ fn with_enough_in_the_buffer_a_hint_waits() {
 fn bring(frontier: &mut Frontier, dispatch: Uuid, host: &str, count: usize, limit: i64) {
     frontier.found(TENANT, host);
     let due = (0..count).map(|_| due_job(dispatch)).collect();
-    frontier.refilled(0, Refill { tenant: TENANT.to_owned(), host: host.to_owned(), due }, limit);
+    frontier.refilled(0, Refill { tenant: TENANT.to_owned(), host: host.to_owned(), due, ..Refill::default() }, limit);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dodo_common::db::proxy::ProxyRow;
+use dodo_common::db::schedule::Look;
 use dodo_common::model::cause::Cause;
 use dodo_common::model::proxy::ProxyWord;
 use dodo_common::stream::question::Waiting;
@@ -69,11 +70,11 @@ impl Schedule {
     /// What the dispatcher reads before it issues. Returns the dispatches that were looked past.
     fn serve(&self, frontier: &mut Frontier, now: Millis, address: impl Fn(&str) -> String) -> Vec<Uuid> {
         let mut looked_past = Vec::new();
-        for Wanted { flows, limits, past } in frontier.wants_refill(now, 100) {
-            for ((tenant, host), limit) in flows.into_iter().zip(limits) {
+        for Wanted { looks, past } in frontier.wants_refill(now, 100) {
+            for Look { tenant, host, limit, .. } in looks {
                 let is_due = |(at, job): &&(String, DueJob)| *at == host && !past.all.contains(&job.dispatch);
                 let due = self.jobs.iter().filter(is_due).take(limit as usize).map(|(_, job)| job.clone()).collect();
-                frontier.refilled(now, Refill { tenant, host, due }, limit);
+                frontier.refilled(now, Refill { tenant, host, due, ..Refill::default() }, limit);
             }
             looked_past.extend(past.all);
         }
@@ -204,7 +205,7 @@ fn for_a_trial_one_flow_comes_back_and_then_all() {
     assert!(frontier.wants_refill(QUARANTINE_MS, 100).is_empty(), "nobody comes back while the window is full");
     let trial = frontier.pick(QUARANTINE_MS, 100);
     assert_eq!(trial.len(), 1);
-    let read: usize = frontier.wants_refill(QUARANTINE_MS, 100).iter().map(|wanted| wanted.flows.len()).sum();
+    let read: usize = frontier.wants_refill(QUARANTINE_MS, 100).iter().map(|wanted| wanted.looks.len()).sum();
     assert_eq!(read, 1, "only that one is read anew");
     assert_eq!(frontier.census()[&(TENANT, eu, Cause::Quarantine)], HOSTS as i64 - 1);
     let entry = StreamId { ms: 1, seq: 0 };

@@ -13,7 +13,7 @@ fn tenants_take_turns() {
     let mut bench = Bench::new(0, 100);
     bench.add("http://a", "10.0.0.1", 50);
     let due = (0..50).map(|_| due_job(bench.dispatch)).collect();
-    let refill = Refill { tenant: "other".to_owned(), host: "http://a".to_owned(), due };
+    let refill = Refill { tenant: "other".to_owned(), host: "http://a".to_owned(), due, ..Refill::default() };
     bench.frontier.refilled(0, refill, 1000);
     let picks = bench.frontier.pick(0, 10);
     assert_eq!(picks.iter().filter(|pick| pick.key.tenant == "other").count(), 5);
@@ -25,7 +25,7 @@ fn suspects_wait_for_one_another_and_nobody_waits_for_them() {
     bench.frontier.set_suspects_max(1);
     bench.frontier.gained(TENANT, "");
     let due = (0..8).map(|n| DueJob { alone: n < 5, ..due_job(bench.dispatch) }).collect();
-    let refill = Refill { tenant: TENANT.to_owned(), host: String::new(), due };
+    let refill = Refill { tenant: TENANT.to_owned(), host: String::new(), due, ..Refill::default() };
     bench.frontier.refilled(0, refill, 100);
     let mut pick = |frontier: &mut Frontier| -> Vec<bool> {
         let picks = frontier.pick(0, 100);
@@ -67,7 +67,7 @@ fn suspects_wait_for_one_another_and_nobody_waits_for_them() {
     frontier.adopt(2, StreamId { ms: 90, seq: 0 }, adopted(true));
     frontier.adopt(2, StreamId { ms: 91, seq: 0 }, adopted(true));
     let due = (0..2).map(|_| DueJob { alone: true, ..due_job(bench.dispatch) }).collect();
-    frontier.refilled(2, Refill { tenant: TENANT.to_owned(), host: String::new(), due }, 100);
+    frontier.refilled(2, Refill { tenant: TENANT.to_owned(), host: String::new(), due, ..Refill::default() }, 100);
     assert_eq!(pick(frontier), [true], "a third has room, a fourth has not");
 }
 
