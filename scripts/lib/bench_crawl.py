@@ -47,16 +47,22 @@ def poll(api: str, dispatch: str, up: subprocess.Popen[bytes], pause: float, unt
         time.sleep(pause)
 
 
-def wait_done(api: str, dispatch: str, up: subprocess.Popen[bytes]) -> tuple[dict, float]:
-    """The finished dispatch, and when its last job had ended, seconds after its start."""
-    fetched = 0.0
+def wait_done(api: str, dispatch: str, up: subprocess.Popen[bytes]) -> dict:
+    """The finished dispatch."""
     for state in poll(api, dispatch, up, 0.1):
-        progress = state["progress"]
-        if not fetched and progress["scheduled"] and progress["scheduled"] == progress["finished"]:
-            fetched = datetime.now().timestamp() - datetime.fromisoformat(state["created_at"]).timestamp()
         if state["state"] == "done":
-            return state, fetched
+            return state
     raise AssertionError("poll ends by itself only with the program")
+
+
+def last_end(api: str, dispatch: str) -> str:
+    """When the last job of a dispatch ended, by its row: the progress follows half a second behind."""
+    ends: list[str] = []
+    after = ""
+    while jobs := fetch(api, f"/v1/jobs?dispatch={dispatch}&limit=1000{after}"):
+        ends += [job["finished_at"] for job in jobs]
+        after = f"&after={jobs[-1]['id']}"
+    return max(ends, key=datetime.fromisoformat)
 
 
 def crawl(options: argparse.Namespace) -> list[Row]:
@@ -136,8 +142,9 @@ def run(options: argparse.Namespace, work: pathlib.Path, children: list[subproce
     roots = [child.pid for child in children]
     # Servers have started and hardly anything is fetched: what they used so far is not the crawl's.
     before = cpu_seconds(roots)
-    state, fetched_s = wait_done(api, dispatch, up)
+    state = wait_done(api, dispatch, up)
     after = cpu_seconds(roots)
+    fetched_s = seconds_between(state["created_at"], last_end(api, dispatch))
     if state["progress"]["pages"] != pages or state["progress"]["failed"]:
         sys.exit(f"bench: {pages} pages were to be fetched: {state['progress']}")
     cpu_s = {name: after.get(name, 0) - before.get(name, 0) for name in ROLES}
