@@ -72,7 +72,9 @@ pub struct Frontier {
     /// A flow was refused since the scan began.
     refused: bool,
     turns: Turns,
-    timers: BTreeSet<(Millis, FlowId)>,
+    /// When a flow may go on, and when something of its host ended last: hosts that wait for the same moment, as those at one
+    /// address do, take turns.
+    timers: BTreeSet<(Millis, Millis, FlowId)>,
     hungry: HashSet<FlowId>,
     /// Flows that go on with their walk, in their order.
     walks: VecDeque<FlowId>,
@@ -252,7 +254,7 @@ impl Frontier {
         if !self.hungry.is_empty() || !self.walks.is_empty() {
             return Some(NEVER);
         }
-        let issue = self.timers.first().map(|(at, _)| *at);
+        let issue = self.timers.first().map(|(at, ..)| *at);
         let refill = self.refill_timers.first().map(|(at, _)| *at);
         issue.into_iter().chain(refill).min()
     }

@@ -14,7 +14,7 @@ use crate::frontier::host_budget::{HostRoom, Over};
 use crate::frontier::over_budget::OVER_BUDGET_MAX;
 use crate::frontier::place::{HostId, Stay};
 use crate::frontier::{CROWDED_WAIT_MS, Frontier};
-use crate::politeness::Wait;
+use crate::politeness::{NEVER, Wait};
 
 /// Rules that are not known yet are there after this long, milliseconds.
 pub const RULES_MS: Millis = 5;
@@ -38,10 +38,10 @@ impl Frontier {
     /// Picks at most `count` jobs that may be issued now. Each is in flight from here on; tell
     /// [`Frontier::issued`] its entry, or [`Frontier::complete_all`] if the push failed.
     pub fn pick(&mut self, now: Millis, count: usize) -> Vec<Pick> {
-        while let Some((at, _)) = self.timers.first()
+        while let Some((at, ..)) = self.timers.first()
             && *at <= now
         {
-            if let Some((_, id)) = self.timers.pop_first() {
+            if let Some((.., id)) = self.timers.pop_first() {
                 self.enqueue(id);
             }
         }
@@ -165,14 +165,14 @@ impl Frontier {
     }
 
     fn wait(&mut self, now: Millis, id: FlowId, wait: Wait) {
-        if let Some(flow) = self.flows.get_mut(id) {
-            flow.waits = wait.cause;
-        }
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        flow.waits = wait.cause;
         let Some(at) = wait.until else { return };
+        let last_ms = self.places.clock(flow.host).map_or(NEVER, |clock| clock.last_completion_ms);
         if self.crowded && at > now + CROWDED_WAIT_MS {
             self.forget_flow(id);
         } else {
-            self.timers.insert((at, id));
+            self.timers.insert((at, last_ms, id));
         }
     }
 }

@@ -47,6 +47,27 @@ fn hosts_that_share_only_their_second_address_share_its_clock() {
 }
 
 #[test]
+fn hosts_at_one_address_take_turns() {
+    let mut bench = Bench::new(1000, 1);
+    let names = ["http://a", "http://b", "http://c"];
+    for name in names {
+        bench.add(name, "10.0.0.9", 3);
+    }
+    let mut order = Vec::new();
+    for turn in 0..9 {
+        let now = turn * 1200;
+        order.extend(bench.pick(now));
+        bench.settle(now + 200);
+        assert!(bench.pick(now + 1199).is_empty());
+    }
+    assert_eq!(order.len(), 9);
+    for round in order.chunks_mut(3) {
+        round.sort();
+        assert_eq!(round, names, "each has its turn");
+    }
+}
+
+#[test]
 fn an_adopted_entry_occupies_every_address_of_its_host() {
     let mut bench = Bench::new(1000, 1);
     bench.frontier.complete_all(0);
