@@ -181,6 +181,14 @@ impl Plan {
         };
         Some(Plan { interval_ms: Some(interval_ms), modified_ms: None, last: Some(last) })
     }
+
+    /// The same where nobody answered, as of a host that cannot be reached: nothing says that the page is not there.
+    pub fn after_silence(&self, bounds: &Revisit, job: Uuid, at_ms: Millis) -> Option<Plan> {
+        let last = self.last.clone()?;
+        let next = Plan { last: Some(Last { failures: 0, ..last.clone() }), ..self.clone() };
+        let next = next.after(bounds, job, at_ms, None)?;
+        Some(Plan { last: next.last.map(|next| Last { failures: last.failures, ..next }), ..next })
+    }
 }
 
 #[cfg(test)]
@@ -233,6 +241,22 @@ mod tests {
         assert_eq!(interval(Some(&second)), 1_400_000);
         let last = second.last.expect("it was visited");
         assert_eq!((last.visits, last.at_ms), (2, 5));
+    }
+
+    #[test]
+    fn silence_gives_up_no_page() {
+        let bounds = Revisit { min_s: 100, max_s: 10_000 };
+        let mut plan = Plan::default().after(&bounds, Uuid::nil(), 0, page("a")).expect("it goes on");
+        for step in 1..20 {
+            plan = plan.after_silence(&bounds, Uuid::nil(), step).expect("it goes on");
+        }
+        assert_eq!(interval(Some(&plan)), 10_000_000, "but less and less often");
+        assert_eq!(plan.last.as_ref().map(|last| (last.visits, last.failures)), Some((20, 0)));
+        // What was missed before counts on.
+        let missed = |plan: &Plan| plan.after(&bounds, Uuid::nil(), 30, None);
+        let twice = missed(&missed(&plan).expect("once")).expect("twice");
+        assert!(missed(&twice.after_silence(&bounds, Uuid::nil(), 31).expect("it goes on")).is_none());
+        assert!(Plan::default().after_silence(&bounds, Uuid::nil(), 0).is_none(), "no first visit found a page");
     }
 
     #[test]

@@ -103,6 +103,7 @@ async fn answer(State(site): State<Site>, request: Request) -> Response {
             let body = format!("<a href=/stable>x</a>{late} visit {before}");
             ([("etag", format!("\"{before}\""))], Html(body)).into_response()
         }
+        "/odd" if before == 1 => "no page this time".into_response(),
         "/gone" if before > 0 => StatusCode::NOT_FOUND.into_response(),
         // What nobody has asked for.
         "/liar" => not_modified(),
@@ -330,5 +331,22 @@ async fn a_killed_worker_loses_no_visit() -> Result<()> {
         assert_eq!(visits.pending.len(), 1, "{path}");
     }
     end(&cluster, &dispatch).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_answer_of_another_type_ends_no_visits() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let site = Site::start(&mut cluster).await?;
+    let _scheduler = cluster.scheduler().await?;
+    let _worker = cluster.worker()?;
+    let crawl = json!({ "urls": [site.url("/odd")], "delay_ms": 0, "depth": 0, "sitemaps": false, "content_types": ["text/html"],
+        "revisit": { "min_s": 1, "max_s": 2 } });
+    let dispatch = cluster.post("/v1/crawls", &crawl).await?;
+    let visited = async || Ok(site.hits("/odd").len() >= 4);
+    cluster.until("it is visited on", LIMIT, visited).await?;
+    let id: Uuid = dispatch.parse()?;
+    let unwanted = "SELECT count(*) FROM crawl_log WHERE dispatch = $1 AND outcome = 'unwanted'";
+    assert_eq!(cluster.sql().await?.query_one(unwanted, &[&id]).await?.get::<_, i64>(0), 1);
     Ok(())
 }

@@ -100,11 +100,11 @@ impl Before {
             seen.last_modified = seen.last_modified.or_else(|| before.last_modified.clone());
         }
         let at_ms = finished.started_ms.unwrap_or_default();
-        self.followed_by(job, at_ms, Some(seen), kept.map(|(_, spared)| spared))
+        let next = self.plan.after(&self.bounds, job.key.id, at_ms, Some(seen));
+        self.followed_by(next, kept.map(|(_, spared)| spared))
     }
 
-    fn followed_by(&self, job: &Job, at_ms: i64, seen: Option<Seen>, spared: Option<Spared>) -> Box<Revisited> {
-        let next = self.plan.after(&self.bounds, job.key.id, at_ms, seen);
+    fn followed_by(&self, next: Option<Plan>, spared: Option<Spared>) -> Box<Revisited> {
         Box::new(Revisited {
             next: next.map(|plan| (Uuid::now_v7(), plan)),
             again: self.plan.last.is_some(),
@@ -119,7 +119,8 @@ impl Before {
 /// A page that was there at an earlier visit, and was not to be had at this one, is due again all the same, some times.
 pub async fn missed(ctx: &Context, job: &Job, done: &mut Done) {
     let Effect::Finished { job: finished, .. } = &mut done.effect else { return };
-    let is_miss = matches!(finished.outcome, Outcome::HttpError | Outcome::Dead | Outcome::Robots | Outcome::Refused);
+    use Outcome::{Dead, HttpError, Refused, Robots, Unwanted};
+    let is_miss = matches!(finished.outcome, HttpError | Dead | Robots | Refused | Unwanted);
     if !is_miss || job.payload.is_none() {
         return;
     }
@@ -130,7 +131,12 @@ pub async fn missed(ctx: &Context, job: &Job, done: &mut Done) {
     if let Some(bounds) = crawl.spec.revisit {
         let before = Before { bounds, plan: plan_of(job), original: None };
         let at_ms = finished.started_ms.unwrap_or_else(|| ctx.clock.now_ms());
-        finished.revisited = Some(before.followed_by(job, at_ms, None, None));
+        let next = if finished.status.is_some() || finished.outcome == Robots {
+            before.plan.after(&before.bounds, job.key.id, at_ms, None)
+        } else {
+            before.plan.after_silence(&before.bounds, job.key.id, at_ms)
+        };
+        finished.revisited = Some(before.followed_by(next, None));
     }
 }
 
