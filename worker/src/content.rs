@@ -50,20 +50,21 @@ impl Contents {
         let digest = place.rotate_left(1) ^ xxh3_128(page.digest.as_bytes());
         let mut halves = self.halves.lock().expect("no panic under this lock");
         let (young, old) = &*halves;
-        let same = young.digests.get(&digest).or_else(|| old.digests.get(&digest));
-        let near = || page.print.and_then(|print| young.near(place, print).or_else(|| old.near(place, print)));
-        let found = match same {
-            Some(url) => Some((Novelty::Duplicate, url)),
-            None => near().map(|url| (Novelty::NearDuplicate, url)),
-        };
-        if let Some((novelty, url)) = found {
-            return if **url == *page.url { (Novelty::Fresh, None) } else { (novelty, Some(Arc::clone(url))) };
+        let same = young.digests.get(&digest).or_else(|| old.digests.get(&digest)).cloned();
+        if let Some(url) = same.as_ref().filter(|url| ***url != *page.url) {
+            return (Novelty::Duplicate, Some(Arc::clone(url)));
         }
-        if young.is_full() {
-            halves.1 = std::mem::take(&mut halves.0);
+        let near = page.print.and_then(|print| young.near(place, print).or_else(|| old.near(place, print))).cloned();
+        let original = near.clone().filter(|url| **url != *page.url);
+        if same.is_none() && (near.is_none() || original.is_some()) {
+            if young.is_full() {
+                halves.1 = std::mem::take(&mut halves.0);
+            }
+            // What repeats another page nearly may be repeated exactly. By its words the first one is told.
+            let print = page.print.filter(|_| original.is_none());
+            halves.0.remember(place, digest, Page { print, ..page });
         }
-        halves.0.remember(place, digest, page);
-        (Novelty::Fresh, None)
+        (if original.is_some() { Novelty::NearDuplicate } else { Novelty::Fresh }, original)
     }
 }
 
@@ -110,7 +111,10 @@ mod tests {
         assert_eq!(look(page(one, "h", "a", "x", Some(0b1111))), fresh);
         assert_eq!(look(page(one, "h", "b", "x", None)), of_a(Novelty::Duplicate));
         assert_eq!(look(page(one, "h", "c", "y", Some(0b0001))), of_a(Novelty::NearDuplicate));
-        assert_eq!(look(page(one, "h", "d", "y", Some(0b1111_0000))), fresh, "eight bits away");
+        assert_eq!(look(page(one, "h", "d", "w", Some(0b1111_0000))), fresh, "eight bits away");
+        let of_c = (Novelty::Duplicate, Some("c".to_owned()));
+        assert_eq!(look(page(one, "h", "f", "y", Some(0b0001))), of_c, "the same bytes as those of a near duplicate");
+        assert_eq!(look(page(one, "h", "c", "y", Some(0b0001))), of_a(Novelty::NearDuplicate), "again, by another try");
         assert_eq!(look(page(one, "h", "e", "z", None)), fresh);
         // The same page by another try, another host, another crawl.
         assert_eq!(look(page(one, "h", "a", "x", Some(0b1111))), fresh);
