@@ -7,6 +7,7 @@ use axum::extract::State;
 use chrono::{DateTime, Utc};
 use dodo_common::clock::Millis;
 use dodo_common::db::explain::{self, HostReport, JobReport};
+use dodo_common::db::host::HostState;
 use dodo_common::db::worker::{self, consumer_name};
 use dodo_common::db::{dispatch, segment};
 use dodo_common::model::cause::Cause;
@@ -64,6 +65,10 @@ pub struct Holder {
     pub slot: Option<i32>,
 }
 
+/// What is to be said of a URL that no crawl has seen: which of it, the rows do not tell.
+const UNSEEN: &str = "No crawl has it in its seen-set: no fetched page in scope links to it, or only by links that are not followed, \
+                      at the last depth or marked nofollow.";
+
 /// Every decision about a URL or a job
 #[utoipa::path(get, path = "/v1/why", params(WhyQuery), responses((status = 200, body = Why), (status = 404)))]
 pub async fn why(State(api): State<Api>, Params(query): Params<WhyQuery>) -> ApiResult<Json<Why>> {
@@ -103,7 +108,7 @@ pub async fn why(State(api): State<Api>, Params(query): Params<WhyQuery>) -> Api
         }
     }
     if jobs.is_empty() {
-        lines.push("No crawl has it in its seen-set: no fetched page in scope links to it.".to_owned());
+        lines.push(UNSEEN.to_owned());
     }
     lines.extend(views.iter().filter_map(|view| view.scope_line(&jobs)));
     for job in jobs.iter().rev() {
@@ -253,6 +258,9 @@ fn host_lines(
 
 /// What robots.txt says to a crawl that calls itself so, or by our name.
 fn robots_line(url: &Canonical, host: &HostReport, agent: Option<&str>) -> String {
+    if host.robots.is_none() && host.state != HostState::Ready.as_str() {
+        return "Its robots.txt has not been read: until then nothing is fetched.".to_owned();
+    }
     let robots = Robots::parse(host.robots.as_deref().unwrap_or_default());
     let path = url.url.query().map_or(url.url.path().to_owned(), |query| format!("{}?{query}", url.url.path()));
     let verdict = robots.decide(agent.unwrap_or(AGENT), &path);
