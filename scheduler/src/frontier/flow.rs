@@ -159,10 +159,12 @@ impl Flow {
 
     /// Where a refill is to look beside the head, and for how many: the walk goes on, unless there is enough behind.
     pub fn asks_behind(&mut self, now: Millis, resumptions: u64) -> Option<(Position, usize)> {
-        if self.walk.as_ref().is_some_and(|walk| walk.is_over(now, resumptions)) {
-            self.walk = None;
-        }
         let walk = self.walk.as_mut()?;
+        if walk.is_over(now, resumptions) {
+            // This refill looks at the head alone.
+            walk.begin_again(now, resumptions);
+            return None;
+        }
         let room = self.room.saturating_sub(walk.behind.min(self.buffer.len()));
         (room > 0).then(|| (walk.ask(), room))
     }
@@ -170,6 +172,13 @@ impl Flow {
     /// The walk that is not at its end.
     pub fn walk(&mut self) -> Option<&mut Walk> {
         self.walk.as_deref_mut().filter(|walk| !walk.has_ended())
+    }
+
+    /// A job is back where it stood.
+    pub fn came_back(&mut self) {
+        if let Some(walk) = &mut self.walk {
+            walk.set_stale();
+        }
     }
 
     /// It walks, or has come to the end: what comes behind is found at once.
@@ -193,7 +202,7 @@ impl Flow {
     /// first. What a walk has found stands behind that.
     pub fn refill(&mut self, now: Millis, refill: Refill, limit: usize, taken: &HashSet<Uuid>, resumptions: u64) {
         if let Some(after) = refill.after {
-            return self.refill_behind(after, refill, taken);
+            return self.refill_behind(now, after, refill, taken);
         }
         let full = refill.due.len() >= limit;
         let (mut behind, mut alone) = (VecDeque::new(), VecDeque::new());
@@ -229,14 +238,14 @@ impl Flow {
     }
 
     /// Takes what the walk has found, behind all that is buffered.
-    fn refill_behind(&mut self, after: Position, refill: Refill, taken: &HashSet<Uuid>) {
+    fn refill_behind(&mut self, now: Millis, after: Position, refill: Refill, taken: &HashSet<Uuid>) {
         // The head has ended it where less is passed over by now.
         let Some(mut walk) = self.walk.take() else { return };
         let suspects = self.suspects.len();
         let buffered = self.append(refill.due, taken);
         let found = buffered > 0 || self.suspects.len() > suspects;
         walk.behind = walk.behind.min(self.buffer.len() - buffered) + buffered;
-        if walk.answer(after, refill.upto, found) {
+        if walk.answer(now, after, refill.upto, found) {
             self.more = refill.upto.is_some() || self.buffer.len() >= BUFFER_MAX;
         }
         self.walk = Some(walk);

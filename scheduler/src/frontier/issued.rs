@@ -141,7 +141,12 @@ impl Frontier {
                 self.flow(&issued.key.tenant, &host)
             });
             match id {
-                Some(id) if in_ms <= 0 => self.look_again(id),
+                Some(id) if in_ms <= 0 => {
+                    if let Some(flow) = self.flows.get_mut(id) {
+                        flow.came_back();
+                    }
+                    self.look_again(id);
+                }
                 Some(id) => self.refill_at(now + in_ms + 1, id),
                 None => {}
             }

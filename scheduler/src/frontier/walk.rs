@@ -3,8 +3,10 @@
 //! Each refill looks at the head anew, and from where the walk is at what stands behind. So a job behind a million of a
 //! paused dispatch is found after some refills, each of them short, and one that is due before all others at once.
 
+use chrono::{DateTime, Utc};
 use dodo_common::clock::Millis;
 use dodo_common::db::schedule::Position;
+use uuid::Uuid;
 
 /// A walk that has found something, or come to the end, begins again after this long, milliseconds: jobs may have come, or
 /// come back, where it has been.
@@ -14,7 +16,8 @@ pub const WALK_MS: Millis = 30_000;
 pub struct Walk {
     /// All before it has been looked at.
     at: Position,
-    began_ms: Millis,
+    /// When it had found nothing yet, and not come to the end, for the last time.
+    since_ms: Millis,
     /// How many dispatches had been resumed when it began.
     resumed: u64,
     found: bool,
@@ -25,11 +28,34 @@ pub struct Walk {
     pub behind: usize,
     /// It waits for its turn among the walks.
     pub queued: bool,
+    /// It is to begin again.
+    stale: bool,
 }
 
 impl Walk {
     pub fn new(now: Millis, at: Position, resumed: u64) -> Self {
-        Self { at, began_ms: now, resumed, found: false, ended: false, asked: None, behind: 0, queued: false }
+        Self {
+            at,
+            since_ms: now,
+            resumed,
+            found: false,
+            ended: false,
+            asked: None,
+            behind: 0,
+            queued: false,
+            stale: false,
+        }
+    }
+
+    /// Goes back to the head. What it has found stays buffered.
+    pub fn begin_again(&mut self, now: Millis, resumed: u64) {
+        let first = Position { priority: i16::MIN, run_at: DateTime::<Utc>::MIN_UTC, id: Uuid::nil() };
+        *self = Self { behind: self.behind, queued: self.queued, ..Self::new(now, first, resumed) };
+    }
+
+    /// A job has come back where it may have been already.
+    pub fn set_stale(&mut self) {
+        self.stale = true;
     }
 
     /// Where it goes on.
@@ -44,9 +70,12 @@ impl Walk {
     }
 
     /// Takes the answer of a refill from `after`; false: it was not asked for.
-    pub fn answer(&mut self, after: Position, upto: Option<Position>, found: bool) -> bool {
+    pub fn answer(&mut self, now: Millis, after: Position, upto: Option<Position>, found: bool) -> bool {
         if self.asked.take() != Some(after) {
             return false;
+        }
+        if !self.found && !self.ended {
+            self.since_ms = now;
         }
         self.found |= found;
         self.ended = upto.is_none();
@@ -68,6 +97,6 @@ impl Walk {
     /// It is to begin again: a dispatch was resumed, whose jobs it may have passed over, or it was long ago. One that has
     /// found nothing yet goes on first.
     pub fn is_over(&self, now: Millis, resumed: u64) -> bool {
-        self.resumed != resumed || ((self.found || self.ended) && now - self.began_ms >= WALK_MS)
+        self.stale || self.resumed != resumed || ((self.found || self.ended) && now - self.since_ms >= WALK_MS)
     }
 }

@@ -152,6 +152,33 @@ fn what_comes_behind_a_walk_that_has_ended_is_found_at_once() {
 }
 
 #[test]
+fn what_a_long_walk_has_found_is_kept() {
+    let mut schedule = Schedule::new();
+    let (paused, other) = (schedule.dispatch(true), schedule.dispatch(false));
+    schedule.add(paused, 5000, 0);
+    schedule.add(other, 100, 0);
+    schedule.frontier.gained(TENANT, "http://a");
+    let mut now = 0;
+    while schedule.turn(now).is_empty() {
+        now += 1000;
+        assert!(now < 1_000_000, "it is never reached");
+    }
+    assert!(now > 2 * WALK_MS, "a walk of {now} ms is none");
+    let mut issued = 0;
+    for turn in 0..25 {
+        if turn == 10 {
+            // What goes on elsewhere has it begin again, and so does a job that comes back.
+            let elsewhere = schedule.dispatch(true);
+            schedule.set(elsewhere, false);
+        }
+        now += 1000;
+        schedule.frontier.gained(TENANT, "http://a");
+        issued += schedule.turn(now).len();
+    }
+    assert!(issued >= 24, "{issued} of the jobs that it had found");
+}
+
+#[test]
 fn what_comes_where_a_walk_has_been_is_found_by_the_next() {
     let mut schedule = Schedule::new();
     let (paused, other) = (schedule.dispatch(true), schedule.dispatch(false));
