@@ -26,7 +26,8 @@ const REST: u32 = 4;
 /// How far a tenant's schedule has been walked.
 #[derive(Debug, Default)]
 struct Walk {
-    of: HashSet<Uuid>,
+    /// Each with how it ends.
+    of: HashSet<(Uuid, Outcome)>,
     after: Uuid,
     found: bool,
     took: Duration,
@@ -34,13 +35,13 @@ struct Walk {
 }
 
 impl Walk {
-    /// Another dispatch is looked for: those before here have not been looked at for it.
-    fn look_for(&mut self, ids: HashSet<Uuid>) {
-        if !ids.is_subset(&self.of) {
+    /// Another dispatch is looked for, or for another end: those before here have not been looked at for it.
+    fn look_for(&mut self, of: HashSet<(Uuid, Outcome)>) {
+        if !of.is_subset(&self.of) {
             self.found = true;
             self.rests_until = None;
         }
-        self.of = ids;
+        self.of = of;
     }
 
     fn reached(&mut self, stretch: &Stretch, took: Duration) {
@@ -111,7 +112,7 @@ async fn walk_on(ctx: &Context, term: &Term, ending: &[Ending], walk: &mut Walk)
     let ids: Vec<Uuid> = ending.iter().map(|ending| ending.id).collect();
     let is_spent = |ending: &&Ending| ending.outcome == Outcome::Budget;
     let spent: Vec<Uuid> = ending.iter().filter(is_spent).map(|ending| ending.id).collect();
-    walk.look_for(ids.iter().copied().collect());
+    walk.look_for(ending.iter().map(|ending| (ending.id, ending.outcome)).collect());
     if walk.rests_until.is_some_and(|until| Instant::now() < until) {
         return Ok(0);
     }

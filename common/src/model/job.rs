@@ -88,7 +88,7 @@ pub struct Job {
 }
 
 /// How a job ended, as `crawl_log.outcome` says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// Fetched, or done.
     Ok,
