@@ -35,22 +35,22 @@ pub async fn order(db: &Db, tenant: &str, id: Uuid, order: Order) -> DbResult<Or
         // Whoever starts a dispatch share-locks its parent: it is seen below, or it sees what is written here.
         let row = tx
             .query_opt(
-                "-- dispatch-to-order\nSELECT state, ending, note, paused_at IS NOT NULL FROM dispatch WHERE tenant = $1 AND id = $2 FOR UPDATE",
+                "-- dispatch-to-order\nSELECT state, ending, note FROM dispatch WHERE tenant = $1 AND id = $2 FOR UPDATE",
                 &[&tenant, &id],
             )
             .await?;
         let Some(row) = row else { return Ok(Ordered::Unknown) };
         let (state, ending): (String, Option<String>) = (row.get(0), row.get(1));
-        if order == Order::Cancel && ending.as_deref() == Some(Outcome::Cancelled.as_str()) {
+        let is_cancelled = ending.as_deref() == Some(Outcome::Cancelled.as_str());
+        if order == Order::Cancel && is_cancelled {
             return Ok(Ordered::Holds);
         }
         let note = row.get::<_, Option<String>>(2).map_or(String::new(), |note| format!(": {note}"));
         if state == "done" {
             return Ok(Ordered::Refused(format!("dispatch {id} is done{note}")));
         }
-        // What is made again of one whose budget is spent waits for the end of a pause, as everything does.
-        let resumes = order == Order::Resume && row.get(3);
-        if ending.is_some() && order != Order::Cancel && !resumes {
+        // What is made again of one whose budget is spent can be held, too.
+        if is_cancelled {
             return Ok(Ordered::Refused(format!("dispatch {id} is ending{note}")));
         }
         let mut ids = vec![id];
@@ -74,9 +74,9 @@ async fn write(tx: &Transaction<'_>, tenant: &str, ids: &[Uuid], order: Order) -
              note = 'it was cancelled at ' || to_char(clock_timestamp(), 'YYYY-MM-DD HH24:MI:SS') || ' UTC'"
         }
     };
-    let live = if order == Order::Pause { "ending IS NULL" } else { "ending IS DISTINCT FROM 'cancelled'" };
     let sql = format!(
-        "-- order-dispatches\nUPDATE dispatch SET {set} WHERE tenant = $1 AND id = ANY ($2) AND state <> 'done' AND {live}"
+        "-- order-dispatches
+         UPDATE dispatch SET {set} WHERE tenant = $1 AND id = ANY ($2) AND state <> 'done' AND ending IS DISTINCT FROM 'cancelled'"
     );
     tx.execute(&sql, &[&tenant, &ids]).await?;
     let rows = tx
