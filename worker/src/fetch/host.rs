@@ -151,10 +151,13 @@ fn without_rules(name: &str) -> HostUpdate {
 /// The text of a robots.txt, as far as it is read. It ends with a whole line: the start of a rule is another rule.
 fn rules_of(encoding: Option<&str>, body: &[u8], is_whole: bool) -> Result<Vec<u8>, DecodeError> {
     let (text, is_all) = match decode::prefix(encoding, body, is_whole, ROBOTS_BYTES_MAX) {
-        Ok((text, is_all)) => (text, is_whole && is_all),
+        Ok((text, is_all)) if !text.is_empty() || body.is_empty() => (text, is_whole && is_all),
         // Some servers name an encoding, and send none.
-        Err(_) if is_text(body) => (Cow::Borrowed(body), is_whole),
+        _ if is_text(body) => (Cow::Borrowed(body), is_whole),
         Err(error) => return Err(error),
+        // Of what is cut, nothing could be unpacked; or it is an empty file.
+        Ok((text, _)) if is_whole => (text, true),
+        Ok(_) => return Err(DecodeError::Unsupported("a packed file of which nothing can be read".to_owned())),
     };
     let mut text = text.into_owned();
     if !is_all {
@@ -167,7 +170,8 @@ fn rules_of(encoding: Option<&str>, body: &[u8], is_whole: bool) -> Result<Vec<u
 /// Nothing in it is of a packed file: each format begins with bytes that no text has among its first.
 fn is_text(body: &[u8]) -> bool {
     let is_control = |byte: &u8| byte.is_ascii_control() && !byte.is_ascii_whitespace();
-    std::str::from_utf8(body).is_ok() && !body.iter().any(is_control)
+    // It may be cut within a character.
+    std::str::from_utf8(body).err().is_none_or(|error| error.error_len().is_none()) && !body.iter().any(is_control)
 }
 
 /// A preparation that failed: the host waits, and is dead after the last one (RFC 9309 2.3.1.4: while
@@ -277,6 +281,10 @@ mod tests {
         let packed = gzip(text);
         assert!(rules_of(Some("gzip"), &packed[..packed.len() - 6], true).is_err(), "without its end");
         assert!(rules_of(Some("br"), &packed, true).is_err(), "packed in another way");
+        assert!(rules_of(Some("br"), &packed[..20], false).is_err(), "and cut as well");
+        assert_eq!(rules_of(Some("gzip"), &gzip(b""), true).expect("it is sound"), b"");
+        let cut = "User-agent: *\nDisallow: /\n# é".as_bytes();
+        assert_eq!(rules_of(Some("gzip"), &cut[..cut.len() - 1], false).expect("a text"), text, "mislabelled and cut");
         // Mislabelled: a text is a text.
         for encoding in ["gzip", "br", "zstd", "utf-8", "none"] {
             assert_eq!(rules_of(Some(encoding), text, true).expect(encoding), text, "{encoding}");
