@@ -211,8 +211,9 @@ pub enum Word {
     Answers,
     /// It answers, but its rate limit has nothing left: it is left alone for so many milliseconds.
     Waits { ms: i64, reason: String },
-    /// Nobody answers at its addresses, and its name has others now. Its robots.txt stays good as long as it was.
-    Moved { addresses: Vec<String> },
+    /// Nobody answers at its addresses, and its name has others now: it is prepared anew. What was issued before that sends
+    /// nothing, since no clock of the other addresses was asked for it.
+    Moved,
     /// It said 429 or 503: the same, and after [`HOST_REFUSALS_MAX`] in a row its jobs end for a while.
     Refuses { ms: i64, reason: String },
 }
@@ -222,7 +223,7 @@ impl Hold {
     pub fn ms(&self) -> Option<i64> {
         match &self.word {
             Word::Answers => None,
-            Word::Moved { .. } => Some(0),
+            Word::Moved => Some(0),
             Word::Waits { ms, .. } | Word::Refuses { ms, .. } => Some(*ms),
         }
     }
@@ -236,9 +237,10 @@ pub async fn hold(tx: &Transaction<'_>, hold: &Hold) -> DbResult<()> {
             let sql = "-- calm-host\nUPDATE host SET refusals = 0 WHERE host = $1 AND refusals > 0";
             tx.execute(sql, &[&hold.host]).await?;
         }
-        Word::Moved { addresses } => {
-            let sql = "-- move-host\nUPDATE host SET addresses = $2 WHERE host = $1 AND state = 'ready'";
-            tx.execute(sql, &[&hold.host, addresses]).await?;
+        Word::Moved => {
+            let sql =
+                "-- move-host\nUPDATE host SET valid_until = clock_timestamp() WHERE host = $1 AND state = 'ready'";
+            tx.execute(sql, &[&hold.host]).await?;
         }
         Word::Waits { ms, reason } => {
             tx.execute(

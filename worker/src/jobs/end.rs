@@ -166,16 +166,14 @@ pub async fn unread(ctx: &Context, entry: StreamId, job: &Job, what: &str, error
     Done::new(entry, Effect::Returned)
 }
 
-/// A try that found nobody at the addresses of its host. They are good for a day, but a site may move sooner: what its name
-/// says now goes to its row.
+/// A try that found nobody at the addresses of its host. They are good for a day, but a site may move sooner.
 pub async fn unreachable(ctx: &Context, entry: StreamId, job: &Job, pinned: &[IpAddr], why: &str) -> Done {
     let mut done = retry(ctx, entry, job, why);
     let Ok(url) = Url::parse(api_origin(&job.host).unwrap_or(&job.host)) else { return done };
     if let Resolved::Addresses(addresses) = ctx.fetcher.resolver.resolve(&url).await
         && addresses.iter().any(|address| !pinned.contains(address))
     {
-        let addresses = addresses.iter().map(ToString::to_string).collect();
-        done.hold = Some(Hold { host: job.host.clone(), word: Word::Moved { addresses } });
+        done.hold = Some(Hold { host: job.host.clone(), word: Word::Moved });
     }
     done
 }
