@@ -17,7 +17,7 @@ use reqwest::header::HeaderMap;
 use url::Url;
 
 use crate::fetch::body::Cut;
-use crate::fetch::decode::{self, DecodeError};
+use crate::fetch::decode;
 use crate::fetch::proxy::FetchError;
 use crate::fetch::resolve::Resolved;
 use crate::fetch::{AGENT, Ask, Fetcher};
@@ -149,15 +149,15 @@ fn without_rules(name: &str) -> HostUpdate {
 }
 
 /// The text of a robots.txt, as far as it is read. It ends with a whole line: the start of a rule is another rule.
-fn rules_of(encoding: Option<&str>, body: &[u8], is_whole: bool) -> Result<Vec<u8>, DecodeError> {
+fn rules_of(encoding: Option<&str>, body: &[u8], is_whole: bool) -> Result<Vec<u8>, String> {
     let (text, is_all) = match decode::prefix(encoding, body, is_whole, ROBOTS_BYTES_MAX) {
         Ok((text, is_all)) if !text.is_empty() || body.is_empty() => (text, is_whole && is_all),
         // Some servers name an encoding, and send none.
         _ if is_text(body) => (Cow::Borrowed(body), is_whole),
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.to_string()),
         // Of what is cut, nothing could be unpacked; or it is an empty file.
         Ok((text, _)) if is_whole => (text, true),
-        Ok(_) => return Err(DecodeError::Unsupported("a packed file of which nothing can be read".to_owned())),
+        Ok(_) => return Err("it is cut, and nothing of it can be unpacked".to_owned()),
     };
     let mut text = text.into_owned();
     if !is_all {
