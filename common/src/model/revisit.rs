@@ -184,10 +184,10 @@ impl Plan {
 
     /// The same where nobody answered, as of a host that cannot be reached: nothing says that the page is not there.
     pub fn after_silence(&self, bounds: &Revisit, job: Uuid, at_ms: Millis) -> Option<Plan> {
-        let last = self.last.clone()?;
-        let next = Plan { last: Some(Last { failures: 0, ..last.clone() }), ..self.clone() };
-        let next = next.after(bounds, job, at_ms, None)?;
-        Some(Plan { last: next.last.map(|next| Last { failures: last.failures, ..next }), ..next })
+        let mut plan = self.clone();
+        let failures = std::mem::take(&mut plan.last.as_mut()?.failures);
+        let next = plan.after(bounds, job, at_ms, None)?;
+        Some(Plan { last: next.last.map(|last| Last { failures, ..last }), ..next })
     }
 }
 
