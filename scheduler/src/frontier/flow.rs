@@ -118,7 +118,7 @@ impl Flow {
     pub fn come_back(&mut self, region: &Region) -> bool {
         let Some(job) = self.take_aside(region) else { return false };
         // Others of its region were passed over.
-        self.walk = None;
+        self.came_back();
         let queue = if job.alone { &mut self.suspects } else { &mut self.buffer };
         queue.push_front(job);
         true
@@ -174,7 +174,7 @@ impl Flow {
         self.walk.as_deref_mut().filter(|walk| !walk.has_ended())
     }
 
-    /// A job is back where it stood.
+    /// A job is back where it stood, or more than one where a walk has been: it begins again.
     pub fn came_back(&mut self) {
         if let Some(walk) = &mut self.walk {
             walk.set_stale();
