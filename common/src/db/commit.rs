@@ -184,8 +184,7 @@ WITH j AS MATERIALIZED (
 ), linked AS (
   INSERT INTO page_link (tenant, dispatch, url_hash, job, links)
   -- Of several visits of a page, as remakes are, the last one: a row may be written once in a statement.
-  SELECT DISTINCT ON (w.tenant, w.dispatch, w.url_hash) w.tenant, w.dispatch, w.url_hash, w.id,
-         string_to_array(j.links, E'\\n')
+  SELECT DISTINCT ON (w.tenant, w.dispatch, w.url_hash) w.tenant, w.dispatch, w.url_hash, w.id, j.links
     FROM won w JOIN j ON j.n = w.n WHERE j.links IS NOT NULL AND w.url_hash IS NOT NULL
    ORDER BY 1, 2, 3, w.started_ms DESC NULLS LAST, w.id DESC
   ON CONFLICT (tenant, dispatch, url_hash) DO UPDATE SET job = excluded.job, links = excluded.links

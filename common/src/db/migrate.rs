@@ -25,6 +25,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (14, "proxy_pool", include_str!("../../../sql/migrations/0014_proxy_pool.sql")),
     (15, "revisit", include_str!("../../../sql/migrations/0015_revisit.sql")),
     (16, "link_statistics", include_str!("../../../sql/migrations/0016_link_statistics.sql")),
+    (17, "plain_links", include_str!("../../../sql/migrations/0017_plain_links.sql")),
 ];
 
 /// Applies what is missing; returns the versions that were applied.

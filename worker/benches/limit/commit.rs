@@ -19,7 +19,7 @@ CREATE TABLE schedule (hash uuid PRIMARY KEY, url text NOT NULL);
 CREATE TABLE url (hash uuid PRIMARY KEY);
 CREATE TABLE log (hash uuid PRIMARY KEY, url text NOT NULL, body_bytes int8 NOT NULL, digest text NOT NULL,
   entry text NOT NULL, finished_at timestamptz NOT NULL DEFAULT now());
-CREATE TABLE page_link (hash uuid PRIMARY KEY, links text[] NOT NULL)";
+CREATE TABLE page_link (hash uuid PRIMARY KEY, links text NOT NULL)";
 
 /// A whole transaction: the jobs go, their log, their links, the new URLs and the jobs for these come.
 const COMMIT: &str = "
@@ -33,7 +33,7 @@ WITH page AS MATERIALIZED (
   INSERT INTO log (hash, url, body_bytes, digest, entry)
   SELECT hash, url, body_bytes, digest, entry FROM won RETURNING hash
 ), linked AS (
-  INSERT INTO page_link (hash, links) SELECT hash, string_to_array(links, E'\\n') FROM won
+  INSERT INTO page_link (hash, links) SELECT hash, links FROM won
   RETURNING cardinality(links) AS n
 ), found AS MATERIALIZED (
   SELECT * FROM unnest($6::uuid[], $7::text[]) AS f(hash, url)
