@@ -29,6 +29,7 @@ POSTGRES = {
     "autovacuum_vacuum_cost_limit": "2000",
     "autovacuum_vacuum_scale_factor": "0.05",
     "autovacuum_analyze_scale_factor": "0.05",
+    "default_statistics_target": "20",
     "jit": "off",
     "dynamic_shared_memory_type": "mmap",
     "max_parallel_workers_per_gather": "0",

@@ -17,7 +17,7 @@ use crate::politeness::NEVER;
 
 /// Due ids asked for and buffered: a few, and more the faster they go.
 pub const BUFFER_MIN: usize = 32;
-pub const BUFFER_MAX: usize = 2048;
+pub const BUFFER_MAX: usize = 4096;
 /// A buffer that lasts less than this is doubled, one that lasts more than that is halved, milliseconds.
 const BUFFER_SHORT_MS: Millis = 1_000;
 const BUFFER_LONG_MS: Millis = 30_000;
@@ -81,9 +81,9 @@ impl Flow {
         *self = Self::new(Arc::clone(&self.tenant), self.host);
     }
 
-    /// It is time for a refill; before, there is enough.
+    /// It is time for a refill, which reads again what is buffered and issued; before, there is enough.
     pub fn is_low(&self) -> bool {
-        self.buffer.len() <= self.room / 4
+        self.buffer.len() <= self.room / 8
     }
 
     pub fn is_empty(&self) -> bool {

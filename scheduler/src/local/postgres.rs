@@ -274,6 +274,8 @@ autovacuum_naptime = 10s
 autovacuum_vacuum_cost_limit = 2000
 autovacuum_vacuum_scale_factor = 0.05
 autovacuum_analyze_scale_factor = 0.05
+# Queries are by key: little is to be known of what columns hold, and a log of forty of them is looked at all day.
+default_statistics_target = 20
 jit = off
 # /dev/shm is tiny or closed in many containers; nothing here runs in parallel workers.
 dynamic_shared_memory_type = mmap
