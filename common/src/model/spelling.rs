@@ -43,12 +43,9 @@ pub fn spell(raw: &str, base: &Url, rules: &UrlRules) -> Result<Spelt, UrlError>
 /// The reference behind its origin or its directory, if nothing of it would be changed: no dot segment, no escape, nothing
 /// that the WHATWG parser escapes or strips, nothing that a rule looks at.
 fn plain(raw: &str, base: &Url, rules: &UrlRules) -> Option<String> {
-    // As `ruled` begins: no NUL, what the WHATWG parser trims, and the fragment.
-    if raw.contains('\0') {
-        return None;
-    }
-    let trimmed = raw.trim_matches(|c| c <= ' ');
-    let reference = trimmed.split_once('#').map_or(trimmed, |(reference, _)| reference);
+    // Most are a path and nothing else.
+    let is_path = raw.bytes().all(is_kept);
+    let reference = if is_path { raw } else { trimmed(raw)? };
     let origin = &base[..Position::BeforePath];
     let (start, rest) = match reference.strip_prefix(origin) {
         Some(path) if path.starts_with('/') => (origin, path),
@@ -56,18 +53,33 @@ fn plain(raw: &str, base: &Url, rules: &UrlRules) -> Option<String> {
         _ if reference.starts_with('/') => (origin, reference),
         _ => (directory(base), reference),
     };
-    let (path, query) = rest.split_once('?').map_or((rest, None), |(path, query)| (path, Some(query)));
+    let split = if is_path { None } else { rest.split_once('?') };
+    let (path, query) = split.map_or((rest, None), |(path, query)| (path, Some(query)));
     // A colon in the first segment ends a scheme. A path that begins so is empty otherwise: the reference is a query.
-    if path.is_empty() || path.starts_with('.') || path.contains("/.") || !path.starts_with('/') && path.contains(':') {
+    let has_dot = path.starts_with('.') || path.as_bytes().windows(2).any(|two| two == b"/.");
+    if path.is_empty() || has_dot || !path.starts_with('/') && path.contains(':') {
         return None;
     }
-    let is_plain =
-        path.bytes().all(is_kept) && query.is_none_or(|query| !query.is_empty() && query.bytes().all(is_kept_in_query));
+    let is_plain = is_path
+        || path.bytes().all(is_kept)
+            && query.is_none_or(|query| !query.is_empty() && query.bytes().all(is_kept_in_query));
     let is_ruled = rules.may_change(path, query.is_some()) || rules.may_change(start, false);
     if !is_plain || is_ruled || start.len() + rest.len() > URL_BYTES_MAX {
         return None;
     }
-    Some([start, rest].concat())
+    let mut text = String::with_capacity(start.len() + rest.len());
+    text.push_str(start);
+    text.push_str(rest);
+    Some(text)
+}
+
+/// As `ruled` begins: no NUL, what the WHATWG parser trims, and the fragment.
+fn trimmed(raw: &str) -> Option<&str> {
+    if raw.contains('\0') {
+        return None;
+    }
+    let trimmed = raw.trim_matches(|c| c <= ' ');
+    Some(trimmed.split_once('#').map_or(trimmed, |(reference, _)| reference))
 }
 
 /// What relative references stand behind.

@@ -3,6 +3,8 @@
 //! No tree is built. What the tree tells the tokenizer is followed as far as tags show it: elements that hold text only, and
 //! where SVG or MathML begins and ends (13.2.6.5). What it says beyond that, as of a `<textarea>` within a `<select>`, is not.
 
+use std::ops::Range;
+
 use memchr::{memchr, memchr_iter, memchr2, memmem};
 
 /// SVG and MathML that is nested deeper is taken for what is around it.
@@ -74,20 +76,21 @@ impl<'t> Tags<'t> {
         self.skip(if in_foreign && rest.starts_with("[CDATA[") { "]]>" } else { ">" })
     }
 
-    /// Reads the tag whose name begins here: its name, its attributes as they are written, and whether it closes itself.
-    fn tag(&mut self) -> Option<(Name, &'t str, bool)> {
-        let rest = self.rest();
-        let name_bytes = rest.bytes().position(ends_name)?;
-        let (name, behind) = rest.split_at(name_bytes);
-        let mut attributes = Attributes { rest: behind, closes_itself: false };
-        while attributes.next().is_some() {}
-        let end = after(attributes.rest, b'>')?;
-        self.at = self.text.len() - end.len();
-        Some((Name::of(name), &behind[..behind.len() - attributes.rest.len()], attributes.closes_itself))
+    /// Reads the tag whose name begins here: its name and its attributes as they are written, and whether it closes itself.
+    fn tag(&mut self) -> Option<(&'t str, &'t str, bool)> {
+        let behind = end(self.text.as_bytes(), self.at, ENDS_NAME);
+        let mut attributes = Attributes { text: self.text, at: behind, closes_itself: false };
+        while attributes.step().is_some() {}
+        let (name, before) = (&self.text[self.at..behind], &self.text[behind..attributes.at]);
+        // Without that, the text ends within it.
+        self.text.as_bytes().get(attributes.at)?;
+        self.at = attributes.at + 1;
+        Some((name, before, attributes.closes_itself))
     }
 
     fn start_tag(&mut self) -> Option<Tag<'t>> {
         let (name, attributes, closes_itself) = self.tag()?;
+        let name = Name::of(name);
         let mut tag = Tag { name, attributes, text: None };
         let kind = self.open.last().map_or(Kind::Html, |open| open.kind);
         if kind != Kind::Html && breaks_out(&tag) {
@@ -108,6 +111,7 @@ impl<'t> Tags<'t> {
     fn end_tag(&mut self) -> Option<()> {
         let (name, ..) = self.tag()?;
         let Some(innermost) = self.open.last() else { return Some(()) };
+        let name = Name::of(name);
         match innermost.kind {
             Kind::Html if innermost.name == name => drop(self.open.pop()),
             Kind::Html => {}
@@ -161,18 +165,18 @@ impl<'t> Tag<'t> {
 
     /// As it is written; an attribute without a value has an empty one, and of several the first counts.
     pub fn attribute(&self, name: &str) -> Option<&'t str> {
-        let mut attributes = Attributes { rest: self.attributes, closes_itself: false };
+        let mut attributes = Attributes { text: self.attributes, at: 0, closes_itself: false };
         attributes.find(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 }
 
 impl Name {
     fn of(text: &str) -> Self {
-        let len = text.len().min(NAME_BYTES_MAX);
         let mut bytes = [0; NAME_BYTES_MAX];
-        bytes[..len].copy_from_slice(&text.as_bytes()[..len]);
-        bytes.make_ascii_lowercase();
-        Self { bytes, len }
+        for (lower, byte) in bytes.iter_mut().zip(text.bytes()) {
+            *lower = byte.to_ascii_lowercase();
+        }
+        Self { bytes, len: text.len().min(NAME_BYTES_MAX) }
     }
 
     fn as_bytes(&self) -> &[u8] {
@@ -182,50 +186,88 @@ impl Name {
 
 /// Attributes with their values; ends before the `>`, or with the text.
 struct Attributes<'t> {
-    rest: &'t str,
+    text: &'t str,
+    at: usize,
     /// There was a `/` before the end.
     closes_itself: bool,
+}
+
+impl Attributes<'_> {
+    /// Where the next one has its name and its value.
+    fn step(&mut self) -> Option<(Range<usize>, Range<usize>)> {
+        let bytes = self.text.as_bytes();
+        let start = end(bytes, self.at, !(SPACE | SLASH));
+        self.closes_itself = bytes[self.at..start].last() == Some(&b'/');
+        self.at = start;
+        bytes.get(start).filter(|first| **first != b'>')?;
+        // A `=` in front belongs to the name.
+        let name = start..end(bytes, start + 1, ENDS_NAME | EQUALS);
+        let behind = end(bytes, name.end, !SPACE);
+        if bytes.get(behind) != Some(&b'=') {
+            self.at = behind;
+            return Some((name, behind..behind));
+        }
+        let start = end(bytes, behind + 1, !SPACE);
+        let value = match bytes.get(start) {
+            Some(quote @ (b'"' | b'\'')) => {
+                let start = start + 1;
+                let end = memchr(*quote, &bytes[start..]).map_or(bytes.len(), |length| start + length);
+                self.at = bytes.len().min(end + 1);
+                start..end
+            }
+            _ => {
+                self.at = end(bytes, start, SPACE | MORE);
+                start..self.at
+            }
+        };
+        Some((name, value))
+    }
 }
 
 impl<'t> Iterator for Attributes<'t> {
     type Item = (&'t str, &'t str);
 
     fn next(&mut self) -> Option<(&'t str, &'t str)> {
-        let start = length(self.rest, |byte| !byte.is_ascii_whitespace() && byte != b'/');
-        self.closes_itself = self.rest.as_bytes()[..start].last() == Some(&b'/');
-        self.rest = &self.rest[start..];
-        // A `=` in front belongs to the name.
-        let first = self.rest.chars().next().filter(|first| *first != '>')?.len_utf8();
-        let (name, behind) =
-            self.rest.split_at(first + length(&self.rest[first..], |byte| ends_name(byte) || byte == b'='));
-        self.rest = behind.trim_ascii_start();
-        let Some(value) = after(self.rest, b'=') else { return Some((name, "")) };
-        let value = value.trim_ascii_start();
-        let (value, behind) = match value.as_bytes().first() {
-            Some(quote @ (b'"' | b'\'')) => {
-                let bytes = memchr(*quote, &value.as_bytes()[1..]).unwrap_or(value.len() - 1);
-                (&value[1..=bytes], value.get(bytes + 2..).unwrap_or_default())
-            }
-            _ => value.split_at(length(value, |byte| byte.is_ascii_whitespace() || byte == b'>')),
-        };
-        self.rest = behind;
-        Some((name, value))
+        // Each begins and ends beside an ASCII character.
+        self.step().map(|(name, value)| (&self.text[name], &self.text[value]))
     }
 }
 
+/// What a byte may be within a tag, a bit each; any other is [`OTHER`].
+const SPACE: u8 = 1;
+const SLASH: u8 = 2;
+const MORE: u8 = 4;
+const EQUALS: u8 = 8;
+const OTHER: u8 = 16;
 /// What ends the name of a tag.
+const ENDS_NAME: u8 = SPACE | SLASH | MORE;
+
+const CLASSES: [u8; 256] = {
+    let mut classes = [OTHER; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        classes[byte as usize] = match byte {
+            b'/' => SLASH,
+            b'>' => MORE,
+            b'=' => EQUALS,
+            _ if byte.is_ascii_whitespace() => SPACE,
+            _ => OTHER,
+        };
+        byte += 1;
+    }
+    classes
+};
+
+/// Where the first byte from `at` on is that is of one of these classes.
+fn end(text: &[u8], mut at: usize, classes: u8) -> usize {
+    while text.get(at).is_some_and(|byte| CLASSES[usize::from(*byte)] & classes == 0) {
+        at += 1;
+    }
+    at
+}
+
 fn ends_name(byte: u8) -> bool {
-    byte.is_ascii_whitespace() || matches!(byte, b'/' | b'>')
-}
-
-/// What follows `byte`, which is ASCII.
-fn after(text: &str, byte: u8) -> Option<&str> {
-    (text.as_bytes().first() == Some(&byte)).then(|| &text[1..])
-}
-
-/// The bytes before the first that `ends`, which is ASCII.
-fn length(text: &str, ends: impl Fn(u8) -> bool) -> usize {
-    text.bytes().position(ends).unwrap_or(text.len())
+    CLASSES[usize::from(byte)] & ENDS_NAME != 0
 }
 
 /// From behind `<!--` to behind its end; none if it has no end.
