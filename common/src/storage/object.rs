@@ -185,10 +185,10 @@ impl Store {
         }
     }
 
-    /// Puts an object unless there is one (`If-None-Match: *`). AWS decides that atomically; s3s-fs 0.14 honours the
-    /// header too, but looks before it writes, so that of two puts at the same moment both may be told `Created`,
-    /// and the object is whole and one of the two. A server that ignores the header overwrites. Callers are safe
-    /// under all three when what they put under a key is always the same.
+    /// Puts an object unless there is one (`If-None-Match: *`). AWS decides that atomically; others look before
+    /// they write, so that of two puts at the same moment both may be told `Created`, and the object is whole and one of the
+    /// two. A server that ignores the header overwrites. Callers are safe under all three when what they put under a key is
+    /// always the same.
     pub async fn put_new(&self, key: &str, body: Bytes) -> Result<PutOutcome, StoreError> {
         let path = parse_key(key)?;
         let put = self.objects().put_opts(&path, body.into(), PutMode::Create.into());

@@ -4,6 +4,7 @@
 //! socket of their directory, too. It keeps all its files under one directory, and outlives neither
 //! `dodo up` nor, if `dodo up` was killed, the next start on the same directory.
 
+mod new_object;
 pub mod postgres;
 pub mod redis;
 pub mod reviews;

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
+use crate::local::new_object::NewObjects;
 use crate::local::{kept_token, make_dir};
 
 /// What a request in flight is given at the end before its connection is cut.
@@ -99,6 +100,7 @@ impl S3Endpoint {
             FileSystem::new(&objects).map_err(|err| anyhow::anyhow!("cannot serve {}: {err:?}", objects.display()))?;
         let mut builder = S3ServiceBuilder::new(files);
         builder.set_auth(SimpleAuth::from_single(keys.access.clone(), keys.secret.clone()));
+        builder.set_route(NewObjects { objects: objects.clone() });
 
         let listener = StdTcpListener::bind(listen)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
@@ -210,7 +212,7 @@ async fn whole(objects: &Path, uri: &Uri, response: &Response<Body>) -> Option<B
 }
 
 /// The path of the object that a request is about, below the directory of all objects.
-fn name_of(uri: &Uri) -> Option<PathBuf> {
+pub(super) fn name_of(uri: &Uri) -> Option<PathBuf> {
     // A file url is a path with the same escapes.
     let path = Url::parse(&format!("file://{}", uri.path())).ok()?.to_file_path().ok()?;
     Some(path.strip_prefix("/").ok()?.to_owned())
@@ -218,7 +220,7 @@ fn name_of(uri: &Uri) -> Option<PathBuf> {
 
 /// Puts an object on disk before it is acknowledged: the acknowledgement is what allows its source
 /// to be trimmed, so it must survive a power cut, and s3s-fs renames files into place unsynced.
-/// Beside the object at BUCKET/KEY it keeps two side files named after both (s3s-fs 0.14 fs.rs).
+/// Beside the object it keeps two side files.
 fn sync(objects: &Path, uri: &Uri) -> io::Result<()> {
     let Some(name) = name_of(uri) else {
         return Ok(());
@@ -228,12 +230,8 @@ fn sync(objects: &Path, uri: &Uri) -> io::Result<()> {
         return Ok(()); // A new bucket, or a step of a multipart upload that is not its last.
     }
     File::open(&object)?.sync_all()?;
-    let mut parts = name.components();
-    let bucket = parts.next().map(|part| BASE64.encode(part.as_os_str().as_encoded_bytes()));
-    let key = BASE64.encode(parts.as_path().as_os_str().as_encoded_bytes());
     for side in ["metadata", "internal"] {
-        let side = objects.join(format!(".bucket-{}.object-{key}.{side}.json", bucket.as_deref().unwrap_or_default()));
-        match File::open(side) {
+        match File::open(side_file(objects, &name, side)) {
             Ok(file) => file.sync_all()?,
             Err(err) if err.kind() == io::ErrorKind::NotFound => {}
             Err(err) => return Err(err),
@@ -244,6 +242,19 @@ fn sync(objects: &Path, uri: &Uri) -> io::Result<()> {
         File::open(dir)?.sync_all()?;
     }
     Ok(())
+}
+
+/// Where s3s-fs keeps what it knows of the object at BUCKET/KEY besides what it holds (0.14, fs.rs).
+fn side_file(objects: &Path, name: &Path, side: &str) -> PathBuf {
+    let mut parts = name.components();
+    let bucket = parts.next().map(|part| BASE64.encode(part.as_os_str().as_encoded_bytes()));
+    let key = BASE64.encode(parts.as_path().as_os_str().as_encoded_bytes());
+    objects.join(format!(".bucket-{}.object-{key}.{side}.json", bucket.unwrap_or_default()))
+}
+
+/// Where it keeps its tag.
+pub(super) fn internal_file(objects: &Path, name: &Path) -> PathBuf {
+    side_file(objects, name, "internal")
 }
 
 /// Serves connections until `stop`; the listener closes with this task.

@@ -8,6 +8,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
+use dodo_common::storage::object::{PutOutcome, S3Settings, Store, StoreError};
 use dodo_scheduler::local::postgres::PostgresServer;
 use dodo_scheduler::local::redis::RedisServer;
 use dodo_scheduler::local::s3::{Fault, S3Endpoint};
@@ -132,6 +134,46 @@ async fn s3_refuses_strangers_injects_faults_and_frees_its_port() -> Result<()> 
     let again = S3Endpoint::start_on(dir.path(), "archive", Some(s3.port()))?;
     assert_eq!(again.secret_key(), s3.secret_key());
     assert_eq!(get(&addr, "/archive/key")?.0, 403);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_puts_at_the_same_moment_one_makes_the_object() -> Result<()> {
+    dodo_common::install_tls_provider();
+    let dir = open_dir()?;
+    let s3 = S3Endpoint::start(dir.path(), "archive")?;
+    let store = |bucket: &str| {
+        Store::s3(&S3Settings {
+            endpoint: s3.endpoint(),
+            bucket: bucket.to_owned(),
+            region: "us-east-1".to_owned(),
+            access_key: s3.access_key().to_owned(),
+            secret_key: s3.secret_key().to_owned(),
+            allow_http: true,
+        })
+    };
+    let archive = store("archive")?;
+    for round in 0..8 {
+        let key = format!("archive/t/pages/{round}/1-2.warc.gz");
+        let bodies: Vec<Bytes> = (0..12_u8).map(|n| Bytes::from(vec![n; 100_000 + usize::from(n)])).collect();
+        let puts = bodies.iter().map(|body| archive.put_new(&key, body.clone()));
+        let outcomes: Vec<PutOutcome> = futures::future::try_join_all(puts).await?;
+        let created: Vec<usize> = (0..12).filter(|n| outcomes[*n] == PutOutcome::Created).collect();
+        assert_eq!(created.len(), 1, "{outcomes:?}");
+        assert!(archive.get(&key).await? == bodies[created[0]], "it is the one that was created");
+        assert_eq!(archive.put_new(&key, bodies[0].clone()).await?, PutOutcome::Exists);
+    }
+    let listed = archive.list("archive/", None).await?;
+    assert_eq!(listed.len(), 8);
+    for (key, _) in &listed {
+        archive.delete(key).await?;
+        assert_eq!(archive.put_new(key, Bytes::from_static(b"anew")).await?, PutOutcome::Created);
+        assert_eq!(archive.get(key).await?, Bytes::from_static(b"anew"));
+    }
+    let missing = store("elsewhere")?.put_new("archive/x", Bytes::new()).await;
+    assert!(matches!(missing, Err(StoreError::BucketMissing { .. })), "{missing:?}");
+    let left = std::fs::read_dir(dir.path().join("objects"))?.filter_map(Result::ok);
+    assert!(left.map(|entry| entry.file_name()).all(|name| !name.to_string_lossy().starts_with(".tmp")));
     Ok(())
 }
 
