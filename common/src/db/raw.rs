@@ -54,13 +54,15 @@ pub async fn judge(db: &Db, stream: &str, entries: &[EntryKey]) -> DbResult<Vec<
     let statement = client
         .prepare_cached(
             "-- judge-entries
-             SELECT (SELECT r.processed FROM raw_result r WHERE r.tenant = k.tenant AND r.stream = $1 AND r.ms = k.ms
-                            AND r.seq = k.seq AND r.generation = k.generation),
-                    EXISTS (SELECT 1 FROM crawl_schedule c WHERE c.tenant = k.tenant AND c.id = k.job AND c.attempt = k.attempt)
+             SELECT r.processed,
+                    r.processed IS NULL
+                AND EXISTS (SELECT 1 FROM crawl_schedule c WHERE c.tenant = k.tenant AND c.id = k.job AND c.attempt = k.attempt)
                 AND EXISTS (SELECT 1 FROM worker w WHERE w.id = k.writer AND w.lost_at IS NULL AND w.ended_at IS NULL)
                 AND k.generation = (SELECT number FROM generation)
                FROM unnest($2::text[], $3::int8[], $4::int8[], $5::int8[], $6::uuid[], $7::int2[], $8::uuid[])
                     WITH ORDINALITY AS k(tenant, ms, seq, generation, job, attempt, writer, ord)
+               LEFT JOIN raw_result r ON r.tenant = k.tenant AND r.stream = $1 AND r.ms = k.ms AND r.seq = k.seq
+                AND r.generation = k.generation
               ORDER BY k.ord",
         )
         .await?;

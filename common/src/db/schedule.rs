@@ -348,10 +348,12 @@ pub async fn load(db: &Db, keys: &[JobKey]) -> DbResult<Batch> {
                          WHERE c.tenant = k.tenant AND c.id = k.id AND c.attempt = k.attempt OFFSET 0) s
                LEFT JOIN host h ON h.host = s.host
                LEFT JOIN dispatch d ON d.tenant = s.tenant AND d.id = s.dispatch
-               LEFT JOIN page_metadata m ON s.kind IN ('page_dispatch', 'get_metadata', 'get_page')
-                 AND m.tenant = s.tenant AND m.dispatch = s.dispatch
-               LEFT JOIN page_scrape p ON s.kind = 'get_page' AND p.tenant = s.tenant AND p.dispatch = s.dispatch
-                 AND p.page = s.page AND p.total_pages = s.total_pages",
+               -- Of the other kinds nothing is looked up: an outer join by itself looks first and compares kinds then.
+               LEFT JOIN LATERAL (SELECT * FROM page_metadata m WHERE s.kind IN ('page_dispatch', 'get_metadata', 'get_page')
+                                     AND m.tenant = s.tenant AND m.dispatch = s.dispatch OFFSET 0) m ON true
+               LEFT JOIN LATERAL (SELECT * FROM page_scrape p WHERE s.kind = 'get_page' AND p.tenant = s.tenant
+                                     AND p.dispatch = s.dispatch AND p.page = s.page AND p.total_pages = s.total_pages
+                                   OFFSET 0) p ON true",
         )
         .await?;
     let rows = client.query(&statement, &[&tenants, &ids, &attempts]).await?;

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::net::IpAddr;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use data_encoding::BASE32;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -187,7 +187,7 @@ fn record_head(kind: &str, record_id: Uuid, date_ms: i64) -> String {
 
 /// Fractions of a second are what 1.1 allows beyond 1.0 (5.4).
 fn date_text(date_ms: i64) -> String {
-    utc(date_ms).format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+    utc(date_ms).to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 fn field(head: &mut String, name: &str, value: &str) {
