@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::consumer::is_generation;
 use crate::context::Context;
 use crate::pressure::Held;
-use crate::seen::Seen;
+use crate::seen::{Claim, Seen};
 
 /// Committers of one worker: while one waits for the disk, the other gathers.
 pub const COMMITTERS: usize = 2;
@@ -207,7 +207,7 @@ fn parts(done: Vec<Done>) -> Vec<Vec<Done>> {
 /// a server that is away fails nothing, and nothing is acknowledged that was not committed.
 async fn settle(ctx: &Context, mut done: Vec<Done>) {
     append(ctx, &mut done).await;
-    forget_known(&ctx.seen, &mut done);
+    let claim = claim(&ctx.seen, &mut done).await;
     let (batch, ended) = batch_of(done);
     let committed = commit_batch(ctx, &batch).await;
     // Only what this commit wrote is certain: the links of a job that another had ended were not stored.
@@ -216,7 +216,27 @@ async fn settle(ctx: &Context, mut done: Vec<Done>) {
             ctx.seen.remember(*dispatch, job.found.iter().map(|found| UrlHash::from_uuid(found.hash)));
         }
     }
+    drop(claim);
     report(ctx, ended, committed).await;
+}
+
+/// Claims the links that may be new, and leaves out those that turn out not to be; waits for the other committer where both
+/// have found the same.
+async fn claim<'s>(seen: &'s Seen, done: &mut [Done]) -> Claim<'s> {
+    loop {
+        let freed = seen.freed();
+        forget_known(seen, done);
+        let found = done.iter().filter_map(|d| match &d.effect {
+            Effect::Finished { job, dispatch, .. } => Some((*dispatch, &job.found)),
+            _ => None,
+        });
+        let links = found
+            .flat_map(|(dispatch, found)| found.iter().map(move |found| (dispatch, UrlHash::from_uuid(found.hash))));
+        match seen.claim(links) {
+            Some(claim) => return claim,
+            None => freed.await,
+        }
+    }
 }
 
 /// Leaves out the links that have turned out to be in the seen-set since they were found.
