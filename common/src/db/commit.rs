@@ -154,14 +154,17 @@ WITH j AS MATERIALIZED (
   AS f(parent, id, hash, url, host, depth, hops)
 ), fresh AS (
   INSERT INTO url (tenant, hash, dispatch, job)
-  SELECT DISTINCT ON (won.tenant, f.hash, won.dispatch) won.tenant, f.hash, won.dispatch, f.id
+  -- In one order everywhere (no deadlocks), by what tells them apart at once.
+  SELECT DISTINCT ON (f.hash, won.dispatch, won.tenant) won.tenant, f.hash, won.dispatch, f.id
     FROM f JOIN won ON won.id = f.parent
-   ORDER BY 1, 2, 3, f.depth, f.hops
+   ORDER BY f.hash, won.dispatch, won.tenant, f.depth, f.hops
   ON CONFLICT DO NOTHING RETURNING tenant, dispatch, hash, job
 ), scheduled AS (
   INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, priority, depth, hops, url, url_hash, found_on)
   SELECT fresh.tenant, f.id, fresh.dispatch, 'crawl', f.host, won.priority, f.depth, f.hops, f.url, f.hash, f.parent
     FROM fresh JOIN f ON f.id = fresh.job JOIN won ON won.id = f.parent
+   -- Ids grow: each goes behind the last one.
+   ORDER BY f.id
   RETURNING tenant, host, found_on
 ), gained AS MATERIALIZED (
   SELECT found_on, count(*) AS n FROM scheduled GROUP BY found_on
