@@ -26,6 +26,10 @@ pub struct Segment {
 }
 
 /// Plans the segments of one range, all or none; the exclusion constraint refuses an overlap.
+///
+/// # Errors
+/// [`DbError::Input`] when more results lie in a range than the segment has: the others have left the stream, and no segment
+/// may say that it holds them.
 pub async fn plan(db: &Db, worker: &Incarnation, segments: &[Segment]) -> DbResult<()> {
     run_tx!(db, "plan-segments", |tx| {
         raw::authorise_worker(tx, worker).await?;
@@ -40,6 +44,31 @@ pub async fn plan(db: &Db, worker: &Incarnation, segments: &[Segment]) -> DbResu
                 ],
             )
             .await?;
+            let results: i64 = tx
+                .query_one(
+                    "-- count-results
+                 SELECT count(*) FROM raw_result WHERE tenant = $1 AND generation = $2 AND stream = $3
+                    AND (ms, seq) >= ($4, $5) AND (ms, seq) <= ($6, $7)",
+                    &[
+                        &s.tenant,
+                        &s.generation,
+                        &s.stream,
+                        &(s.first.ms as i64),
+                        &(s.first.seq as i64),
+                        &(s.last.ms as i64),
+                        &(s.last.seq as i64),
+                    ],
+                )
+                .await?
+                .get(0);
+            if results > i64::from(s.entries) {
+                return Err(DbError::Input(format!(
+                    "{} of the {results} results between {} and {} have left the stream",
+                    results - i64::from(s.entries),
+                    s.first,
+                    s.last
+                )));
+            }
         }
         Ok(())
     })

@@ -26,6 +26,27 @@ async fn a_segment_is_recorded_only_by_its_plan() -> Result<()> {
     Ok(())
 }
 
+/// Redis was restarted on older data, and something was appended since: what is between has gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_segment_is_planned_over_results_that_it_has_not() -> Result<()> {
+    let bench = Bench::start().await?;
+    let mut finished = Vec::new();
+    for ms in [5, 7, 9, 11] {
+        finished.push(page(&bench.job(None).await?, ms));
+    }
+    commit::commit(&bench.db, &bench.worker, &Batch { finished, ..Batch::default() }).await?;
+    let at = |ms| StreamId { ms, seq: 0 };
+    let of = ("default", "pages", bench.worker.generation);
+    let plan = |ends, entries| Segment { entries, ..segment_of(of, ends) };
+    let gap = [plan([at(5), at(5)], 1), plan([at(7), at(11)], 2)];
+    let refused = segment::plan(&bench.db, &bench.worker, &gap).await.expect_err("9-0 is missing").to_string();
+    assert_eq!(refused, "1 of the 3 results between 7-0 and 11-0 have left the stream");
+    assert_eq!(bench.count("archive_segment").await?, 0, "all or none");
+    let whole = [plan([at(5), at(5)], 1), plan([at(7), at(11)], 3)];
+    segment::plan(&bench.db, &bench.worker, &whole).await?;
+    Ok(())
+}
+
 fn segment_of((tenant, stream, generation): (&str, &str, i64), [first, last]: [StreamId; 2]) -> Segment {
     Segment {
         tenant: tenant.to_owned(),

@@ -174,12 +174,25 @@ async fn the_pages_stream_is_deleted() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_starts_from_an_older_snapshot() -> Result<()> {
+    older_snapshot(None).await
+}
+
+/// Workers go on meanwhile, and the archiver with them: what has left the stream is not to be taken for archived.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_starts_from_an_older_snapshot_while_nobody_leads() -> Result<()> {
+    older_snapshot(Some(Duration::from_secs(3))).await
+}
+
+async fn older_snapshot(leader_sleeps: Option<Duration>) -> Result<()> {
     let mut run = Run::start(1, 2).await?;
     let data = run.cluster.dir.path().join("redis");
     let copy = run.cluster.dir.path().join("redis-before");
     let copied = std::process::Command::new("cp").arg("-a").arg(&data).arg(&copy).status()?;
     assert!(copied.success());
     run.cluster.wait_finished(&run.dispatch, 60).await?;
+    if leader_sleeps.is_some() {
+        run.schedulers[0].signal(Signal::SIGSTOP);
+    }
     run.cluster.redis.kill();
     for entry in std::fs::read_dir(data.join("data"))? {
         let path = entry?.path();
@@ -188,6 +201,10 @@ async fn redis_starts_from_an_older_snapshot() -> Result<()> {
     let back = std::process::Command::new("cp").arg("-a").arg(copy.join("data/.")).arg(data.join("data")).status()?;
     assert!(back.success());
     run.cluster.redis.restart()?;
+    if let Some(time) = leader_sleeps {
+        tokio::time::sleep(time).await;
+        run.schedulers[0].signal(Signal::SIGCONT);
+    }
     run.judge().await
 }
 
