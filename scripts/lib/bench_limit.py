@@ -18,7 +18,7 @@ STEPS = {
     "worker_links_us": "links as a worker reads and spells them",
     "sha1_us": "SHA-1 of the body",
     "gzip_us": "record and its gzip member (level 1)",
-    "worker_record_us": "record as a worker makes it, SHA-1 of body and block included",
+    "worker_record_us": "record as a worker makes it, SHA-1 of the body included",
 }
 
 

@@ -72,7 +72,7 @@ class World:
             " JOIN dispatch_progress p ON p.dispatch = d.id LEFT JOIN dispatch_delta x ON x.dispatch = d.id"
             " GROUP BY d.id, d.kind, d.key, d.state, p.scheduled, p.finished, p.raw, p.pages, p.items"
         )
-        self.links = db.rows("SELECT p.dispatch, p.job, string_to_array(p.links, E'\\n') AS links FROM page_link p")
+        self.links = db.rows("SELECT p.dispatch, p.job, string_to_array(p.lines, E'\\n') AS links FROM page_link p")
         self.scraped = db.rows("SELECT dispatch, page, total_pages, items FROM page_scrape")
         self.records = db.rows("SELECT source, instance, external_id, text, rating FROM record")
         self.segments = db.rows("SELECT *, verified_at IS NOT NULL AS verified FROM archive_segment")

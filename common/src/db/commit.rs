@@ -185,12 +185,12 @@ WITH j AS MATERIALIZED (
   SELECT w.tenant, $31, w.raw_stream, w.raw_ms, w.raw_seq, w.dispatch, w.id, w.raw_stream <> 'items'
     FROM won w WHERE w.raw_stream IS NOT NULL AND NOT w.beaten
 ), linked AS (
-  INSERT INTO page_link (tenant, dispatch, url_hash, job, links)
+  INSERT INTO page_link (tenant, dispatch, url_hash, job, lines)
   -- Of several visits of a page, as remakes are, the last one: a row may be written once in a statement.
   SELECT DISTINCT ON (w.tenant, w.dispatch, w.url_hash) w.tenant, w.dispatch, w.url_hash, w.id, j.links
     FROM won w JOIN j ON j.n = w.n WHERE j.links IS NOT NULL AND w.url_hash IS NOT NULL
    ORDER BY 1, 2, 3, w.started_ms DESC NULLS LAST, w.id DESC
-  ON CONFLICT (tenant, dispatch, url_hash) DO UPDATE SET job = excluded.job, links = excluded.links
+  ON CONFLICT (tenant, dispatch, url_hash) DO UPDATE SET job = excluded.job, lines = excluded.lines
 ), delta AS (
   INSERT INTO dispatch_delta (tenant, dispatch, scheduled, finished, pages, failed, skipped, links, duplicates, bytes, raw, items)
   SELECT w.tenant, w.dispatch, coalesce(sum(g.n), 0), count(*),

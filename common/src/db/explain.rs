@@ -166,8 +166,8 @@ pub async fn links(db: &Db, tenant: &str, dispatch: Uuid, after: Option<Uuid>, l
         let rows = tx
             .query(
                 "-- export-links
-                 SELECT p.url_hash, p.job, l.url, string_to_array(p.links, E'\\n') FROM (
-                   SELECT q.*, sum(pg_column_size(q.links)) OVER (ORDER BY q.url_hash) - pg_column_size(q.links) AS before FROM (
+                 SELECT p.url_hash, p.job, l.url, string_to_array(p.lines, E'\\n') FROM (
+                   SELECT q.*, sum(pg_column_size(q.lines)) OVER (ORDER BY q.url_hash) - pg_column_size(q.lines) AS before FROM (
                      SELECT * FROM page_link WHERE tenant = $1 AND dispatch = $2 AND url_hash > $3
                       ORDER BY url_hash LIMIT $4) q) p
                    LEFT JOIN LATERAL (SELECT url FROM crawl_log l WHERE l.tenant = p.tenant AND l.id = p.job LIMIT 1) l ON true

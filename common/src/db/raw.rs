@@ -61,8 +61,9 @@ pub async fn judge(db: &Db, stream: &str, entries: &[EntryKey]) -> DbResult<Vec<
                 AND k.generation = (SELECT number FROM generation)
                FROM unnest($2::text[], $3::int8[], $4::int8[], $5::int8[], $6::uuid[], $7::int2[], $8::uuid[])
                     WITH ORDINALITY AS k(tenant, ms, seq, generation, job, attempt, writer, ord)
-               LEFT JOIN raw_result r ON r.tenant = k.tenant AND r.stream = $1 AND r.ms = k.ms AND r.seq = k.seq
-                AND r.generation = k.generation
+               -- One index lookup an entry, whatever the planner believes of the table's size.
+               LEFT JOIN LATERAL (SELECT r.processed FROM raw_result r WHERE r.tenant = k.tenant AND r.stream = $1
+                                     AND r.ms = k.ms AND r.seq = k.seq AND r.generation = k.generation OFFSET 0) r ON true
               ORDER BY k.ord",
         )
         .await?;

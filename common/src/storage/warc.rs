@@ -110,7 +110,7 @@ pub fn response_member(response: &Response<'_>) -> Member {
     // No digest of the whole block: it is the payload's all over again, but for a head that gzip's checksum covers.
     field(&mut head, "WARC-Payload-Digest", &payload_digest);
     field(&mut head, "Content-Type", "application/http;msgtype=response");
-    Member { bytes: gzip_record(head, &[response.http_head, response.body]), payload_digest }
+    Member { bytes: gzip_record(head, [response.http_head, response.body]), payload_digest }
 }
 
 /// The record of a page that is as it was. Its payload is that of the original, and so is its payload digest.
@@ -131,7 +131,7 @@ pub fn revisit_member(visit: &Visit<'_>) -> Member {
     field(&mut head, "WARC-Block-Digest", &labelled(Sha1::new().chain_update(visit.http_head)));
     field(&mut head, "WARC-Payload-Digest", visit.original_digest);
     field(&mut head, "Content-Type", "application/http;msgtype=response");
-    Member { bytes: gzip_record(head, &[visit.http_head]), payload_digest: visit.original_digest.to_owned() }
+    Member { bytes: gzip_record(head, [visit.http_head, &[]]), payload_digest: visit.original_digest.to_owned() }
 }
 
 /// What [`response_member`] gives as the digest of this body.
@@ -148,7 +148,7 @@ pub fn warcinfo_member(key: &str, date_ms: i64) -> Vec<u8> {
     field(&mut head, "WARC-Filename", &uri_text(key.rsplit('/').next().unwrap_or(key)));
     field(&mut head, "WARC-Block-Digest", &labelled(Sha1::new().chain_update(&block)));
     field(&mut head, "Content-Type", "application/warc-fields");
-    gzip_anywhere(head, &[block.as_bytes()])
+    gzip_anywhere(head, [block.as_bytes(), &[]])
 }
 
 /// A URI as one word on one line: what could end a header line or a CDXJ field is percent-encoded.
@@ -207,7 +207,7 @@ thread_local! {
     static PACKER: RefCell<Encoder<Vec<u8>>> = RefCell::new(Encoder::new(Vec::new(), GZIP_LEVEL, Codec::Gzip));
 }
 
-fn gzip_record(head: String, block: &[&[u8]]) -> Vec<u8> {
+fn gzip_record(head: String, block: [&[u8]; 2]) -> Vec<u8> {
     PACKER.with_borrow_mut(|packer| {
         // Its flush ends the member, and the next one begins as with a new encoder.
         record(packer, head, block).and_then(|()| packer.flush()).expect("a Vec takes every write");
@@ -220,17 +220,19 @@ fn gzip_record(head: String, block: &[&[u8]]) -> Vec<u8> {
 }
 
 /// The same input gives the same bytes on every machine.
-fn gzip_anywhere(head: String, block: &[&[u8]]) -> Vec<u8> {
+fn gzip_anywhere(head: String, block: [&[u8]; 2]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
     record(&mut encoder, head, block).and_then(|()| encoder.finish()).expect("a Vec takes every write")
 }
 
-fn record(to: &mut impl Write, mut head: String, block: &[&[u8]]) -> io::Result<()> {
-    let length: usize = block.iter().map(|part| part.len()).sum();
-    field(&mut head, "Content-Length", &length.to_string());
+fn record(to: &mut impl Write, mut head: String, [start, rest]: [&[u8]; 2]) -> io::Result<()> {
+    field(&mut head, "Content-Length", &(start.len() + rest.len()).to_string());
     head.push_str("\r\n");
-    to.write_all(head.as_bytes())?;
-    for part in block.iter().flat_map(|part| part.chunks(PACKED_AT_ONCE)) {
+    // Together with the start, the head of an answer: of a stream that begins with 288 bytes or fewer ISA-L finds hardly any
+    // repetition (a hash mask for a window of no bytes, igzip.c).
+    let mut head = head.into_bytes();
+    head.extend_from_slice(start);
+    for part in [head.as_slice(), rest].into_iter().flat_map(|part| part.chunks(PACKED_AT_ONCE)) {
         to.write_all(part)?;
     }
     to.write_all(b"\r\n\r\n")
@@ -357,6 +359,16 @@ mod tests {
                 let block = plain.strip_suffix(b"\r\n\r\n").expect("the end of a record");
                 assert!(block.ends_with(&body), "{length}");
             }
+        }
+    }
+
+    #[test]
+    fn a_small_page_is_packed_well() {
+        let body = b"<p>a link</p>".repeat(300);
+        for url in ["http://a.b/", "http://example.com/a/page/with/a/longer/name.html"] {
+            let response = Response { url, body: &body, ip: None, truncated: None, ..page() };
+            let packed = response_member(&response).bytes.len();
+            assert!(packed < 600, "{url}: {packed}");
         }
     }
 

@@ -18,7 +18,7 @@ use tokio::io::{AsyncWriteExt as _, BufWriter};
 use uuid::Uuid;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::local::s3::{internal_file, name_of};
+use crate::local::s3::{name_of, side_file};
 
 /// What is written of an object at a time, bytes.
 const WRITTEN_BYTES: usize = 1 << 20;
@@ -68,6 +68,13 @@ impl NewObjects {
         if object.exists() {
             return Err(exists());
         }
+        // Of an object that was deleted they would be taken for this one's.
+        for side in ["metadata", "internal"] {
+            match fs::remove_file(side_file(&self.objects, &name, side)).await {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(S3Error::internal_error(error)),
+                _ => {}
+            }
+        }
         let temporary = Temporary::of(&self.objects);
         let tag = receive(request.input, &temporary.0).await.map_err(S3Error::internal_error)?;
         place(&temporary.0, &object).await?;
@@ -76,7 +83,7 @@ impl NewObjects {
         let text = serde_json::json!({ "e_tag": tag }).to_string();
         let noted = async {
             fs::write(&info.0, text).await?;
-            fs::rename(&info.0, internal_file(&self.objects, &name)).await
+            fs::rename(&info.0, side_file(&self.objects, &name, "internal")).await
         };
         noted.await.map_err(S3Error::internal_error)?;
         let mut response = S3Response::new(Body::empty());
@@ -122,7 +129,10 @@ async fn place(written: &Path, object: &Path) -> S3Result<()> {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(exists()),
         // Not every file system has links.
-        Err(_) => fs::rename(written, object).await.map_err(S3Error::internal_error),
+        Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied) => {
+            fs::rename(written, object).await.map_err(S3Error::internal_error)
+        }
+        Err(error) => Err(S3Error::internal_error(error)),
     }
 }
 

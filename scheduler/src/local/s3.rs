@@ -184,8 +184,10 @@ impl Door {
         {
             *response.body_mut() = body;
         }
+        // That there is one already must not be said sooner than that it was put: he who put it may be about to sync it.
+        let is_there = response.status().is_success() || response.status() == StatusCode::PRECONDITION_FAILED;
         if let Some(uri) = written
-            && response.status().is_success()
+            && is_there
         {
             let objects = self.objects.clone();
             let synced = tokio::task::spawn_blocking(move || sync(&objects, &uri)).await;
@@ -245,16 +247,11 @@ fn sync(objects: &Path, uri: &Uri) -> io::Result<()> {
 }
 
 /// Where s3s-fs keeps what it knows of the object at BUCKET/KEY besides what it holds (0.14, fs.rs).
-fn side_file(objects: &Path, name: &Path, side: &str) -> PathBuf {
+pub(super) fn side_file(objects: &Path, name: &Path, side: &str) -> PathBuf {
     let mut parts = name.components();
     let bucket = parts.next().map(|part| BASE64.encode(part.as_os_str().as_encoded_bytes()));
     let key = BASE64.encode(parts.as_path().as_os_str().as_encoded_bytes());
     objects.join(format!(".bucket-{}.object-{key}.{side}.json", bucket.unwrap_or_default()))
-}
-
-/// Where it keeps its tag.
-pub(super) fn internal_file(objects: &Path, name: &Path) -> PathBuf {
-    side_file(objects, name, "internal")
 }
 
 /// Serves connections until `stop`; the listener closes with this task.

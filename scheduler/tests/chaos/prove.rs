@@ -47,7 +47,7 @@ const DAMAGES: &[(&str, Damage)] = &[
     (
         "links are not stored as they are",
         Damage::Sql(
-            "UPDATE page_link SET links = links || E'\\nhttp://x/' WHERE ctid = (SELECT min(ctid) FROM page_link)",
+            "UPDATE page_link SET lines = lines || E'\\nhttp://x/' WHERE ctid = (SELECT min(ctid) FROM page_link)",
         ),
     ),
     ("records are not the items", Damage::Sql("DELETE FROM record WHERE ctid = (SELECT min(ctid) FROM record)")),

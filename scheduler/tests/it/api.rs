@@ -133,7 +133,7 @@ async fn pages_with_many_links_are_exported_a_few_at_a_time() -> Result<()> {
         .sql()
         .await?
         .batch_execute(&format!(
-            "INSERT INTO page_link (tenant, dispatch, url_hash, job, links)
+            "INSERT INTO page_link (tenant, dispatch, url_hash, job, lines)
              SELECT 'default', '{dispatch}', gen_random_uuid(), gen_random_uuid(),
                (SELECT string_agg(md5((n * {links} + m)::text), E'\\n') FROM generate_series(1, {links}) m)
                FROM generate_series(1, {pages}) n"

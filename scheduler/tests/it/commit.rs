@@ -169,7 +169,7 @@ async fn of_several_visits_in_a_batch_the_last_one_says_the_links() -> Result<()
     let committed = commit::commit(&bench.db, &bench.worker, &Batch { finished, ..Batch::default() }).await?;
     assert_eq!((committed.won.len(), committed.spoiled.len()), (3, 0));
     assert_eq!((bench.count("crawl_log").await?, bench.count("raw_result").await?), (3, 3));
-    let row = bench.sql.query_one("SELECT job, links FROM page_link", &[]).await?;
+    let row = bench.sql.query_one("SELECT job, lines FROM page_link", &[]).await?;
     assert_eq!((row.get::<_, Uuid>(0), row.get::<_, &str>(1)), (second.id, "y\nz"));
     Ok(())
 }

@@ -48,7 +48,7 @@ pub async fn complete(cluster: &Cluster, web: &Web, dispatch: &str) -> Result<()
 async fn stored_links(sql: &tokio_postgres::Client, web: &Web, dispatch: Uuid) -> Result<()> {
     let rows = sql
         .query(
-            "SELECT DISTINCT u.url, string_to_array(p.links, E'\\n') FROM page_link p JOIN crawl_log u ON u.tenant = p.tenant AND u.url_hash = p.url_hash
+            "SELECT DISTINCT u.url, string_to_array(p.lines, E'\\n') FROM page_link p JOIN crawl_log u ON u.tenant = p.tenant AND u.url_hash = p.url_hash
               WHERE p.dispatch = $1",
             &[&dispatch],
         )

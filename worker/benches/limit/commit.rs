@@ -34,7 +34,7 @@ WITH page AS MATERIALIZED (
   SELECT hash, url, body_bytes, digest, entry FROM won RETURNING hash
 ), linked AS (
   INSERT INTO page_link (hash, links) SELECT hash, links FROM won
-  RETURNING cardinality(links) AS n
+  RETURNING 1 + length(links) - length(replace(links, E'\\n', '')) AS n
 ), found AS MATERIALIZED (
   SELECT * FROM unnest($6::uuid[], $7::text[]) AS f(hash, url)
 ), fresh AS (

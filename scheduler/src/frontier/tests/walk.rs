@@ -6,6 +6,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::frontier::flow::BUFFER_MAX;
 use crate::frontier::refill::Wanted;
 use crate::frontier::walk::WALK_MS;
 
@@ -245,6 +246,6 @@ fn random_pauses_starve_nobody() {
             }
         }
         assert_eq!(active(&schedule), 0, "seed {seed}");
-        assert!(schedule.past_most <= PAST_MAX + 2 * 2048, "seed {seed}: {}", schedule.past_most);
+        assert!(schedule.past_most <= PAST_MAX + 2 * BUFFER_MAX, "seed {seed}: {}", schedule.past_most);
     }
 }
