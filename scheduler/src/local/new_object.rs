@@ -68,16 +68,14 @@ impl NewObjects {
         if object.exists() {
             return Err(exists());
         }
-        // Of an object that was deleted they would be taken for this one's.
-        for side in ["metadata", "internal"] {
-            match fs::remove_file(side_file(&self.objects, &name, side)).await {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(S3Error::internal_error(error)),
-                _ => {}
-            }
-        }
         let temporary = Temporary::of(&self.objects);
         let tag = receive(request.input, &temporary.0).await.map_err(S3Error::internal_error)?;
         place(&temporary.0, &object).await?;
+        // Of an object of this key that was deleted: it would be taken for this one's.
+        match fs::remove_file(side_file(&self.objects, &name, "metadata")).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(S3Error::internal_error(error)),
+            _ => {}
+        }
         // Without it s3s-fs takes an MD5 each time that it is asked for the object.
         let info = Temporary::of(&self.objects);
         let text = serde_json::json!({ "e_tag": tag }).to_string();
