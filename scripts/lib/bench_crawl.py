@@ -21,6 +21,9 @@ from bench_site import SlowSite, generate, make_certificate, start_nginx
 
 T = TypeVar("T")
 TLS_PAGES, TLS_PAGE_BYTES = 4_000, 100_000
+# Requests that a worker has under way at once where nothing is to be waited for, and that the site takes: so many are in a
+# commit, or on their way to it and back.
+CRAWL_PERMITS, CRAWL_CONCURRENCY = 512, 1024
 # Requests that a worker has under way at once, what each waits, and pages for each worker.
 SCALE_PERMITS, SCALE_LATENCY_S, SCALE_PAGES = 8, 0.05, 2_000
 # How often memory is looked at.
@@ -162,12 +165,14 @@ def serve(options: argparse.Namespace, work: pathlib.Path, children: list[subpro
 
 def plain(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]]) -> list[Row]:
     nginx, seed = serve(options, work, children)
-    done = run(options, work, children, seed, options.pages)
+    permits = os.environ.get("DODO_WORKER_PERMITS", CRAWL_PERMITS)
+    environment = {"DODO_WORKER_PERMITS": str(permits)}
+    done = run(options, work, children, seed, options.pages, concurrency=CRAWL_CONCURRENCY, environment=environment)
     progress = done.state["progress"]
     status = fetch(done.api, "/v1/status")
     cpu = {name: seconds * 1000 / options.pages for name, seconds in done.cpu_s.items()}
     rows = [
-        at_least("crawl", f"pages/s, {options.pages} pages fetched and committed, {options.workers} workers", options.pages / done.fetched_s, 5000, ""),
+        at_least("crawl", f"pages/s, {options.pages} pages fetched and committed, {options.workers} workers of {permits}", options.pages / done.fetched_s, 5000, ""),
         Row("crawl", "pages/s, archived and verified too", f"{options.pages / done.whole_s:.0f}"),
         Row("crawl", "links stored", str(progress["links"])),
         Row("crawl", "MB of bodies archived for each second of the crawl", f"{progress['bytes'] / 1e6 / done.whole_s:.1f}"),
