@@ -21,7 +21,7 @@ use dodo_common::storage::segment::{self as encode, Encoded, PageEntry};
 use dodo_common::stream::connection::StreamError;
 use dodo_common::stream::control;
 use dodo_common::stream::names::{PAGES, RAW_STREAMS, archive_name, group_of};
-use dodo_common::stream::raw::{self, Stored};
+use dodo_common::stream::raw::{self, Extent, Stored};
 use dodo_common::stream::status;
 use url::Url;
 
@@ -31,8 +31,9 @@ use crate::context::Context;
 const EVERY: Duration = Duration::from_millis(500);
 /// Bytes of one segment, before it is encoded. It is held three times over: as read, as encoded, as read back.
 const BYTES_MAX: usize = 16 << 20;
-/// Entries read at once.
+/// Entries read at once, and what they should have together, bytes: there may be pages of many megabytes.
 const READ_MAX: usize = 200;
+const READ_BYTES: usize = 4 << 20;
 /// One worker archives at a time; the others look again now and then.
 const LOCK: &str = "dodo-archiver";
 
@@ -174,10 +175,12 @@ async fn discard(ctx: &Context, plan: &Segment) -> anyhow::Result<()> {
 
 /// One more range, from the head of the stream to the first entry that is still open.
 async fn advance(ctx: &Context, stream: &str) -> anyhow::Result<Summary> {
-    if !is_due(ctx, stream).await? {
+    let extent = raw::extent(&ctx.redis, stream).await?;
+    if !is_due(ctx, &extent).await? {
         return Ok(Summary::default());
     }
-    let range = gather(ctx, stream).await?;
+    let mean_bytes = extent.bytes / extent.entries.max(1);
+    let range = gather(ctx, stream, (READ_BYTES / mean_bytes.max(1)).clamp(1, READ_MAX)).await?;
     let Some(last) = range.last else { return Ok(Summary::default()) };
     let mut plans = Vec::new();
     for (tenant, entries) in by_tenant(range.counting) {
@@ -219,8 +222,7 @@ async fn is_of_its_generation(ctx: &Context) -> anyhow::Result<bool> {
 }
 
 /// A segment is written when it is full or old, or when a dispatch only waits for it.
-async fn is_due(ctx: &Context, stream: &str) -> anyhow::Result<bool> {
-    let extent = raw::extent(&ctx.redis, stream).await?;
+async fn is_due(ctx: &Context, extent: &Extent) -> anyhow::Result<bool> {
     let Some(first) = extent.first else { return Ok(false) };
     let age_ms = ctx.clock.now_ms() - first.ms as i64;
     let full = extent.entries >= ctx.settings.archive_entries_max as usize || extent.bytes >= BYTES_MAX;
@@ -234,8 +236,8 @@ struct Range {
     last: Option<StreamId>,
 }
 
-/// Reads from the head until an open entry, another generation or a bound.
-async fn gather(ctx: &Context, stream: &str) -> anyhow::Result<Range> {
+/// Reads from the head, so many entries at once, until an open entry, another generation or a bound.
+async fn gather(ctx: &Context, stream: &str, read_max: usize) -> anyhow::Result<Range> {
     let mut range = Range::default();
     // What the group of the stream has not acknowledged stays, whatever Postgres says of it.
     let horizon = match group_of(stream) {
@@ -245,7 +247,7 @@ async fn gather(ctx: &Context, stream: &str) -> anyhow::Result<Range> {
     let mut bytes = 0;
     let mut from = StreamId { ms: 0, seq: 0 };
     loop {
-        let batch = raw::range(&ctx.redis, stream, from, None, READ_MAX).await?;
+        let batch = raw::range(&ctx.redis, stream, from, None, read_max).await?;
         let Some(end) = batch.last().map(|stored| stored.id) else { return Ok(range) };
         let states = judge(ctx, stream, &batch).await?;
         for (stored, state) in batch.into_iter().zip(states) {
