@@ -47,8 +47,11 @@ pub async fn run(settings: Settings, lifecycle: Lifecycle) -> anyhow::Result<()>
         let (region, proxy) = (about.region.as_deref(), about.proxy.as_deref());
         tracing::info!(worker = %id, slot = incarnation.slot, generation = incarnation.generation, region, proxy, "registered");
         fail::point_async("registered").await;
-        let redis = Redis::new(&settings.servers.redis_url, &format!("{id}:write"))?;
-        let reader = Redis::blocking(&settings.servers.redis_url, &format!("{id}:read"))?;
+        let url = &settings.servers.redis_url;
+        let ours = |redis: Redis| redis.of_generation(incarnation.generation, &incarnation.run_id);
+        let redis = ours(Redis::new(url, &format!("{id}:write"))?);
+        let reader = ours(Redis::blocking(url, &format!("{id}:read"))?);
+        let items = ours(Redis::blocking(url, &format!("{id}:items"))?);
         let ctx = Arc::new(Context::new(
             settings.clone(),
             incarnation,
@@ -59,7 +62,6 @@ pub async fn run(settings: Settings, lifecycle: Lifecycle) -> anyhow::Result<()>
             lifecycle.soft.clone(),
         ));
         heart::start(&ctx)?;
-        let items = Redis::blocking(&settings.servers.redis_url, &format!("{id}:items"))?;
         work(&ctx, (reader, items), &lifecycle).await;
         before = Some(id);
         if !ctx.refused.is_cancelled() {

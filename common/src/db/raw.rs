@@ -63,7 +63,8 @@ pub async fn judge(db: &Db, stream: &str, entries: &[EntryKey]) -> DbResult<Vec<
                     WITH ORDINALITY AS k(tenant, ms, seq, generation, job, attempt, writer, ord)
                -- One index lookup an entry, whatever the planner believes of the table's size.
                LEFT JOIN LATERAL (SELECT r.processed FROM raw_result r WHERE r.tenant = k.tenant AND r.stream = $1
-                                     AND r.ms = k.ms AND r.seq = k.seq AND r.generation = k.generation OFFSET 0) r ON true
+                                     AND r.ms = k.ms AND r.seq = k.seq AND r.generation = k.generation AND r.job = k.job
+                                    OFFSET 0) r ON true
               ORDER BY k.ord",
         )
         .await?;

@@ -31,6 +31,8 @@ pub struct Incarnation {
     pub id: Uuid,
     pub slot: i32,
     pub generation: i64,
+    /// That of the server of Redis that the generation belongs to.
+    pub run_id: String,
 }
 
 /// A row of the table, for the registry and for status.
@@ -85,7 +87,7 @@ pub async fn register(db: &Db, id: Uuid, before: Option<Uuid>, about: &Registrat
                  SELECT $1, slot, (SELECT number FROM generation), $2, $3, $4, $5, $6, $7, $8, $9
                    FROM generate_series(1, $10::int) slot
                   WHERE NOT EXISTS (SELECT 1 FROM worker w WHERE w.slot = slot.slot AND w.released_at IS NULL)
-                  ORDER BY slot LIMIT 1 RETURNING slot, generation",
+                  ORDER BY slot LIMIT 1 RETURNING slot, generation, (SELECT run_id FROM generation)",
                 &[
                     &id,
                     &about.host,
@@ -101,7 +103,7 @@ pub async fn register(db: &Db, id: Uuid, before: Option<Uuid>, about: &Registrat
             )
             .await?
             .ok_or_else(|| DbError::Input(format!("all {SLOTS_MAX} worker slots are taken")))?;
-        Ok(Incarnation { id, slot: row.get(0), generation: row.get(1) })
+        Ok(Incarnation { id, slot: row.get(0), generation: row.get(1), run_id: row.get(2) })
     })
 }
 

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, RedisError, RedisResult};
+use redis::{AsyncConnectionConfig, Client, InfoDict, IntoConnectionInfo, RedisError, RedisResult};
 use tokio::sync::Mutex;
+
+use crate::stream::names::GENERATION;
 
 /// Short commands answer within this long or the connection is given up.
 pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -64,6 +66,8 @@ pub struct Redis {
     client: Client,
     name: String,
     timeout: Duration,
+    /// The generation that its server must show, and the server's run id.
+    expected: Option<(i64, String)>,
     live: Mutex<Option<MultiplexedConnection>>,
 }
 
@@ -83,7 +87,15 @@ impl Redis {
             .map_err(StreamError::Url)?
             .set_tcp_settings(TcpSettings::default().set_nodelay(true));
         let client = Client::open(info).map_err(StreamError::Url)?;
-        Ok(Self { client, name: name.to_owned(), timeout, live: Mutex::new(None) })
+        Ok(Self { client, name: name.to_owned(), timeout, expected: None, live: Mutex::new(None) })
+    }
+
+    /// Connects only to the server of this generation: one that was restarted may show an older state of it, with jobs that
+    /// have ended or wait, until the leader has seen to it. No connection outlives its server.
+    #[must_use]
+    pub fn of_generation(mut self, number: i64, run_id: &str) -> Self {
+        self.expected = Some((number, run_id.to_owned()));
+        self
     }
 
     /// Runs commands on the connection; an error of the connection itself closes it.
@@ -124,6 +136,17 @@ impl Redis {
             .query_async::<()>(&mut connection)
             .await
             .map_err(StreamError::Connect)?;
+        if let Some((number, run_id)) = &self.expected {
+            let mut pipe = redis::pipe();
+            pipe.cmd("INFO").arg("server").cmd("GET").arg(GENERATION);
+            let (info, generation): (InfoDict, Option<i64>) =
+                pipe.query_async(&mut connection).await.map_err(StreamError::Connect)?;
+            if generation != Some(*number) || info.get::<String>("run_id").unwrap_or_default() != *run_id {
+                return Err(StreamError::Generation(
+                    "its server is another one, or shows another generation".to_owned(),
+                ));
+            }
+        }
         *live = Some(connection.clone());
         Ok(connection)
     }
