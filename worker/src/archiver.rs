@@ -49,7 +49,12 @@ pub struct Summary {
 pub async fn run(ctx: Arc<Context>) {
     let mut failing = false;
     loop {
-        match tick(&ctx).await {
+        let done = tokio::select! {
+            done = tick(&ctx) => done,
+            // Another one may go on with the same plan: what this one still writes could come after that.
+            () = ctx.refused.cancelled() => return,
+        };
+        match done {
             Ok(summary) => {
                 failing = false;
                 if summary != Summary::default() {
