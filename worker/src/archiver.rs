@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use dodo_common::db::dispatch;
 use dodo_common::db::pool::DbError;
 use dodo_common::db::raw::{self as raw_result, EntryKey, EntryState};
 use dodo_common::db::segment::{self, Segment};
-use dodo_common::db::{dispatch, generation};
 use dodo_common::fail;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::surt::surt;
@@ -19,7 +19,6 @@ use dodo_common::storage::cdxj::CdxFields;
 use dodo_common::storage::key::SegmentKey;
 use dodo_common::storage::segment::{self as encode, Encoded, PageEntry};
 use dodo_common::stream::connection::StreamError;
-use dodo_common::stream::control;
 use dodo_common::stream::names::{PAGES, RAW_STREAMS, archive_name, group_of};
 use dodo_common::stream::raw::{self, Extent, Stored};
 use dodo_common::stream::status;
@@ -196,10 +195,6 @@ async fn advance(ctx: &Context, stream: &str) -> anyhow::Result<Summary> {
     }
     let segments: Vec<Segment> = plans.iter().map(|(plan, _)| plan.clone()).collect();
     if !segments.is_empty() {
-        if !is_of_its_generation(ctx).await? {
-            tracing::debug!("archiving waits for the leader to start a new generation: Redis was restarted");
-            return Ok(Summary::default());
-        }
         segment::plan(&ctx.db, &ctx.incarnation, &segments).await?;
         fail::point_async("archive-planned").await;
     }
@@ -215,15 +210,6 @@ async fn advance(ctx: &Context, stream: &str) -> anyhow::Result<Summary> {
         trimmed,
         remade: 0,
     })
-}
-
-/// Whether the entries that were just read are all that this generation has appended. A server that was restarted on older
-/// data has lost some, whose results may not even be committed yet, until the leader sees to it: no segment may be planned
-/// over them.
-async fn is_of_its_generation(ctx: &Context) -> anyhow::Result<bool> {
-    let generation = generation::current(&ctx.db).await?;
-    let sight = control::look(&ctx.redis).await?;
-    Ok(generation.number == ctx.incarnation.generation && generation.run_id == sight.run_id)
 }
 
 /// A segment is written when it is full or old, or when a dispatch only waits for it.

@@ -44,27 +44,11 @@ pub async fn plan(db: &Db, worker: &Incarnation, segments: &[Segment]) -> DbResu
                 ],
             )
             .await?;
-            let results: i64 = tx
-                .query_one(
-                    "-- count-results
-                 SELECT count(*) FROM raw_result WHERE tenant = $1 AND generation = $2 AND stream = $3
-                    AND (ms, seq) >= ($4, $5) AND (ms, seq) <= ($6, $7)",
-                    &[
-                        &s.tenant,
-                        &s.generation,
-                        &s.stream,
-                        &(s.first.ms as i64),
-                        &(s.first.seq as i64),
-                        &(s.last.ms as i64),
-                        &(s.last.seq as i64),
-                    ],
-                )
-                .await?
-                .get(0);
-            if results > i64::from(s.entries) {
+            let (results, entries) = (results(tx, s).await?.len(), s.entries as usize);
+            if results > entries {
                 return Err(DbError::Input(format!(
                     "{} of the {results} results between {} and {} have left the stream",
-                    results - i64::from(s.entries),
+                    results - entries,
                     s.first,
                     s.last
                 )));
@@ -131,33 +115,46 @@ pub async fn record(db: &Db, worker: &Incarnation, s: &Segment) -> DbResult<()> 
 pub async fn abandon(db: &Db, worker: &Incarnation, s: &Segment, present: &HashSet<StreamId>) -> DbResult<u64> {
     run_tx!(db, "abandon-segment", |tx| {
         raw::authorise_worker(tx, worker).await?;
-        let rows = tx
-            .query(
+        let given_up = tx
+            .execute(
                 "-- abandon-segment
-                 WITH plan AS (
-                   DELETE FROM archive_segment WHERE tenant = $1 AND generation = $2 AND stream = $3 AND first_ms = $4
-                      AND first_seq = $5 AND verified_at IS NULL RETURNING 1)
-                 SELECT ms, seq FROM raw_result WHERE tenant = $1 AND generation = $2 AND stream = $3
-                    AND (ms, seq) >= ($4, $5) AND (ms, seq) <= ($6, $7) AND EXISTS (SELECT 1 FROM plan)",
-                &[
-                    &s.tenant,
-                    &s.generation,
-                    &s.stream,
-                    &(s.first.ms as i64),
-                    &(s.first.seq as i64),
-                    &(s.last.ms as i64),
-                    &(s.last.seq as i64),
-                ],
+                 DELETE FROM archive_segment WHERE tenant = $1 AND generation = $2 AND stream = $3 AND first_ms = $4
+                    AND first_seq = $5 AND verified_at IS NULL",
+                &[&s.tenant, &s.generation, &s.stream, &(s.first.ms as i64), &(s.first.seq as i64)],
             )
             .await?;
-        let lost: Vec<RawKey> = rows
-            .iter()
-            .map(|row| StreamId { ms: row.get::<_, i64>(0) as u64, seq: row.get::<_, i64>(1) as u64 })
+        if given_up == 0 {
+            return Ok(0);
+        }
+        let lost: Vec<RawKey> = results(tx, s)
+            .await?
+            .into_iter()
             .filter(|id| !present.contains(id))
             .map(|id| RawKey { tenant: s.tenant.clone(), stream: s.stream.clone(), id, generation: s.generation })
             .collect();
         raw::remake_in(tx, &lost).await
     })
+}
+
+/// Where the results between the ends of a segment stand, whether it has them or not.
+async fn results(tx: &Transaction<'_>, s: &Segment) -> DbResult<Vec<StreamId>> {
+    let rows = tx
+        .query(
+            "-- results-between
+             SELECT ms, seq FROM raw_result WHERE tenant = $1 AND generation = $2 AND stream = $3
+                AND (ms, seq) >= ($4, $5) AND (ms, seq) <= ($6, $7)",
+            &[
+                &s.tenant,
+                &s.generation,
+                &s.stream,
+                &(s.first.ms as i64),
+                &(s.first.seq as i64),
+                &(s.last.ms as i64),
+                &(s.last.seq as i64),
+            ],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| StreamId { ms: row.get::<_, i64>(0) as u64, seq: row.get::<_, i64>(1) as u64 }).collect())
 }
 
 /// Totals of the archive: objects and bytes, all tenants.

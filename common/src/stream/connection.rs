@@ -91,7 +91,8 @@ impl Redis {
     }
 
     /// Connects only to the server of this generation: one that was restarted may show an older state of it, with jobs that
-    /// have ended or wait, until the leader has seen to it. No connection outlives its server.
+    /// have ended or wait, until the leader has seen to it; and the archiver relies on it that what it reads is all that the
+    /// generation has appended. No connection outlives its server.
     #[must_use]
     pub fn of_generation(mut self, number: i64, run_id: &str) -> Self {
         self.expected = Some((number, run_id.to_owned()));
