@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use dodo_common::db::dispatch;
-use dodo_common::db::pool::DbError;
+use dodo_common::db::pool::{Db, DbError, Session};
 use dodo_common::db::raw::{self as raw_result, EntryKey, EntryState};
 use dodo_common::db::segment::{self, Segment};
 use dodo_common::fail;
@@ -17,8 +17,9 @@ use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::surt::surt;
 use dodo_common::storage::cdxj::CdxFields;
 use dodo_common::storage::key::SegmentKey;
+use dodo_common::storage::object::{Store, StoreError};
 use dodo_common::storage::segment::{self as encode, Encoded, PageEntry};
-use dodo_common::stream::connection::StreamError;
+use dodo_common::stream::connection::{Redis, StreamError};
 use dodo_common::stream::names::{PAGES, RAW_STREAMS, archive_name, group_of};
 use dodo_common::stream::raw::{self, Extent, Stored};
 use dodo_common::stream::status;
@@ -33,7 +34,7 @@ const BYTES_MAX: usize = 16 << 20;
 /// Entries read at once, and what they should have together, bytes: there may be pages of many megabytes.
 const READ_MAX: usize = 200;
 const READ_BYTES: usize = 4 << 20;
-/// One worker archives at a time; the others look again now and then.
+/// One worker archives at a time, until its incarnation ends; the others look again now and then.
 const LOCK: &str = "dodo-archiver";
 
 /// What one tick did to one stream.
@@ -45,11 +46,45 @@ pub struct Summary {
     pub remade: u64,
 }
 
-pub async fn run(ctx: Arc<Context>) {
+/// Runs on a thread of its own: what it reads, packs and writes comes by the megabyte, and its many short waits would each
+/// stand behind the pages of a busy worker.
+pub fn run(archiver: Archiver) {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(archive(archiver)),
+        Err(error) => archiver.ctx.refuse(&format!("no runtime for the archiver: {error}")),
+    }
+}
+
+/// The archiver of one incarnation, with connections of its own.
+pub struct Archiver {
+    ctx: Arc<Context>,
+    db: Db,
+    redis: Redis,
+    store: Store,
+    /// Held by its session, whatever becomes of us. It only saves work; what keeps two archivers apart is the exclusion
+    /// constraint.
+    lock: Option<Session>,
+}
+
+impl Archiver {
+    pub fn new(ctx: Arc<Context>, db: Db, redis: Redis, store: Store) -> Self {
+        Self { ctx, db, redis, store, lock: None }
+    }
+
+    async fn is_ours(&mut self) -> anyhow::Result<bool> {
+        if self.lock.as_ref().is_none_or(|session| session.is_closed()) {
+            self.lock = self.db.lock(LOCK).await?;
+        }
+        Ok(self.lock.is_some())
+    }
+}
+
+async fn archive(mut archiver: Archiver) {
+    let ctx = Arc::clone(&archiver.ctx);
     let mut failing = false;
     loop {
         let done = tokio::select! {
-            done = tick(&ctx) => done,
+            done = tick(&mut archiver) => done,
             // Another one may go on with the same plan: what this one still writes could come after that.
             () = ctx.refused.cancelled() => return,
         };
@@ -84,21 +119,17 @@ pub async fn run(ctx: Arc<Context>) {
 }
 
 /// Resumes what is planned, then archives one more range of each stream.
-pub async fn tick(ctx: &Context) -> anyhow::Result<Summary> {
+async fn tick(archiver: &mut Archiver) -> anyhow::Result<Summary> {
     let mut total = Summary::default();
-    // A transaction-scoped lock: the server frees it with the connection, whatever becomes of us. It only
-    // saves work; what keeps two archivers apart is the exclusion constraint.
-    let mut client = ctx.db.client().await?;
-    let tx = client.transaction().await?;
-    let ours: bool = segment::try_lock(&tx, LOCK).await?;
-    if !ours {
+    if !archiver.is_ours().await? {
         return Ok(total);
     }
+    let archiver = &*archiver;
     for stream in RAW_STREAMS {
-        let (segments, remade) = resume(ctx, stream).await?;
+        let (segments, remade) = resume(archiver, stream).await?;
         total.segments += segments;
         total.remade += remade;
-        let summary = advance(ctx, stream).await?;
+        let summary = advance(archiver, stream).await?;
         total.segments += summary.segments;
         total.entries += summary.entries;
         total.trimmed += summary.trimmed;
@@ -107,20 +138,20 @@ pub async fn tick(ctx: &Context) -> anyhow::Result<Summary> {
 }
 
 /// Finishes the plans of a predecessor. Returns (segments, results made again).
-async fn resume(ctx: &Context, stream: &str) -> anyhow::Result<(usize, u64)> {
+async fn resume(archiver: &Archiver, stream: &str) -> anyhow::Result<(usize, u64)> {
     let mut done = 0;
     let mut remade = 0;
-    for plan in segment::planned(&ctx.db, archive_name(stream)).await? {
-        let entries = read_range(ctx, stream, &plan).await?;
+    for plan in segment::planned(&archiver.db, archive_name(stream)).await? {
+        let entries = read_range(archiver, stream, &plan).await?;
         let encoded = encode_segment(stream, &plan.tenant, plan.generation, &entries)?;
         match encoded {
-            Some(encoded) if encoded.sidecar.sha256 == plan.sha256 => finish(ctx, &plan, Some(&encoded)).await?,
+            Some(encoded) if encoded.sidecar.sha256 == plan.sha256 => finish(archiver, &plan, Some(&encoded)).await?,
             // Redis has lost entries of the plan. If the object was written, it has them all.
-            _ if is_written(ctx, &plan).await? => finish(ctx, &plan, None).await?,
+            _ if is_written(archiver, &plan).await? => finish(archiver, &plan, None).await?,
             _ => {
-                discard(ctx, &plan).await?;
+                discard(archiver, &plan).await?;
                 let present: HashSet<StreamId> = entries.iter().map(|stored| stored.id).collect();
-                remade += segment::abandon(&ctx.db, &ctx.incarnation, &plan, &present).await?;
+                remade += segment::abandon(&archiver.db, &archiver.ctx.incarnation, &plan, &present).await?;
                 tracing::warn!(key = plan.key, remade, "a planned segment was given up: its entries are gone");
                 continue;
             }
@@ -131,13 +162,13 @@ async fn resume(ctx: &Context, stream: &str) -> anyhow::Result<(usize, u64)> {
 }
 
 /// The entries of a plan that are in the stream and count.
-async fn read_range(ctx: &Context, stream: &str, plan: &Segment) -> anyhow::Result<Vec<Stored>> {
+async fn read_range(archiver: &Archiver, stream: &str, plan: &Segment) -> anyhow::Result<Vec<Stored>> {
     let mut all = Vec::new();
     let mut from = plan.first;
     loop {
-        let batch = raw::range(&ctx.redis, stream, from, Some(plan.last), READ_MAX).await?;
+        let batch = raw::range(&archiver.redis, stream, from, Some(plan.last), READ_MAX).await?;
         let Some(last) = batch.last().map(|stored| stored.id) else { break };
-        let states = judge(ctx, stream, &batch).await?;
+        let states = judge(archiver, stream, &batch).await?;
         all.extend(
             batch
                 .into_iter()
@@ -154,11 +185,11 @@ async fn read_range(ctx: &Context, stream: &str, plan: &Segment) -> anyhow::Resu
     Ok(all)
 }
 
-async fn is_written(ctx: &Context, plan: &Segment) -> anyhow::Result<bool> {
+async fn is_written(archiver: &Archiver, plan: &Segment) -> anyhow::Result<bool> {
     let (key, _) = SegmentKey::parse(&plan.key).context("a planned key is not one of ours")?;
-    match encode::verify(&ctx.store, &key).await {
+    match encode::verify(&archiver.store, &key).await {
         Ok(sidecar) => Ok(sidecar.sha256 == plan.sha256),
-        Err(encode::SegmentError::Store(error @ dodo_common::storage::object::StoreError::NotFound { .. })) => {
+        Err(encode::SegmentError::Store(error @ StoreError::NotFound { .. })) => {
             tracing::debug!(%error, "the object of a plan was not written");
             Ok(false)
         }
@@ -169,22 +200,22 @@ async fn is_written(ctx: &Context, plan: &Segment) -> anyhow::Result<bool> {
 }
 
 /// Takes away what a plan that is given up may have written: no object without its plan.
-async fn discard(ctx: &Context, plan: &Segment) -> anyhow::Result<()> {
+async fn discard(archiver: &Archiver, plan: &Segment) -> anyhow::Result<()> {
     let (key, _) = SegmentKey::parse(&plan.key).context("a planned key is not one of ours")?;
     for object in [key.sidecar(), key.index(), key.data()] {
-        ctx.store.delete(&object).await?;
+        archiver.store.delete(&object).await?;
     }
     Ok(())
 }
 
 /// One more range, from the head of the stream to the first entry that is still open.
-async fn advance(ctx: &Context, stream: &str) -> anyhow::Result<Summary> {
-    let extent = raw::extent(&ctx.redis, stream).await?;
-    if !is_due(ctx, &extent).await? {
+async fn advance(archiver: &Archiver, stream: &str) -> anyhow::Result<Summary> {
+    let extent = raw::extent(&archiver.redis, stream).await?;
+    if !is_due(archiver, &extent).await? {
         return Ok(Summary::default());
     }
     let mean_bytes = extent.bytes / extent.entries.max(1);
-    let range = gather(ctx, stream, (READ_BYTES / mean_bytes.max(1)).clamp(1, READ_MAX)).await?;
+    let range = gather(archiver, stream, (READ_BYTES / mean_bytes.max(1)).clamp(1, READ_MAX)).await?;
     let Some(last) = range.last else { return Ok(Summary::default()) };
     let mut plans = Vec::new();
     for (tenant, entries) in by_tenant(range.counting) {
@@ -195,14 +226,14 @@ async fn advance(ctx: &Context, stream: &str) -> anyhow::Result<Summary> {
     }
     let segments: Vec<Segment> = plans.iter().map(|(plan, _)| plan.clone()).collect();
     if !segments.is_empty() {
-        segment::plan(&ctx.db, &ctx.incarnation, &segments).await?;
+        segment::plan(&archiver.db, &archiver.ctx.incarnation, &segments).await?;
         fail::point_async("archive-planned").await;
     }
     for (plan, encoded) in &plans {
-        finish(ctx, plan, Some(encoded)).await?;
+        finish(archiver, plan, Some(encoded)).await?;
     }
     fail::point_async("archive-recorded").await;
-    let trimmed = raw::trim_below(&ctx.redis, stream, ctx.incarnation.generation, last.next()).await?;
+    let trimmed = raw::trim_below(&archiver.redis, stream, archiver.ctx.incarnation.generation, last.next()).await?;
     fail::point_async("archive-trimmed").await;
     Ok(Summary {
         segments: plans.len(),
@@ -213,11 +244,11 @@ async fn advance(ctx: &Context, stream: &str) -> anyhow::Result<Summary> {
 }
 
 /// A segment is written when it is full or old, or when a dispatch only waits for it.
-async fn is_due(ctx: &Context, extent: &Extent) -> anyhow::Result<bool> {
+async fn is_due(archiver: &Archiver, extent: &Extent) -> anyhow::Result<bool> {
     let Some(first) = extent.first else { return Ok(false) };
-    let age_ms = ctx.clock.now_ms() - first.ms as i64;
-    let full = extent.entries >= ctx.settings.archive_entries_max as usize || extent.bytes >= BYTES_MAX;
-    Ok(full || age_ms >= ctx.settings.archive_age_ms || dispatch::any_archiving(&ctx.db).await?)
+    let age_ms = archiver.ctx.clock.now_ms() - first.ms as i64;
+    let full = extent.entries >= archiver.ctx.settings.archive_entries_max as usize || extent.bytes >= BYTES_MAX;
+    Ok(full || age_ms >= archiver.ctx.settings.archive_age_ms || dispatch::any_archiving(&archiver.db).await?)
 }
 
 /// A range that may be archived: everything up to `last` is decided.
@@ -228,19 +259,19 @@ struct Range {
 }
 
 /// Reads from the head, so many entries at once, until an open entry, another generation or a bound.
-async fn gather(ctx: &Context, stream: &str, read_max: usize) -> anyhow::Result<Range> {
+async fn gather(archiver: &Archiver, stream: &str, read_max: usize) -> anyhow::Result<Range> {
     let mut range = Range::default();
     // What the group of the stream has not acknowledged stays, whatever Postgres says of it.
     let horizon = match group_of(stream) {
-        Some(group) => Some(status::horizon(&ctx.redis, stream, group).await?),
+        Some(group) => Some(status::horizon(&archiver.redis, stream, group).await?),
         None => None,
     };
     let mut bytes = 0;
     let mut from = StreamId { ms: 0, seq: 0 };
     loop {
-        let batch = raw::range(&ctx.redis, stream, from, None, read_max).await?;
+        let batch = raw::range(&archiver.redis, stream, from, None, read_max).await?;
         let Some(end) = batch.last().map(|stored| stored.id) else { return Ok(range) };
-        let states = judge(ctx, stream, &batch).await?;
+        let states = judge(archiver, stream, &batch).await?;
         for (stored, state) in batch.into_iter().zip(states) {
             let other = range.counting.first().is_some_and(|first| first.entry.generation != stored.entry.generation);
             match state {
@@ -258,7 +289,7 @@ async fn gather(ctx: &Context, stream: &str, read_max: usize) -> anyhow::Result<
                     range.last = Some(stored.id);
                 }
             }
-            if bytes >= BYTES_MAX || range.counting.len() >= ctx.settings.archive_entries_max as usize {
+            if bytes >= BYTES_MAX || range.counting.len() >= archiver.ctx.settings.archive_entries_max as usize {
                 return Ok(range);
             }
         }
@@ -266,7 +297,7 @@ async fn gather(ctx: &Context, stream: &str, read_max: usize) -> anyhow::Result<
     }
 }
 
-async fn judge(ctx: &Context, stream: &str, batch: &[Stored]) -> anyhow::Result<Vec<EntryState>> {
+async fn judge(archiver: &Archiver, stream: &str, batch: &[Stored]) -> anyhow::Result<Vec<EntryState>> {
     let keys: Vec<EntryKey> = batch
         .iter()
         .map(|stored| EntryKey {
@@ -278,7 +309,7 @@ async fn judge(ctx: &Context, stream: &str, batch: &[Stored]) -> anyhow::Result<
             writer: stored.entry.writer,
         })
         .collect();
-    Ok(raw_result::judge(&ctx.db, archive_name(stream), &keys).await?)
+    Ok(raw_result::judge(&archiver.db, archive_name(stream), &keys).await?)
 }
 
 fn by_tenant(entries: Vec<Stored>) -> std::collections::BTreeMap<String, Vec<Stored>> {
@@ -338,13 +369,13 @@ fn plan_of(stream: &str, tenant: &str, generation: i64, encoded: &Encoded) -> Se
 }
 
 /// Puts (unless it is there already), verifies and records one segment.
-async fn finish(ctx: &Context, plan: &Segment, encoded: Option<&Encoded>) -> anyhow::Result<()> {
+async fn finish(archiver: &Archiver, plan: &Segment, encoded: Option<&Encoded>) -> anyhow::Result<()> {
     if let Some(encoded) = encoded {
-        encode::put_segment(&ctx.store, encoded).await?;
+        encode::put_segment(&archiver.store, encoded).await?;
         fail::point_async("archive-uploaded").await;
-        encode::verify_put(&ctx.store, encoded).await?;
+        encode::verify_put(&archiver.store, encoded).await?;
     }
-    segment::record(&ctx.db, &ctx.incarnation, plan).await?;
+    segment::record(&archiver.db, &archiver.ctx.incarnation, plan).await?;
     metrics::counter!("dodo_archived_entries_total").increment(plan.entries as u64);
     metrics::counter!("dodo_archived_bytes_total").increment(plan.bytes as u64);
     Ok(())

@@ -18,7 +18,6 @@ use dodo_common::model::spec::CrawlSpec;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::url::canonical;
 use dodo_common::model::url_rules::UrlRules;
-use dodo_common::storage::object::Store;
 use dodo_common::stream::connection::Redis;
 use dodo_common::stream::heartbeat;
 use reqwest::header::{COOKIE, HeaderMap, HeaderValue, USER_AGENT};
@@ -112,9 +111,8 @@ pub struct Context {
     pub clock: Clock,
     pub incarnation: Incarnation,
     pub db: Db,
-    /// For short commands; the reader has a connection of its own.
+    /// For short commands; readers and the archiver have connections of their own.
     pub redis: Redis,
-    pub store: Store,
     pub fetcher: Fetcher,
     pub seen: Seen,
     pub contents: Contents,
@@ -140,7 +138,6 @@ impl Context {
         incarnation: Incarnation,
         db: Db,
         redis: Redis,
-        store: Store,
         fetcher: Fetcher,
         soft: CancellationToken,
     ) -> Self {
@@ -150,7 +147,6 @@ impl Context {
             incarnation,
             db,
             redis,
-            store,
             fetcher,
             seen: Seen::default(),
             contents: Contents::default(),

@@ -19,10 +19,13 @@ use uuid::Uuid;
 use crate::context::Context;
 use crate::fetch::Fetcher;
 use crate::settings::{Role, Settings};
-use crate::{archiver, committer, consumer, heart, processor};
+use crate::archiver::{self, Archiver};
+use crate::{committer, consumer, heart, processor};
 
-/// Connections to Postgres: commits, loads, the archiver and a spare.
-const DB_CONNECTIONS: usize = 6;
+/// Connections to Postgres: commits, loads and a spare.
+const DB_CONNECTIONS: usize = 5;
+/// The archiver's, beside the one that holds its lock.
+const ARCHIVER_CONNECTIONS: usize = 1;
 /// A server that is not there yet is asked again this often at the start.
 const START_TRIES: u32 = 150;
 
@@ -33,7 +36,8 @@ pub async fn run(settings: Settings, lifecycle: Lifecycle) -> anyhow::Result<()>
     let mut log = None;
     loop {
         let id = Uuid::now_v7();
-        let db = Db::worker(&settings.servers.database_url, &worker::session_name(id), DB_CONNECTIONS)?;
+        let connect = |size| Db::worker(&settings.servers.database_url, &worker::session_name(id), size);
+        let db = connect(DB_CONNECTIONS)?;
         let incarnation = match register(&db, id, before, &about, &lifecycle).await? {
             Some(incarnation) => incarnation,
             None => return Ok(()),
@@ -52,17 +56,18 @@ pub async fn run(settings: Settings, lifecycle: Lifecycle) -> anyhow::Result<()>
         let redis = ours(Redis::new(url, &format!("{id}:write"))?);
         let reader = ours(Redis::blocking(url, &format!("{id}:read"))?);
         let items = ours(Redis::blocking(url, &format!("{id}:items"))?);
+        let archive = ours(Redis::new(url, &format!("{id}:archive"))?);
         let ctx = Arc::new(Context::new(
             settings.clone(),
             incarnation,
             db,
             redis,
-            store(&settings)?,
             Fetcher::new(&settings).context("cannot make the HTTP client")?,
             lifecycle.soft.clone(),
         ));
         heart::start(&ctx)?;
-        work(&ctx, (reader, items), &lifecycle).await;
+        let archiver = Archiver::new(Arc::clone(&ctx), connect(ARCHIVER_CONNECTIONS)?, archive, store(&settings)?);
+        work(&ctx, (reader, items), archiver, &lifecycle).await;
         before = Some(id);
         if !ctx.refused.is_cancelled() {
             worker::end(&ctx.db, id).await.unwrap_or_else(|error| tracing::warn!(%error, "cannot say that it ended"));
@@ -79,7 +84,7 @@ pub async fn run(settings: Settings, lifecycle: Lifecycle) -> anyhow::Result<()>
 }
 
 /// Runs every part until the incarnation is refused or has drained.
-async fn work(ctx: &Arc<Context>, (reader, items): (Redis, Redis), lifecycle: &Lifecycle) {
+async fn work(ctx: &Arc<Context>, (reader, items): (Redis, Redis), archiver: Archiver, lifecycle: &Lifecycle) {
     let tasks = tokio_util::task::TaskTracker::new();
     if ctx.settings.roles.contains(&Role::Fetch) {
         let (results, queue) = committer::channel();
@@ -92,7 +97,7 @@ async fn work(ctx: &Arc<Context>, (reader, items): (Redis, Redis), lifecycle: &L
         tasks.spawn(processor::run(Arc::clone(ctx), items));
     }
     if ctx.settings.roles.contains(&Role::Archive) {
-        tasks.spawn(archiver::run(Arc::clone(ctx)));
+        tasks.spawn_blocking(|| archiver::run(archiver));
     }
     tasks.close();
     // The one deadline of a drain, whatever a part waits for: a database that is away ends no wait by itself.

@@ -7,7 +7,7 @@ use deadpool_postgres::{Manager, ManagerConfig, Pool, QueueMode, RecyclingMethod
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Config, NoTls};
 
-pub use deadpool_postgres::{Client, Transaction};
+pub use deadpool_postgres::{Client, ClientWrapper as Session, Transaction};
 
 /// A connection is given up after this long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -150,6 +150,13 @@ impl Db {
 
     pub async fn client(&self) -> DbResult<Client> {
         Ok(self.pool.get().await?)
+    }
+
+    /// A session that alone has the lock of this name, for as long as it lives; none if another has it.
+    pub async fn lock(&self, name: &str) -> DbResult<Option<Session>> {
+        let client = self.client().await?;
+        let row = client.query_one("-- try-lock\nSELECT pg_try_advisory_lock(hashtext($1))", &[&name]).await?;
+        Ok(row.get::<_, bool>(0).then(|| Client::take(client)))
     }
 
     /// Begins a transaction; with a tenant, as `dodo_tenant`, which sees and writes nothing else. Use it

@@ -262,9 +262,3 @@ fn of_row(row: &tokio_postgres::Row) -> Segment {
         sha256: row.get(10),
     }
 }
-
-/// Tries to be the only one at `name` until the transaction ends.
-pub async fn try_lock(tx: &Transaction<'_>, name: &str) -> DbResult<bool> {
-    let row = tx.query_one("-- try-lock\nSELECT pg_try_advisory_xact_lock(hashtext($1))", &[&name]).await?;
-    Ok(row.get(0))
-}
