@@ -218,6 +218,27 @@ impl Store {
         self.bounded("get", key, found.bytes()).await
     }
 
+    /// Whether the object is these bytes: it is read to the first one that differs, and not kept.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn equals(&self, key: &str, expected: &[u8]) -> Result<bool, StoreError> {
+        let path = parse_key(key)?;
+        let found = self.bounded("get", key, self.objects().get(&path)).await?;
+        if found.meta.size != expected.len() as u64 {
+            return Ok(false);
+        }
+        let compare = async {
+            let (mut parts, mut rest) = (found.into_stream(), expected);
+            while let Some(part) = parts.try_next().await? {
+                let Some(behind) = rest.strip_prefix(part.as_ref()) else { return Ok(false) };
+                rest = behind;
+            }
+            Ok(rest.is_empty())
+        };
+        self.bounded("get", key, compare).await
+    }
+
     /// Exactly the bytes of `range`; a range that the object does not cover is an error.
     pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
         let wanted = range.end.saturating_sub(range.start);

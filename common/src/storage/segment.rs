@@ -137,7 +137,7 @@ pub async fn verify_put(store: &Store, encoded: &Encoded) -> Result<(), SegmentE
     let Encoded { key, data, sidecar, index } = encoded;
     let index = index.as_ref().map(|index| (key.index(), index.clone()));
     for (key, bytes) in [(key.sidecar(), sidecar_json(sidecar)), (key.data(), data.clone())].into_iter().chain(index) {
-        if store.get(&key).await? != bytes {
+        if !store.equals(&key, &bytes).await? {
             return Err(SegmentError::Mismatch { key, what: "is not what was written".to_owned() });
         }
     }
@@ -230,10 +230,10 @@ async fn settle_object(store: &Store, key: &str, body: &Bytes) -> Result<(), Seg
     if store.put_new(key, body.clone()).await? == PutOutcome::Created {
         return Ok(());
     }
-    match store.get(key).await {
-        Ok(found) if Sha256::digest(&found) == Sha256::digest(body) => return Ok(()),
+    match store.equals(key, body).await {
+        Ok(true) => return Ok(()),
         // Gone again: the other put was withdrawn.
-        Ok(_) | Err(StoreError::NotFound { .. } | StoreError::Bound { .. }) => {}
+        Ok(false) | Err(StoreError::NotFound { .. }) => {}
         Err(error) => return Err(error.into()),
     }
     tracing::warn!(object.key = key, "archive object differs from what its plan encodes to: replaced");
