@@ -35,6 +35,9 @@ const TURN: Duration = Duration::from_millis(20);
 const WATCH: Duration = Duration::from_millis(200);
 /// Roll-up of progress, and the states of dispatches.
 const PROGRESS: Duration = Duration::from_millis(250);
+/// The same while the last jobs have just ended: a dispatch that has no more waits for its end.
+const LAST_PROGRESS: Duration = Duration::from_millis(50);
+const LAST_FOR: Duration = Duration::from_secs(2);
 const TRIM: Duration = Duration::from_secs(1);
 /// Hosts idle for this long are forgotten.
 const FORGET_MS: i64 = 3_600_000;
@@ -91,6 +94,8 @@ struct Dispatcher<'a> {
     frontier: Frontier,
     reports: mpsc::Receiver<(StreamId, Report)>,
     last_report: StreamId,
+    /// When a report came last.
+    reported: Instant,
     watch: reaper::Watch,
     /// The rest of a scan: where it is, or nothing between two scans.
     scan: Option<Option<FlowKey>>,
@@ -138,6 +143,7 @@ impl<'a> Dispatcher<'a> {
             frontier,
             reports,
             last_report,
+            reported: Instant::now(),
             watch,
             scan: Some(None),
             scanned: Instant::now(),
@@ -169,7 +175,7 @@ impl<'a> Dispatcher<'a> {
                 watched = Instant::now();
                 self.watch().await?;
             }
-            if progressed.elapsed() >= PROGRESS {
+            if progressed.elapsed() >= if self.has_just_ended() { LAST_PROGRESS } else { PROGRESS } {
                 progressed = Instant::now();
                 self.progress().await?;
             }
@@ -195,6 +201,10 @@ impl<'a> Dispatcher<'a> {
         Ok(())
     }
 
+    fn has_just_ended(&self) -> bool {
+        self.reported.elapsed() < LAST_FOR && self.frontier.in_flight() == 0 && self.frontier.next_due_ms().is_none()
+    }
+
     /// Waits for reports or for the next timer, and applies what has come.
     async fn wait(&mut self) -> Result<(), WindowError> {
         let now = self.ctx.clock.steady_ms();
@@ -211,7 +221,7 @@ impl<'a> Dispatcher<'a> {
             () = self.term.over.cancelled() => {}
         }
         for (id, report) in batch {
-            self.last_report = id;
+            (self.last_report, self.reported) = (id, Instant::now());
             for question in &report.asked {
                 self.answer(question).await?;
             }
