@@ -3,7 +3,7 @@
 //! Every step can be the last one of this process; a successor finds the plan and resumes it:
 //! plan (a row with the hash) -> put -> verify -> record (the row; raw results go) -> trim.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,6 @@ use dodo_common::db::dispatch;
 use dodo_common::db::pool::{Db, DbError, Session};
 use dodo_common::db::raw::{self as raw_result, EntryKey, EntryState};
 use dodo_common::db::segment::{self, Segment};
-use dodo_common::fail;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::surt::surt;
 use dodo_common::storage::cdxj::CdxFields;
@@ -22,13 +21,16 @@ use dodo_common::storage::segment::{self as encode, Encoded, PageEntry};
 use dodo_common::stream::connection::{Redis, StreamError};
 use dodo_common::stream::names::{PAGES, RAW_STREAMS, archive_name, group_of};
 use dodo_common::stream::raw::{self, Extent, Stored};
-use dodo_common::stream::status;
+use dodo_common::stream::{queue, status};
+use dodo_common::{fail, run_tx};
 use url::Url;
 
 use crate::consumer::is_generation;
 use crate::context::Context;
 
-const EVERY: Duration = Duration::from_millis(500);
+/// Whoever archives looks this often whether more is to be; the others, whether somebody still does.
+const EVERY: Duration = Duration::from_millis(100);
+const STAND_BY: Duration = Duration::from_millis(500);
 /// Bytes of one segment, before it is encoded. It is held three times over: as read, as encoded, as read back.
 const BYTES_MAX: usize = 16 << 20;
 /// Entries read at once, and what they should have together, bytes: there may be pages of many megabytes.
@@ -43,7 +45,7 @@ pub struct Summary {
     pub segments: usize,
     pub entries: usize,
     pub trimmed: u64,
-    pub remade: u64,
+    pub remade: usize,
 }
 
 /// Runs on a thread of its own: what it reads, packs and writes comes by the megabyte, and its many short waits would each
@@ -64,16 +66,19 @@ pub struct Archiver {
     /// Held by its session, whatever becomes of us. It only saves work; what keeps two archivers apart is the exclusion
     /// constraint.
     lock: Option<Session>,
+    /// A predecessor may have left plans, or we ourselves at an error.
+    resuming: bool,
 }
 
 impl Archiver {
     pub fn new(ctx: Arc<Context>, db: Db, redis: Redis, store: Store) -> Self {
-        Self { ctx, db, redis, store, lock: None }
+        Self { ctx, db, redis, store, lock: None, resuming: true }
     }
 
     async fn is_ours(&mut self) -> anyhow::Result<bool> {
         if self.lock.as_ref().is_none_or(|session| session.is_closed()) {
             self.lock = self.db.lock(LOCK).await?;
+            self.resuming = true;
         }
         Ok(self.lock.is_some())
     }
@@ -113,7 +118,7 @@ async fn archive(mut archiver: Archiver) {
         tokio::select! {
             () = ctx.soft.cancelled() => return,
             () = ctx.refused.cancelled() => return,
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep(if archiver.lock.is_some() { EVERY } else { STAND_BY }) => {}
         }
     }
 }
@@ -124,21 +129,25 @@ async fn tick(archiver: &mut Archiver) -> anyhow::Result<Summary> {
     if !archiver.is_ours().await? {
         return Ok(total);
     }
-    let archiver = &*archiver;
+    let resuming = std::mem::replace(&mut archiver.resuming, true);
     for stream in RAW_STREAMS {
-        let (segments, remade) = resume(archiver, stream).await?;
-        total.segments += segments;
-        total.remade += remade;
+        if resuming {
+            let (segments, remade) = resume(archiver, stream).await?;
+            total.segments += segments;
+            total.remade += remade;
+        }
         let summary = advance(archiver, stream).await?;
         total.segments += summary.segments;
         total.entries += summary.entries;
+        total.remade += summary.remade;
         total.trimmed += summary.trimmed;
     }
+    archiver.resuming = false;
     Ok(total)
 }
 
 /// Finishes the plans of a predecessor. Returns (segments, results made again).
-async fn resume(archiver: &Archiver, stream: &str) -> anyhow::Result<(usize, u64)> {
+async fn resume(archiver: &Archiver, stream: &str) -> anyhow::Result<(usize, usize)> {
     let mut done = 0;
     let mut remade = 0;
     for plan in segment::planned(&archiver.db, archive_name(stream)).await? {
@@ -149,10 +158,8 @@ async fn resume(archiver: &Archiver, stream: &str) -> anyhow::Result<(usize, u64
             // Redis has lost entries of the plan. If the object was written, it has them all.
             _ if is_written(archiver, &plan).await? => finish(archiver, &plan, None).await?,
             _ => {
-                discard(archiver, &plan).await?;
-                let present: HashSet<StreamId> = entries.iter().map(|stored| stored.id).collect();
-                remade += segment::abandon(&archiver.db, &archiver.ctx.incarnation, &plan, &present).await?;
-                tracing::warn!(key = plan.key, remade, "a planned segment was given up: its entries are gone");
+                tracing::warn!(key = plan.key, "a planned segment is given up: its entries are gone");
+                remade += abandon(archiver, &plan, &ids_of(&entries)).await?;
                 continue;
             }
         }
@@ -199,13 +206,35 @@ async fn is_written(archiver: &Archiver, plan: &Segment) -> anyhow::Result<bool>
     }
 }
 
-/// Takes away what a plan that is given up may have written: no object without its plan.
-async fn discard(archiver: &Archiver, plan: &Segment) -> anyhow::Result<()> {
+/// Gives a plan up, and takes away what it may have written, before anybody can plan its range again: no object without its
+/// plan. Returns how many results are made again.
+async fn abandon(archiver: &Archiver, plan: &Segment, present: &HashSet<StreamId>) -> anyhow::Result<usize> {
     let (key, _) = SegmentKey::parse(&plan.key).context("a planned key is not one of ours")?;
-    for object in [key.sidecar(), key.index(), key.data()] {
-        archiver.store.delete(&object).await?;
+    let remade = run_tx!(archiver.db, "abandon-segment", |tx| {
+        let remade = segment::abandon(tx, &archiver.ctx.incarnation, plan, present).await?;
+        if remade.is_some() {
+            for object in [key.sidecar(), key.index(), key.data()] {
+                archiver.store.delete(&object).await.map_err(|error| DbError::Input(error.to_string()))?;
+            }
+        }
+        Ok(remade)
+    })?;
+    announce(archiver, &plan.stream, remade.unwrap_or_default()).await
+}
+
+/// Says that results of these (tenant, host) are made again. Returns how many.
+async fn announce(archiver: &Archiver, stream: &str, remade: Vec<(String, String)>) -> anyhow::Result<usize> {
+    let count = remade.len();
+    if count > 0 {
+        tracing::warn!(stream, count, "Redis has lost results, which are made again");
+        let gained: BTreeSet<(String, String)> = remade.into_iter().collect();
+        queue::hint(&archiver.redis, gained.into_iter().collect()).await?;
     }
-    Ok(())
+    Ok(count)
+}
+
+fn ids_of(entries: &[Stored]) -> HashSet<StreamId> {
+    entries.iter().map(|stored| stored.id).collect()
 }
 
 /// One more range, from the head of the stream to the first entry that is still open.
@@ -218,15 +247,19 @@ async fn advance(archiver: &Archiver, stream: &str) -> anyhow::Result<Summary> {
     let range = gather(archiver, stream, (READ_BYTES / mean_bytes.max(1)).clamp(1, READ_MAX)).await?;
     let Some(last) = range.last else { return Ok(Summary::default()) };
     let mut plans = Vec::new();
+    let mut present = Vec::new();
     for (tenant, entries) in by_tenant(range.counting) {
         let generation = entries.first().map_or(0, |stored| stored.entry.generation);
         if let Some(encoded) = encode_segment(stream, &tenant, generation, &entries)? {
             plans.push((plan_of(stream, &tenant, generation, &encoded), encoded));
+            present.push(ids_of(&entries));
         }
     }
-    let segments: Vec<Segment> = plans.iter().map(|(plan, _)| plan.clone()).collect();
-    if !segments.is_empty() {
-        segment::plan(&archiver.db, &archiver.ctx.incarnation, &segments).await?;
+    let mut remade = 0;
+    if !plans.is_empty() {
+        let segments: Vec<_> = plans.iter().map(|(plan, _)| plan).zip(present).collect();
+        let lost = segment::plan(&archiver.db, &archiver.ctx.incarnation, &segments).await?;
+        remade = announce(archiver, archive_name(stream), lost).await?;
         fail::point_async("archive-planned").await;
     }
     for (plan, encoded) in &plans {
@@ -237,9 +270,9 @@ async fn advance(archiver: &Archiver, stream: &str) -> anyhow::Result<Summary> {
     fail::point_async("archive-trimmed").await;
     Ok(Summary {
         segments: plans.len(),
-        entries: segments.iter().map(|s| s.entries as usize).sum(),
+        entries: plans.iter().map(|(plan, _)| plan.entries as usize).sum(),
         trimmed,
-        remade: 0,
+        remade,
     })
 }
 

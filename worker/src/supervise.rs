@@ -16,10 +16,10 @@ use dodo_common::stream::connection::Redis;
 use dodo_common::telemetry::{logging, metric};
 use uuid::Uuid;
 
+use crate::archiver::{self, Archiver};
 use crate::context::Context;
 use crate::fetch::Fetcher;
 use crate::settings::{Role, Settings};
-use crate::archiver::{self, Archiver};
 use crate::{committer, consumer, heart, processor};
 
 /// Connections to Postgres: commits, loads and a spare.

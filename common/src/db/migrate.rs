@@ -26,6 +26,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (15, "revisit", include_str!("../../../sql/migrations/0015_revisit.sql")),
     (16, "link_statistics", include_str!("../../../sql/migrations/0016_link_statistics.sql")),
     (17, "plain_links", include_str!("../../../sql/migrations/0017_plain_links.sql")),
+    (18, "lost_results", include_str!("../../../sql/migrations/0018_lost_results.sql")),
 ];
 
 /// Applies what is missing; returns the versions that were applied.

@@ -120,24 +120,24 @@ pub async fn page(db: &Db, after: Option<&RawKey>, limit: i64) -> DbResult<Vec<R
         .collect())
 }
 
-/// Results whose entry is gone are made again: the row goes, and a new job names the one it replaces.
+/// Results whose entry is gone are made again: the row goes, a new job names the one it replaces, and the loss is noted.
 pub async fn remake(db: &Db, epoch: i64, lost: &[RawKey]) -> DbResult<u64> {
     run_tx!(db, "remake", |tx| {
         leader::authorise(tx, epoch).await?;
-        remake_in(tx, lost).await
+        Ok(remake_in(tx, lost).await?.len() as u64)
     })
 }
 
-/// See [`remake`].
-pub(crate) async fn remake_in(tx: &Transaction<'_>, lost: &[RawKey]) -> DbResult<u64> {
+/// See [`remake`]. Returns the (tenant, host) of each new job.
+pub(crate) async fn remake_in(tx: &Transaction<'_>, lost: &[RawKey]) -> DbResult<Vec<(String, String)>> {
     let tenants: Vec<&str> = lost.iter().map(|k| k.tenant.as_str()).collect();
     let streams: Vec<&str> = lost.iter().map(|k| k.stream.as_str()).collect();
     let ms: Vec<i64> = lost.iter().map(|k| k.id.ms as i64).collect();
     let seq: Vec<i64> = lost.iter().map(|k| k.id.seq as i64).collect();
     let generations: Vec<i64> = lost.iter().map(|k| k.generation).collect();
     let ids: Vec<Uuid> = lost.iter().map(|_| Uuid::now_v7()).collect();
-    let count = tx
-        .execute(
+    let rows = tx
+        .query(
             "-- remake-results
              WITH k AS MATERIALIZED (
                SELECT * FROM unnest($1::text[], $2::text[], $3::int8[], $4::int8[], $5::int8[], $6::uuid[])
@@ -145,7 +145,12 @@ pub(crate) async fn remake_in(tx: &Transaction<'_>, lost: &[RawKey]) -> DbResult
              gone AS (
                DELETE FROM raw_result r USING k WHERE r.tenant = k.tenant AND r.stream = k.stream AND r.ms = k.ms
                   AND r.seq = k.seq AND r.generation = k.generation
-               RETURNING r.tenant, r.dispatch, r.job, k.new_id),
+               RETURNING r.tenant, r.stream, r.generation, r.ms, r.seq, r.dispatch, r.job, r.processed, k.new_id),
+             lost AS (
+               INSERT INTO lost_result (tenant, stream, generation, ms, seq, remade_by, counted)
+               SELECT g.tenant, g.stream, g.generation, g.ms, g.seq, g.new_id,
+                      g.processed OR EXISTS (SELECT 1 FROM lost_result l WHERE l.tenant = g.tenant AND l.remade_by = g.job AND l.counted)
+                 FROM gone g),
              page AS (
                -- A page whose answer is lost counts as not stored.
                DELETE FROM page_scrape p USING gone WHERE p.tenant = gone.tenant AND p.dispatch = gone.dispatch AND p.job = gone.job),
@@ -155,11 +160,12 @@ pub(crate) async fn remake_in(tx: &Transaction<'_>, lost: &[RawKey]) -> DbResult
              INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, priority, depth, hops, url, url_hash, found_on, payload, remake_of, page, total_pages)
              SELECT l.tenant, gone.new_id, l.dispatch, l.kind, l.host, l.priority, l.depth, l.hops, l.url, l.url_hash,
                     l.found_on, l.payload, l.id, l.page, l.total_pages
-               FROM gone JOIN crawl_log l ON l.tenant = gone.tenant AND l.id = gone.job",
+               FROM gone JOIN crawl_log l ON l.tenant = gone.tenant AND l.id = gone.job
+             RETURNING tenant, host",
             &[&tenants, &streams, &ms, &seq, &generations, &ids],
         )
         .await?;
-    Ok(count)
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 pub(crate) async fn authorise_worker(tx: &Transaction<'_>, worker: &Incarnation) -> DbResult<()> {

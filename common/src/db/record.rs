@@ -182,9 +182,22 @@ async fn keep_unfit<'a>(tx: &Transaction<'_>, tenant: &str, unfit: impl Iterator
     Ok(())
 }
 
+/// Counts what entries became, but for those that only make again what was counted before it was lost.
 async fn count(tx: &Transaction<'_>, entries: &[&Processed]) -> DbResult<()> {
+    let tenants: Vec<&str> = entries.iter().map(|entry| entry.key.tenant.as_str()).collect();
+    let jobs: Vec<Uuid> = entries.iter().map(|entry| entry.job).collect();
+    let rows = tx
+        .query(
+            "-- counted-before
+             SELECT k.ord FROM unnest($1::text[], $2::uuid[]) WITH ORDINALITY AS k(tenant, job, ord),
+               LATERAL (SELECT 1 FROM lost_result l WHERE l.tenant = k.tenant AND l.remade_by = k.job AND l.counted
+                         LIMIT 1) l",
+            &[&tenants, &jobs],
+        )
+        .await?;
+    let again: HashSet<usize> = rows.iter().map(|row| row.get::<_, i64>(0) as usize - 1).collect();
     let mut totals: BTreeMap<(&str, Uuid), (i64, i64)> = BTreeMap::new();
-    for entry in entries {
+    for (_, entry) in entries.iter().enumerate().filter(|(place, _)| !again.contains(place)) {
         let total = totals.entry((&entry.key.tenant, entry.dispatch)).or_default();
         total.0 += entry.records.len() as i64;
         total.1 += entry.unfit.len() as i64;

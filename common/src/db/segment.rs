@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use uuid::Uuid;
 
 use crate::db::pool::{Db, DbError, DbResult, Transaction};
 use crate::db::raw::{self, RawKey};
@@ -25,15 +26,18 @@ pub struct Segment {
     pub sha256: String,
 }
 
-/// Plans the segments of one range, all or none; the exclusion constraint refuses an overlap.
-///
-/// # Errors
-/// [`DbError::Input`] when more results lie in a range than the segment has: the others have left the stream, and no segment
-/// may say that it holds them.
-pub async fn plan(db: &Db, worker: &Incarnation, segments: &[Segment]) -> DbResult<()> {
+/// Plans the segments of one range, all or none, each with the entries that it has: all of its tenant's that count, from the
+/// first of the stream on. A result up to its end that it has not has left the stream, and is made again: returns the
+/// (tenant, host) of each. The exclusion constraint refuses an overlap.
+pub async fn plan(
+    db: &Db,
+    worker: &Incarnation,
+    segments: &[(&Segment, HashSet<StreamId>)],
+) -> DbResult<Vec<(String, String)>> {
     run_tx!(db, "plan-segments", |tx| {
         raw::authorise_worker(tx, worker).await?;
-        for s in segments {
+        let mut remade = Vec::new();
+        for (s, present) in segments {
             tx.execute(
                 "-- plan-segment
                  INSERT INTO archive_segment (tenant, generation, stream, first_ms, first_seq, last_ms, last_seq, key, entries, bytes, sha256)
@@ -44,17 +48,12 @@ pub async fn plan(db: &Db, worker: &Incarnation, segments: &[Segment]) -> DbResu
                 ],
             )
             .await?;
-            let (results, entries) = (results(tx, s).await?.len(), s.entries as usize);
-            if results > entries {
-                return Err(DbError::Input(format!(
-                    "{} of the {results} results between {} and {} have left the stream",
-                    results - entries,
-                    s.first,
-                    s.last
-                )));
+            let missing = missing(tx, s, StreamId { ms: 0, seq: 0 }, present).await?;
+            if !missing.is_empty() {
+                remade.extend(raw::remake_in(tx, &missing).await?);
             }
         }
-        Ok(())
+        Ok(remade)
     })
 }
 
@@ -110,34 +109,37 @@ pub async fn record(db: &Db, worker: &Incarnation, s: &Segment) -> DbResult<()> 
     })
 }
 
-/// Gives a plan up: no object was written and `present` is all that is left of its entries in the
-/// stream. The plan goes, and the results that Redis lost are made again, in one transaction.
-pub async fn abandon(db: &Db, worker: &Incarnation, s: &Segment, present: &HashSet<StreamId>) -> DbResult<u64> {
-    run_tx!(db, "abandon-segment", |tx| {
-        raw::authorise_worker(tx, worker).await?;
-        let given_up = tx
-            .execute(
-                "-- abandon-segment
-                 DELETE FROM archive_segment WHERE tenant = $1 AND generation = $2 AND stream = $3 AND first_ms = $4
-                    AND first_seq = $5 AND verified_at IS NULL",
-                &[&s.tenant, &s.generation, &s.stream, &(s.first.ms as i64), &(s.first.seq as i64)],
-            )
-            .await?;
-        if given_up == 0 {
-            return Ok(0);
-        }
-        let lost: Vec<RawKey> = results(tx, s)
-            .await?
-            .into_iter()
-            .filter(|id| !present.contains(id))
-            .map(|id| RawKey { tenant: s.tenant.clone(), stream: s.stream.clone(), id, generation: s.generation })
-            .collect();
-        raw::remake_in(tx, &lost).await
-    })
+/// Gives a plan up: no object was written and `present` is all that is left of its entries in the stream. The plan goes, and
+/// the results that Redis lost are made again (as by [`plan`]). Nothing when there is no such plan any more. Until the transaction ends
+/// nobody plans that range or records it: what the plan may have left in the store can be taken away.
+pub async fn abandon(
+    tx: &Transaction<'_>,
+    worker: &Incarnation,
+    s: &Segment,
+    present: &HashSet<StreamId>,
+) -> DbResult<Option<Vec<(String, String)>>> {
+    raw::authorise_worker(tx, worker).await?;
+    let given_up = tx
+        .execute(
+            "-- abandon-segment
+             DELETE FROM archive_segment WHERE tenant = $1 AND generation = $2 AND stream = $3 AND first_ms = $4
+                AND first_seq = $5 AND verified_at IS NULL",
+            &[&s.tenant, &s.generation, &s.stream, &(s.first.ms as i64), &(s.first.seq as i64)],
+        )
+        .await?;
+    if given_up == 0 {
+        return Ok(None);
+    }
+    Ok(Some(raw::remake_in(tx, &missing(tx, s, s.first, present).await?).await?))
 }
 
-/// Where the results between the ends of a segment stand, whether it has them or not.
-async fn results(tx: &Transaction<'_>, s: &Segment) -> DbResult<Vec<StreamId>> {
+/// The results from there to the end of a segment that it has not.
+async fn missing(
+    tx: &Transaction<'_>,
+    s: &Segment,
+    from: StreamId,
+    present: &HashSet<StreamId>,
+) -> DbResult<Vec<RawKey>> {
     let rows = tx
         .query(
             "-- results-between
@@ -147,14 +149,19 @@ async fn results(tx: &Transaction<'_>, s: &Segment) -> DbResult<Vec<StreamId>> {
                 &s.tenant,
                 &s.generation,
                 &s.stream,
-                &(s.first.ms as i64),
-                &(s.first.seq as i64),
+                &(from.ms as i64),
+                &(from.seq as i64),
                 &(s.last.ms as i64),
                 &(s.last.seq as i64),
             ],
         )
         .await?;
-    Ok(rows.iter().map(|row| StreamId { ms: row.get::<_, i64>(0) as u64, seq: row.get::<_, i64>(1) as u64 }).collect())
+    Ok(rows
+        .iter()
+        .map(|row| StreamId { ms: row.get::<_, i64>(0) as u64, seq: row.get::<_, i64>(1) as u64 })
+        .filter(|id| !present.contains(id))
+        .map(|id| RawKey { tenant: s.tenant.clone(), stream: s.stream.clone(), id, generation: s.generation })
+        .collect())
 }
 
 /// Totals of the archive: objects and bytes, all tenants.
@@ -169,25 +176,39 @@ pub async fn totals(db: &Db) -> DbResult<(i64, i64)> {
     Ok((row.get(0), row.get(1)))
 }
 
-/// Segments of a stream's generation are disjoint: only the last one that begins at or before an entry may hold it.
-pub const HOLDING: &str = "-- holding-segment
- SELECT s.key, s.verified_at FROM (
+/// Where an entry of a raw stream is, that is in the stream no longer or will not be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On its way to the object of this key.
+    Planned(String),
+    /// In it, since then.
+    Verified(String, DateTime<Utc>),
+    /// Nowhere: this job makes it again.
+    Lost(Uuid),
+}
+
+/// Segments of a stream's generation are disjoint: only the last one that begins at or before an entry may hold it. It does
+/// not, if the entry was lost before it was planned.
+pub const PLACE: &str = "-- place-of-entry
+ SELECT s.key, s.verified_at, NULL::uuid AS remade_by FROM (
    SELECT key, verified_at, last_ms, last_seq FROM archive_segment
     WHERE tenant = $1 AND stream = $2 AND generation = $3 AND (first_ms, first_seq) <= ($4, $5)
     ORDER BY first_ms DESC, first_seq DESC LIMIT 1) s
-  WHERE (s.last_ms, s.last_seq) >= ($4, $5)";
+  WHERE (s.last_ms, s.last_seq) >= ($4, $5)
+ UNION ALL
+ SELECT NULL, NULL, remade_by FROM lost_result
+  WHERE tenant = $1 AND stream = $2 AND generation = $3 AND ms = $4 AND seq = $5
+ ORDER BY remade_by LIMIT 1";
 
-/// The verified or planned segment that holds an entry, and when it was verified.
-pub async fn holding(
-    db: &Db,
-    tenant: &str,
-    stream: &str,
-    generation: i64,
-    id: StreamId,
-) -> DbResult<Option<(String, Option<DateTime<Utc>>)>> {
+/// Where an entry is; nothing while it is in the stream.
+pub async fn place_of(db: &Db, tenant: &str, stream: &str, generation: i64, id: StreamId) -> DbResult<Option<Place>> {
     let client = db.client().await?;
-    let row = client.query_opt(HOLDING, &[&tenant, &stream, &generation, &(id.ms as i64), &(id.seq as i64)]).await?;
-    Ok(row.map(|row| (row.get(0), row.get(1))))
+    let row = client.query_opt(PLACE, &[&tenant, &stream, &generation, &(id.ms as i64), &(id.seq as i64)]).await?;
+    Ok(row.map(|row| match (row.get(1), row.get(2)) {
+        (_, Some(job)) => Place::Lost(job),
+        (Some(at), None) => Place::Verified(row.get(0), at),
+        (None, None) => Place::Planned(row.get(0)),
+    }))
 }
 
 /// What a segment's row is found by: its primary key, and the object that it names.

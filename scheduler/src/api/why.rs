@@ -6,10 +6,11 @@ use axum::Json;
 use axum::extract::State;
 use chrono::{DateTime, Utc};
 use dodo_common::clock::Millis;
+use dodo_common::db::dispatch;
 use dodo_common::db::explain::{self, HostReport, JobReport};
 use dodo_common::db::host::HostState;
+use dodo_common::db::segment::{self, Place};
 use dodo_common::db::worker::{self, consumer_name};
-use dodo_common::db::{dispatch, segment};
 use dodo_common::model::cause::Cause;
 use dodo_common::model::job::{ALONE_CRASHES_MAX, Outcome, SUSPECT_CRASHES, TENANT_DEFAULT};
 use dodo_common::model::revisit::{Last, Revisit};
@@ -416,9 +417,12 @@ async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>> {
     if let (Some(stream), Some(generation), Some(id)) = (&job.raw_stream, job.raw_generation, &job.raw_id)
         && let Ok(entry) = id.parse()
     {
-        lines.push(match segment::holding(&ctx.db, TENANT_DEFAULT, stream, generation, entry).await? {
-            Some((key, Some(at))) => format!("Its result {id} is archived in {key}, verified {at}."),
-            Some((key, None)) => format!("Its result {id} is on its way to {key}."),
+        lines.push(match segment::place_of(&ctx.db, TENANT_DEFAULT, stream, generation, entry).await? {
+            Some(Place::Verified(key, at)) => format!("Its result {id} is archived in {key}, verified {at}."),
+            Some(Place::Planned(key)) => format!("Its result {id} is on its way to {key}."),
+            Some(Place::Lost(job)) => {
+                format!("Redis lost its result {id} before it was archived: job {job} makes it again.")
+            }
             None => format!("Its result is entry {id} of {stream}, not archived yet."),
         });
     }

@@ -187,6 +187,7 @@ async fn redis_wiped_loses_no_item() -> Result<()> {
         cluster.redis_command(&["FLUSHALL"]).await?;
     }
     cluster.wait_done(&dispatch, LIMIT).await?;
+    assert_eq!(cluster.progress(&dispatch).await?["progress"]["records"], 303, "each is counted once");
     judge(&cluster, &feed, &dispatch).await
 }
 

@@ -1,10 +1,13 @@
 //! Segments of the archive and the raw results that they hold, in Postgres itself.
 
+use std::collections::HashSet;
+
 use anyhow::Result;
 use dodo_common::db::commit::{self, Batch};
 use dodo_common::db::raw::{self, RawKey};
-use dodo_common::db::segment::{self, Segment};
+use dodo_common::db::segment::{self, Place, Segment};
 use dodo_common::model::stream_id::StreamId;
+use uuid::Uuid;
 
 use crate::commit::{Bench, page};
 
@@ -18,7 +21,7 @@ async fn a_segment_is_recorded_only_by_its_plan() -> Result<()> {
     let plan = segment_of(("default", "pages", bench.worker.generation), [at, at]);
     assert!(segment::record(&bench.db, &bench.worker, &plan).await.is_err(), "nobody has planned it");
     assert_eq!(bench.count("raw_result").await?, 1);
-    segment::plan(&bench.db, &bench.worker, std::slice::from_ref(&plan)).await?;
+    segment::plan(&bench.db, &bench.worker, &[(&plan, HashSet::from([at]))]).await?;
     segment::record(&bench.db, &bench.worker, &plan).await?;
     assert_eq!(bench.count("raw_result").await?, 0);
     segment::record(&bench.db, &bench.worker, &plan).await?;
@@ -26,9 +29,9 @@ async fn a_segment_is_recorded_only_by_its_plan() -> Result<()> {
     Ok(())
 }
 
-/// Redis was restarted on older data, and something was appended since: what is between has gone.
+/// An entry has left the stream, and later ones are in it still: the range of their segment spans its place.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_segment_is_planned_over_results_that_it_has_not() -> Result<()> {
+async fn a_result_that_its_segment_has_not_is_made_again() -> Result<()> {
     let bench = Bench::start().await?;
     let mut finished = Vec::new();
     for ms in [5, 7, 9, 11] {
@@ -37,13 +40,19 @@ async fn no_segment_is_planned_over_results_that_it_has_not() -> Result<()> {
     commit::commit(&bench.db, &bench.worker, &Batch { finished, ..Batch::default() }).await?;
     let at = |ms| StreamId { ms, seq: 0 };
     let of = ("default", "pages", bench.worker.generation);
-    let plan = |ends, entries| Segment { entries, ..segment_of(of, ends) };
-    let gap = [plan([at(5), at(5)], 1), plan([at(7), at(11)], 2)];
-    let refused = segment::plan(&bench.db, &bench.worker, &gap).await.expect_err("9-0 is missing").to_string();
-    assert_eq!(refused, "1 of the 3 results between 7-0 and 11-0 have left the stream");
-    assert_eq!(bench.count("archive_segment").await?, 0, "all or none");
-    let whole = [plan([at(5), at(5)], 1), plan([at(7), at(11)], 3)];
-    segment::plan(&bench.db, &bench.worker, &whole).await?;
+    let [whole, gap] = [[at(5), at(5)], [at(7), at(11)]].map(|ends| segment_of(of, ends));
+    assert_eq!(segment::plan(&bench.db, &bench.worker, &[(&whole, HashSet::from([at(5)]))]).await?, []);
+    segment::record(&bench.db, &bench.worker, &whole).await?;
+    assert_eq!(segment::plan(&bench.db, &bench.worker, &[(&gap, HashSet::from([at(7), at(11)]))]).await?.len(), 1);
+    let place = async |ms| segment::place_of(&bench.db, "default", "pages", of.2, at(ms)).await;
+    assert_eq!(place(7).await?, Some(Place::Planned(gap.key.clone())));
+    let remade = "SELECT s.id FROM crawl_schedule s JOIN crawl_log l ON l.id = s.remake_of WHERE l.raw_ms = 9";
+    let job: Uuid = bench.sql.query_one(remade, &[]).await?.get(0);
+    segment::record(&bench.db, &bench.worker, &gap).await?;
+    assert_eq!(bench.count("raw_result").await?, 0);
+    assert!(matches!(place(7).await?, Some(Place::Verified(key, _)) if key == gap.key));
+    assert_eq!(place(9).await?, Some(Place::Lost(job)), "whatever its segment spans");
+    assert_eq!(place(12).await?, None);
     Ok(())
 }
 
@@ -70,7 +79,7 @@ async fn an_entry_is_held_by_the_last_segment_that_begins_before_it() -> Result<
     let of = ("default", "pages", generation);
     let plan = async |of, ends: [(u64, u64); 2]| -> Result<Segment> {
         let segment = segment_of(of, ends.map(|(ms, seq)| StreamId { ms, seq }));
-        segment::plan(&bench.db, &bench.worker, std::slice::from_ref(&segment)).await?;
+        segment::plan(&bench.db, &bench.worker, &[(&segment, HashSet::new())]).await?;
         Ok(segment)
     };
     let early = plan(of, [(10, 5), (20, 5)]).await?;
@@ -101,9 +110,13 @@ async fn an_entry_is_held_by_the_last_segment_that_begins_before_it() -> Result<
     let row = "INSERT INTO raw_result (tenant, generation, stream, ms, seq, dispatch, job) VALUES ('default', $1, 'pages', $2, $3, $4, $4)";
     for ((ms, seq), holds) in entries {
         bench.sql.execute(row, &[&generation, &(ms as i64), &(seq as i64), &bench.dispatch]).await?;
-        let holding = segment::holding(&bench.db, "default", "pages", generation, StreamId { ms, seq }).await?;
+        let place = match segment::place_of(&bench.db, "default", "pages", generation, StreamId { ms, seq }).await? {
+            Some(Place::Verified(key, _)) => Some((key, true)),
+            Some(Place::Planned(key)) => Some((key, false)),
+            other => other.map(|place| (format!("{place:?}"), false)),
+        };
         let expected = holds.map(|segment| (segment.key.clone(), segment.key == late.key));
-        assert_eq!(holding.map(|(key, verified)| (key, verified.is_some())), expected, "{ms}-{seq}");
+        assert_eq!(place, expected, "{ms}-{seq}");
     }
     let expected: Vec<(u64, u64)> =
         entries.iter().filter(|(_, holds)| holds.is_none()).map(|(entry, _)| *entry).collect();
@@ -127,13 +140,13 @@ async fn what_segments_hold_is_looked_up_and_not_searched() -> Result<()> {
     client
         .batch_execute(&format!(
             "PREPARE page(text, text, int8, int8, int8, int8) AS {};
-             PREPARE holding(text, text, int8, int8, int8) AS {}",
+             PREPARE place(text, text, int8, int8, int8) AS {}",
             raw::PAGE,
-            segment::HOLDING
+            segment::PLACE
         ))
         .await?;
     let look = async |what: &str| -> Result<()> {
-        for ask in ["page('', '', 0, 0, 0, 10000)", "holding('default', 'pages', 1, 25000, 3)"] {
+        for ask in ["page('', '', 0, 0, 0, 10000)", "place('default', 'pages', 1, 25000, 3)"] {
             let explain = format!("EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) EXECUTE {ask}");
             let rows = client.query(&explain, &[]).await?;
             let plan = rows.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>().join("\n");

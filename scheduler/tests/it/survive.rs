@@ -208,6 +208,25 @@ async fn older_snapshot(leader_sleeps: Option<Duration>) -> Result<()> {
     run.judge().await
 }
 
+/// By hand, or as a replica that was the master for a while: entries are gone, and nothing else tells of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_leave_the_stream_unnoticed() -> Result<()> {
+    let run = Run::start_with(1, 2, &[("DODO_ARCHIVE_AGE_MS", "60000")]).await?;
+    run.cluster.wait_finished(&run.dispatch, 60).await?;
+    // The first one, too.
+    let delete = "local gone = 0
+        for n, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 40)) do
+            if n % 2 == 1 then gone = gone + redis.call('XDEL', KEYS[1], entry[1]) end
+        end
+        return gone";
+    run.cluster.redis_command(&["EVAL", delete, "1", "dodo:pages"]).await?;
+    run.judge().await?;
+    let remade = "SELECT count(*) FROM crawl_log WHERE remake_of IS NOT NULL";
+    let remade: i64 = run.cluster.sql().await?.query_one(remade, &[]).await?.get(0);
+    assert_eq!(remade, 20);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_restarts() -> Result<()> {
     let mut run = Run::start(1, 2).await?;

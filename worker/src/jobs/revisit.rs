@@ -3,7 +3,7 @@
 use dodo_common::db::commit::Finished;
 use dodo_common::db::pool::DbResult;
 use dodo_common::db::revisit::{Revisited, Spared};
-use dodo_common::db::segment;
+use dodo_common::db::segment::{self, Place};
 use dodo_common::model::job::{Job, Outcome};
 use dodo_common::model::revisit::{Last, Original, Plan, Revisit, Seen, VALIDATOR_BYTES_MAX};
 use dodo_common::storage::warc;
@@ -148,8 +148,8 @@ fn plan_of(job: &Job) -> Plan {
 async fn is_archived(ctx: &Context, job: &Job, original: &Original) -> DbResult<bool> {
     let Some(entry) = original.entry else { return Ok(false) };
     let stream = archive_name(PAGES);
-    let holding = segment::holding(&ctx.db, &job.key.tenant, stream, original.generation, entry).await?;
-    Ok(matches!(holding, Some((_, Some(_)))))
+    let place = segment::place_of(&ctx.db, &job.key.tenant, stream, original.generation, entry).await?;
+    Ok(matches!(place, Some(Place::Verified(..))))
 }
 
 /// A validator as it came, if it can be sent back as it came.
