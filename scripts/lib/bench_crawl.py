@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import TypeVar
@@ -20,10 +21,13 @@ from bench_row import Row, at_least, at_most
 from bench_site import SlowSite, generate, make_certificate, start_nginx
 
 T = TypeVar("T")
+# The first rows of a crawl say how fast it was.
+RATES = 2
 TLS_PAGES, TLS_PAGE_BYTES = 4_000, 100_000
-# Requests that a worker has under way at once where nothing is to be waited for, and that the site takes: so many are in a
-# commit, or on their way to it and back.
-CRAWL_PERMITS, CRAWL_CONCURRENCY = 512, 1024
+# Workers, and requests that each has under way at once, where nothing is to be waited for: so many are in a commit, or on
+# their way to it and back. One worker uses both cores of a small machine; beside that, what two do as they are started.
+CRAWL_WORKERS, DEFAULT_WORKERS = (1, 640), (2, 256)
+CRAWL_CONCURRENCY = 1024
 # Requests that a worker has under way at once, what each waits, and pages for each worker.
 SCALE_PERMITS, SCALE_LATENCY_S, SCALE_PAGES = 8, 0.05, 2_000
 # How often memory is looked at.
@@ -52,7 +56,7 @@ def poll(api: str, dispatch: str, up: subprocess.Popen[bytes], pause: float, unt
 
 def wait_done(api: str, dispatch: str, up: subprocess.Popen[bytes]) -> dict:
     """The finished dispatch."""
-    for state in poll(api, dispatch, up, 0.1):
+    for state in poll(api, dispatch, up, 0.25):
         if state["state"] == "done":
             return state
     raise AssertionError("poll ends by itself only with the program")
@@ -70,7 +74,10 @@ def last_end(api: str, dispatch: str) -> str:
 
 def crawl(options: argparse.Namespace) -> list[Row]:
     """The site behind plain HTTP: what a page costs all of them together."""
-    return within(lambda work, children: plain(options, work, children))
+    rows = within(lambda work, children: plain(options, work, children, *CRAWL_WORKERS))
+    time.sleep(1)
+    beside = within(lambda work, children: plain(options, work, children, *DEFAULT_WORKERS))
+    return rows + beside[:RATES] + [row for row in beside if row.what.startswith("MiB") and row.what.endswith(" workers")]
 
 
 def tls(options: argparse.Namespace) -> list[Row]:
@@ -120,23 +127,30 @@ class Crawled:
 
 
 def begin(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]], seed: str, **more: object) -> tuple[str, subprocess.Popen[bytes], str]:
-    """Has `dodo up` crawl the site of `seed`: its API, itself, the dispatch. `workers`, `concurrency`, `flags` and
-    `environment` say how."""
-    port = free_port()
+    """Has a cluster of `dodo up`, once its workers are there, crawl the site of `seed`: its API, itself, the dispatch.
+    `workers`, `concurrency`, `flags` and `environment` say how."""
+    port, workers = free_port(), more.get("workers", options.workers)
     api = f"http://127.0.0.1:{port}"
     log = (work / "up.log").open("wb")
-    command = [options.bin / "dodo", "up", "--data", work / "data", "--workers", more.get("workers", options.workers), "--port", port]
-    command += ["--crawl", seed, "--delay", 0, "--host-concurrency", more.get("concurrency", 512), *more.get("flags", [])]
-    up = start(command, work, log, env={**os.environ, **more.get("environment", {})})
+    command = [options.bin / "dodo", "up", "--data", work / "data", "--workers", workers, "--port", port]
+    opened = {"DODO_OPEN": urllib.parse.urlsplit(seed).netloc}
+    up = start(command, work, log, env={**os.environ, **opened, **more.get("environment", {})})
     children.append(up)
     for _ in range(600):
         try:
-            return api, up, fetch(api, "/v1/dispatches")[0]["id"]
-        except (OSError, IndexError):
+            if sum(fetch(api, "/v1/status")["workers"].values()) == int(workers):
+                break
+        except OSError:
             if up.poll() is not None:
                 break
-            time.sleep(0.05)
-    sys.exit(f"bench: dodo up does not answer: {(work / 'up.log').read_text()[-500:]}")
+        time.sleep(0.05)
+    else:
+        sys.exit(f"bench: dodo up has not {workers} workers: {(work / 'up.log').read_text()[-500:]}")
+    if up.poll() is not None:
+        sys.exit(f"bench: dodo up has ended: {(work / 'up.log').read_text()[-500:]}")
+    crawl = [options.bin / "dodo", "crawl", seed, "--api", api, "--delay", 0, "--host-concurrency", more.get("concurrency", 512)]
+    subprocess.run([str(word) for word in [*crawl, *more.get("flags", [])]], check=True, stdout=subprocess.DEVNULL)
+    return api, up, fetch(api, "/v1/dispatches")[0]["id"]
 
 
 def run(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]], seed: str, pages: int, **more: object) -> Crawled:
@@ -163,17 +177,16 @@ def serve(options: argparse.Namespace, work: pathlib.Path, children: list[subpro
     return nginx, f"http://127.0.0.1:{port}/p0.html"
 
 
-def plain(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]]) -> list[Row]:
+def plain(options: argparse.Namespace, work: pathlib.Path, children: list[subprocess.Popen[bytes]], workers: int, permits: int) -> list[Row]:
     nginx, seed = serve(options, work, children)
-    permits = os.environ.get("DODO_WORKER_PERMITS", CRAWL_PERMITS)
     environment = {"DODO_WORKER_PERMITS": str(permits)}
-    done = run(options, work, children, seed, options.pages, concurrency=CRAWL_CONCURRENCY, environment=environment)
+    done = run(options, work, children, seed, options.pages, workers=workers, concurrency=CRAWL_CONCURRENCY, environment=environment)
     progress = done.state["progress"]
     status = fetch(done.api, "/v1/status")
     cpu = {name: seconds * 1000 / options.pages for name, seconds in done.cpu_s.items()}
     rows = [
-        at_least("crawl", f"pages/s, {options.pages} pages fetched and committed, {options.workers} workers of {permits}", options.pages / done.fetched_s, 5000, ""),
-        Row("crawl", "pages/s, archived and verified too", f"{options.pages / done.whole_s:.0f}"),
+        at_least("crawl", f"pages/s, {options.pages} pages fetched and committed, {workers} workers of {permits}", options.pages / done.fetched_s, 5000, ""),
+        at_least("crawl", f"pages/s, archived and verified too, {workers} workers of {permits}", options.pages / done.whole_s, 5000, ""),
         Row("crawl", "links stored", str(progress["links"])),
         Row("crawl", "MB of bodies archived for each second of the crawl", f"{progress['bytes'] / 1e6 / done.whole_s:.1f}"),
         Row("crawl", "bodies' bytes to archived bytes (gzip level 1)", f"{progress['bytes'] / max(1, status['archive_bytes']):.2f}"),

@@ -13,6 +13,7 @@ use dodo_common::config::{Logging, S3, Servers};
 use dodo_common::db::dispatch;
 use dodo_common::db::migrate;
 use dodo_common::lifecycle::Lifecycle;
+use dodo_common::model::address::Openings;
 use dodo_common::model::proxy::Proxy;
 use dodo_common::telemetry::logging;
 use url::Url;
@@ -75,6 +76,9 @@ pub struct Up {
     /// Who to write to about this crawler (an address or a URL); needed to crawl anything but loopback
     #[arg(long, env = "DODO_CONTACT", default_value = "")]
     contact: String,
+    /// Private or loopback host:port that may be fetched beside those of --crawl, separated by commas
+    #[arg(long, env = "DODO_OPEN", default_value = "")]
+    open: String,
     /// Proxy the workers' requests leave by, http://[user:password@]host:port or socks5://..
     // Plain text here: clap would repeat a wrong value, and with it a password.
     #[arg(long, env = "DODO_PROXY", hide_env_values = true, default_value = "")]
@@ -100,6 +104,7 @@ pub async fn run(up: Up) -> anyhow::Result<ExitCode> {
     if !up.proxy.trim().is_empty() {
         up.proxy.parse::<Proxy>().context("DODO_PROXY")?;
     }
+    up.open.parse::<Openings>().context("DODO_OPEN")?;
     up.bounds.proxies.pool.pool_beside(&up.proxy).map_err(anyhow::Error::msg)?;
     let lifecycle = Lifecycle::install().context("cannot listen for signals")?;
     if !up.no_sentinel {
@@ -145,7 +150,7 @@ async fn run_on(
         ground.sample = Some(Sample::start(data, &up.flags, MANIFESTS, ctx.clock.now_ms())?);
     }
     let seeds = checked.iter().flat_map(|crawl| crawl.seeds.iter().map(|seed| &seed.url));
-    let open = openings(data, seeds, ground.sample.iter().flat_map(Sample::places))?;
+    let open = openings(data, seeds, ground.sample.iter().flat_map(Sample::places), &up.open)?;
     let serving = tokio::spawn(api::serve(listener, serve::api(&ctx, &http)?));
     let leading = tokio::spawn(leader::run(Arc::clone(&ctx)));
     let env = WorkerEnv {
@@ -262,20 +267,22 @@ async fn stop_ground(mut ground: Ground) {
 }
 
 /// Exactly the private host:port of the seeds given on this directory, now and before: what is unfinished
-/// stays open.
+/// stays open. Beside them, for now, those that were asked for.
 fn openings<'a>(
     data: &Path,
     seeds: impl Iterator<Item = &'a Url>,
     places: impl Iterator<Item = String>,
+    asked: &str,
 ) -> anyhow::Result<String> {
     let kept = data.join("open");
     let before = std::fs::read_to_string(&kept).unwrap_or_default();
     let mut open: BTreeSet<String> = before.split(',').filter(|entry| !entry.is_empty()).map(str::to_owned).collect();
     open.extend(seeds.filter_map(|seed| Some(format!("{}:{}", seed.host_str()?, seed.port_or_known_default()?))));
     open.extend(places);
-    let open = open.into_iter().collect::<Vec<_>>().join(",");
-    std::fs::write(&kept, &open).with_context(|| format!("cannot write {}", kept.display()))?;
-    Ok(open)
+    let join = |open: &BTreeSet<String>| open.iter().map(String::as_str).collect::<Vec<_>>().join(",");
+    std::fs::write(&kept, join(&open)).with_context(|| format!("cannot write {}", kept.display()))?;
+    open.extend(asked.split(',').map(|entry| entry.trim().to_owned()).filter(|entry| !entry.is_empty()));
+    Ok(join(&open))
 }
 
 /// Where the archive of this run and its Postgres are, for `dodo archive --data`.

@@ -1,5 +1,6 @@
 //! `dodo up` as its user meets it: run, killed, started again, interrupted.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::cluster::{Cluster, dodo_program};
+use crate::web::Web;
 
 /// What a crawl of the sample site fetches: its HTML pages, a text file and its sitemap.
 const PAGES: i32 = 120;
@@ -135,6 +137,26 @@ async fn servers_from_outside_are_used_and_left_alone() -> Result<()> {
     let logged: i64 = cluster.sql().await?.query_one("SELECT count(*) FROM crawl_log", &[]).await?.get(0);
     assert!(logged > i64::from(PAGES));
     assert!(cluster.dodo_text(&["archive", "list", "pages"])?.contains(".warc.gz"));
+    Ok(())
+}
+
+/// Three sites that link to one another: the seed's is open, another by request, the third is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_is_opened_is_crawled_on_loopback() -> Result<()> {
+    let web = Web::start(3, 7, Duration::from_millis(1)).await?;
+    let dir = data()?;
+    let arguments = ["--delay", "1", "--scope", "any", "--exit-when-done", "--no-sentinel", "--open", &web.places[1]];
+    let out = up(dir.path(), &[&arguments[..], &["--crawl", &web.seeds()[0]]].concat())?.wait_with_output()?;
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let asked: BTreeSet<String> = web.hits().into_iter().map(|hit| hit.host).collect();
+    assert_eq!(asked, web.places[..2].iter().cloned().collect());
+    let summary: Value = serde_json::from_slice(&out.stdout)?;
+    assert_eq!(summary["pages"], 2 * 7, "{summary}");
+    // Exactly as a worker reads it.
+    let refused = up(dir.path(), &["--open", "127.0.0.1"])?.wait_with_output()?;
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!((refused.status.code(), text.lines().count()), (Some(1), 1), "{text}");
+    assert!(text.contains("host:port"), "{text}");
     Ok(())
 }
 
