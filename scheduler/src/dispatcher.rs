@@ -36,7 +36,7 @@ const WATCH: Duration = Duration::from_millis(200);
 /// Roll-up of progress, and the states of dispatches.
 const PROGRESS: Duration = Duration::from_millis(250);
 /// The same while the last jobs have just ended: a dispatch that has no more waits for its end.
-const LAST_PROGRESS: Duration = Duration::from_millis(50);
+const LAST_PROGRESS: Duration = Duration::from_millis(25);
 const LAST_FOR: Duration = Duration::from_secs(2);
 const TRIM: Duration = Duration::from_secs(1);
 /// Hosts idle for this long are forgotten.

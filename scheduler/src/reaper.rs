@@ -118,6 +118,7 @@ pub async fn tick(ctx: &Context, term: &Term, watch: &mut Watch) -> Result<Summa
         }
         // Ended or lost: its connections must not take another entry, then what it held comes back.
         control::kill_connections(&ctx.redis, &row.id.to_string()).await?;
+        worker::end_sessions(&ctx.db, row.id).await?;
         if row.lost_at.is_some() || summary.lost.contains(&row.id) {
             count_crashes(ctx, term, row).await?;
         }

@@ -3,7 +3,7 @@
 //! Every step can be the last one of this process; a successor finds the plan and resumes it:
 //! plan (a row with the hash) -> put -> verify -> record (the row; raw results go) -> trim.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use dodo_common::db::dispatch;
 use dodo_common::db::pool::{Db, DbError, Session};
 use dodo_common::db::raw::{self as raw_result, EntryKey, EntryState};
 use dodo_common::db::segment::{self, Segment};
+use dodo_common::fail;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::surt::surt;
 use dodo_common::storage::cdxj::CdxFields;
@@ -22,14 +23,13 @@ use dodo_common::stream::connection::{Redis, StreamError};
 use dodo_common::stream::names::{PAGES, RAW_STREAMS, archive_name, group_of};
 use dodo_common::stream::raw::{self, Extent, Stored};
 use dodo_common::stream::{queue, status};
-use dodo_common::{fail, run_tx};
 use url::Url;
 
 use crate::consumer::is_generation;
 use crate::context::Context;
 
 /// Whoever archives looks this often whether more is to be; the others, whether somebody still does.
-const EVERY: Duration = Duration::from_millis(100);
+const EVERY: Duration = Duration::from_millis(50);
 const STAND_BY: Duration = Duration::from_millis(500);
 /// Bytes of one segment, before it is encoded. It is held three times over: as read, as encoded, as read back.
 const BYTES_MAX: usize = 16 << 20;
@@ -68,17 +68,20 @@ pub struct Archiver {
     lock: Option<Session>,
     /// A predecessor may have left plans, or we ourselves at an error.
     resuming: bool,
+    /// The first entry of each stream that is not empty, since it was looked at or trimmed.
+    heads: HashMap<&'static str, StreamId>,
 }
 
 impl Archiver {
     pub fn new(ctx: Arc<Context>, db: Db, redis: Redis, store: Store) -> Self {
-        Self { ctx, db, redis, store, lock: None, resuming: true }
+        Self { ctx, db, redis, store, lock: None, resuming: true, heads: HashMap::new() }
     }
 
     async fn is_ours(&mut self) -> anyhow::Result<bool> {
         if self.lock.as_ref().is_none_or(|session| session.is_closed()) {
             self.lock = self.db.lock(LOCK).await?;
             self.resuming = true;
+            self.heads.clear();
         }
         Ok(self.lock.is_some())
     }
@@ -106,6 +109,8 @@ async fn archive(mut archiver: Archiver) {
                     ctx.refuse(why);
                     return;
                 }
+                // Another one may have more luck.
+                archiver.lock = None;
                 // A new generation is the leader's to tell of, once.
                 if error.downcast_ref::<StreamError>().is_some_and(is_generation) {
                     tracing::debug!("archiving waits: {error:#}");
@@ -140,6 +145,9 @@ async fn tick(archiver: &mut Archiver) -> anyhow::Result<Summary> {
         total.segments += summary.segments;
         total.entries += summary.entries;
         total.remade += summary.remade;
+        if summary.trimmed > 0 {
+            archiver.heads.remove(stream);
+        }
         total.trimmed += summary.trimmed;
     }
     archiver.resuming = false;
@@ -154,12 +162,15 @@ async fn resume(archiver: &Archiver, stream: &str) -> anyhow::Result<(usize, usi
         let entries = read_range(archiver, stream, &plan).await?;
         let encoded = encode_segment(stream, &plan.tenant, plan.generation, &entries)?;
         match encoded {
-            Some(encoded) if encoded.sidecar.sha256 == plan.sha256 => finish(archiver, &plan, Some(&encoded)).await?,
+            Some(encoded) if encoded.sidecar.sha256 == plan.sha256 => {
+                remade += finish(archiver, &plan, Some((&encoded, &ids_of(&entries)))).await?;
+            }
             // Redis has lost entries of the plan. If the object was written, it has them all.
-            _ if is_written(archiver, &plan).await? => finish(archiver, &plan, None).await?,
+            _ if is_written(archiver, &plan).await? => remade += finish(archiver, &plan, None).await?,
             _ => {
                 tracing::warn!(key = plan.key, "a planned segment is given up: its entries are gone");
-                remade += abandon(archiver, &plan, &ids_of(&entries)).await?;
+                let lost = segment::abandon(&archiver.db, &archiver.ctx.incarnation, &plan, &ids_of(&entries)).await?;
+                remade += announce(archiver, stream, lost).await?;
                 continue;
             }
         }
@@ -206,22 +217,6 @@ async fn is_written(archiver: &Archiver, plan: &Segment) -> anyhow::Result<bool>
     }
 }
 
-/// Gives a plan up, and takes away what it may have written, before anybody can plan its range again: no object without its
-/// plan. Returns how many results are made again.
-async fn abandon(archiver: &Archiver, plan: &Segment, present: &HashSet<StreamId>) -> anyhow::Result<usize> {
-    let (key, _) = SegmentKey::parse(&plan.key).context("a planned key is not one of ours")?;
-    let remade = run_tx!(archiver.db, "abandon-segment", |tx| {
-        let remade = segment::abandon(tx, &archiver.ctx.incarnation, plan, present).await?;
-        if remade.is_some() {
-            for object in [key.sidecar(), key.index(), key.data()] {
-                archiver.store.delete(&object).await.map_err(|error| DbError::Input(error.to_string()))?;
-            }
-        }
-        Ok(remade)
-    })?;
-    announce(archiver, &plan.stream, remade.unwrap_or_default()).await
-}
-
 /// Says that results of these (tenant, host) are made again. Returns how many.
 async fn announce(archiver: &Archiver, stream: &str, remade: Vec<(String, String)>) -> anyhow::Result<usize> {
     let count = remade.len();
@@ -238,47 +233,59 @@ fn ids_of(entries: &[Stored]) -> HashSet<StreamId> {
 }
 
 /// One more range, from the head of the stream to the first entry that is still open.
-async fn advance(archiver: &Archiver, stream: &str) -> anyhow::Result<Summary> {
+async fn advance(archiver: &mut Archiver, stream: &'static str) -> anyhow::Result<Summary> {
     let extent = raw::extent(&archiver.redis, stream).await?;
-    if !is_due(archiver, &extent).await? {
+    if !is_due(archiver, stream, &extent).await? {
         return Ok(Summary::default());
     }
+    let archiver = &*archiver;
     let mean_bytes = extent.bytes / extent.entries.max(1);
     let range = gather(archiver, stream, (READ_BYTES / mean_bytes.max(1)).clamp(1, READ_MAX)).await?;
     let Some(last) = range.last else { return Ok(Summary::default()) };
     let mut plans = Vec::new();
-    let mut present = Vec::new();
     for (tenant, entries) in by_tenant(range.counting) {
         let generation = entries.first().map_or(0, |stored| stored.entry.generation);
         if let Some(encoded) = encode_segment(stream, &tenant, generation, &entries)? {
-            plans.push((plan_of(stream, &tenant, generation, &encoded), encoded));
-            present.push(ids_of(&entries));
+            plans.push((plan_of(stream, &tenant, generation, &encoded), encoded, ids_of(&entries)));
         }
     }
-    let mut remade = 0;
     if !plans.is_empty() {
-        let segments: Vec<_> = plans.iter().map(|(plan, _)| plan).zip(present).collect();
+        let segments: Vec<_> = plans.iter().map(|(plan, _, present)| (plan, present)).collect();
         let lost = segment::plan(&archiver.db, &archiver.ctx.incarnation, &segments).await?;
-        remade = announce(archiver, archive_name(stream), lost).await?;
+        if !lost.is_empty() {
+            return Ok(Summary { remade: announce(archiver, stream, lost).await?, ..Summary::default() });
+        }
         fail::point_async("archive-planned").await;
     }
-    for (plan, encoded) in &plans {
-        finish(archiver, plan, Some(encoded)).await?;
+    let mut remade = 0;
+    for (plan, encoded, present) in &plans {
+        remade += finish(archiver, plan, Some((encoded, present))).await?;
     }
     fail::point_async("archive-recorded").await;
     let trimmed = raw::trim_below(&archiver.redis, stream, archiver.ctx.incarnation.generation, last.next()).await?;
     fail::point_async("archive-trimmed").await;
     Ok(Summary {
         segments: plans.len(),
-        entries: plans.iter().map(|(plan, _)| plan.entries as usize).sum(),
+        entries: plans.iter().map(|(plan, ..)| plan.entries as usize).sum(),
         trimmed,
         remade,
     })
 }
 
 /// A segment is written when it is full or old, or when a dispatch only waits for it.
-async fn is_due(archiver: &Archiver, extent: &Extent) -> anyhow::Result<bool> {
-    let Some(first) = extent.first else { return Ok(false) };
+async fn is_due(archiver: &mut Archiver, stream: &'static str, extent: &Extent) -> anyhow::Result<bool> {
+    if extent.entries == 0 {
+        archiver.heads.remove(stream);
+        return Ok(false);
+    }
+    let first = match archiver.heads.get(stream) {
+        Some(first) => *first,
+        None => {
+            let Some(first) = raw::first(&archiver.redis, stream).await? else { return Ok(false) };
+            archiver.heads.insert(stream, first);
+            first
+        }
+    };
     let age_ms = archiver.ctx.clock.now_ms() - first.ms as i64;
     let full = extent.entries >= archiver.ctx.settings.archive_entries_max as usize || extent.bytes >= BYTES_MAX;
     Ok(full || age_ms >= archiver.ctx.settings.archive_age_ms || dispatch::any_archiving(&archiver.db).await?)
@@ -401,15 +408,28 @@ fn plan_of(stream: &str, tenant: &str, generation: i64, encoded: &Encoded) -> Se
     }
 }
 
-/// Puts (unless it is there already), verifies and records one segment.
-async fn finish(archiver: &Archiver, plan: &Segment, encoded: Option<&Encoded>) -> anyhow::Result<()> {
-    if let Some(encoded) = encoded {
+/// Puts (unless it is there already), verifies and records one segment, with the entries that it has. Returns how many results
+/// are made again.
+async fn finish(
+    archiver: &Archiver,
+    plan: &Segment,
+    made: Option<(&Encoded, &HashSet<StreamId>)>,
+) -> anyhow::Result<usize> {
+    if let Some((encoded, _)) = made {
         encode::put_segment(&archiver.store, encoded).await?;
         fail::point_async("archive-uploaded").await;
         encode::verify_put(&archiver.store, encoded).await?;
     }
-    segment::record(&archiver.db, &archiver.ctx.incarnation, plan).await?;
+    let mut remade = 0;
+    loop {
+        let present = made.map(|(_, present)| present);
+        let lost = segment::record(&archiver.db, &archiver.ctx.incarnation, plan, present).await?;
+        if lost.is_empty() {
+            break;
+        }
+        remade += announce(archiver, &plan.stream, lost).await?;
+    }
     metrics::counter!("dodo_archived_entries_total").increment(plan.entries as u64);
     metrics::counter!("dodo_archived_bytes_total").increment(plan.bytes as u64);
-    Ok(())
+    Ok(remade)
 }

@@ -26,18 +26,26 @@ pub struct Segment {
     pub sha256: String,
 }
 
+/// Results that are made again in one transaction.
+const REMAKE_MAX: usize = 1000;
+
 /// Plans the segments of one range, all or none, each with the entries that it has: all of its tenant's that count, from the
-/// first of the stream on. A result up to its end that it has not has left the stream, and is made again: returns the
-/// (tenant, host) of each. The exclusion constraint refuses an overlap.
+/// first of the stream on. The exclusion constraint refuses an overlap.
+///
+/// A result up to their ends that they have not has left the stream. Then nothing is planned: some of these results are made
+/// again, and the (tenant, host) of each is returned.
 pub async fn plan(
     db: &Db,
     worker: &Incarnation,
-    segments: &[(&Segment, HashSet<StreamId>)],
+    segments: &[(&Segment, &HashSet<StreamId>)],
 ) -> DbResult<Vec<(String, String)>> {
     run_tx!(db, "plan-segments", |tx| {
         raw::authorise_worker(tx, worker).await?;
-        let mut remade = Vec::new();
         for (s, present) in segments {
+            let lost = missing(tx, s, StreamId { ms: 0, seq: 0 }, present).await?;
+            if !lost.is_empty() {
+                return raw::remake_in(tx, &lost[..lost.len().min(REMAKE_MAX)]).await;
+            }
             tx.execute(
                 "-- plan-segment
                  INSERT INTO archive_segment (tenant, generation, stream, first_ms, first_seq, last_ms, last_seq, key, entries, bytes, sha256)
@@ -48,12 +56,8 @@ pub async fn plan(
                 ],
             )
             .await?;
-            let missing = missing(tx, s, StreamId { ms: 0, seq: 0 }, present).await?;
-            if !missing.is_empty() {
-                remade.extend(raw::remake_in(tx, &missing).await?);
-            }
         }
-        Ok(remade)
+        Ok(Vec::new())
     })
 }
 
@@ -72,13 +76,26 @@ pub async fn planned(db: &Db, stream: &str) -> DbResult<Vec<Segment>> {
     Ok(rows.iter().map(of_row).collect())
 }
 
-/// Records that the object is in the archive and right; from here on its entries may leave the stream.
+/// Records that the object is in the archive and right; from here on its entries may leave the stream. `present` is what it
+/// has, if that is known: a result in its range that was committed meanwhile, and whose entry had left the stream before, is
+/// made again. Then nothing is recorded, and the (tenant, host) is returned, as by [`plan`].
 ///
 /// # Errors
 /// [`DbError::Input`] when there is no such plan: then they may not.
-pub async fn record(db: &Db, worker: &Incarnation, s: &Segment) -> DbResult<()> {
+pub async fn record(
+    db: &Db,
+    worker: &Incarnation,
+    s: &Segment,
+    present: Option<&HashSet<StreamId>>,
+) -> DbResult<Vec<(String, String)>> {
     run_tx!(db, "record-segment", |tx| {
         raw::authorise_worker(tx, worker).await?;
+        if let Some(present) = present {
+            let lost = missing(tx, s, s.first, present).await?;
+            if !lost.is_empty() {
+                return raw::remake_in(tx, &lost).await;
+            }
+        }
         let row = tx.query_one(
             "-- record-segment
              WITH verified AS (
@@ -105,35 +122,37 @@ pub async fn record(db: &Db, worker: &Incarnation, s: &Segment) -> DbResult<()> 
         if !row.get::<_, bool>(0) {
             return Err(DbError::Input(format!("{} was never planned, or its plan was given up", s.key)));
         }
-        Ok(())
+        Ok(Vec::new())
     })
 }
 
 /// Gives a plan up: no object was written and `present` is all that is left of its entries in the stream. The plan goes, and
-/// the results that Redis lost are made again (as by [`plan`]). Nothing when there is no such plan any more. Until the transaction ends
-/// nobody plans that range or records it: what the plan may have left in the store can be taken away.
+/// the results that Redis lost are made again: returns the (tenant, host) of each. What the plan may have left in the store
+/// belongs to no segment.
 pub async fn abandon(
-    tx: &Transaction<'_>,
+    db: &Db,
     worker: &Incarnation,
     s: &Segment,
     present: &HashSet<StreamId>,
-) -> DbResult<Option<Vec<(String, String)>>> {
-    raw::authorise_worker(tx, worker).await?;
-    let given_up = tx
-        .execute(
-            "-- abandon-segment
-             DELETE FROM archive_segment WHERE tenant = $1 AND generation = $2 AND stream = $3 AND first_ms = $4
-                AND first_seq = $5 AND verified_at IS NULL",
-            &[&s.tenant, &s.generation, &s.stream, &(s.first.ms as i64), &(s.first.seq as i64)],
-        )
-        .await?;
-    if given_up == 0 {
-        return Ok(None);
-    }
-    Ok(Some(raw::remake_in(tx, &missing(tx, s, s.first, present).await?).await?))
+) -> DbResult<Vec<(String, String)>> {
+    run_tx!(db, "abandon-segment", |tx| {
+        raw::authorise_worker(tx, worker).await?;
+        let given_up = tx
+            .execute(
+                "-- abandon-segment
+                 DELETE FROM archive_segment WHERE tenant = $1 AND generation = $2 AND stream = $3 AND first_ms = $4
+                    AND first_seq = $5 AND verified_at IS NULL",
+                &[&s.tenant, &s.generation, &s.stream, &(s.first.ms as i64), &(s.first.seq as i64)],
+            )
+            .await?;
+        if given_up == 0 {
+            return Ok(Vec::new());
+        }
+        raw::remake_in(tx, &missing(tx, s, s.first, present).await?).await
+    })
 }
 
-/// The results from there to the end of a segment that it has not.
+/// The results from there to the end of a segment that it has not, nor another one below it.
 async fn missing(
     tx: &Transaction<'_>,
     s: &Segment,
@@ -143,8 +162,13 @@ async fn missing(
     let rows = tx
         .query(
             "-- results-between
-             SELECT ms, seq FROM raw_result WHERE tenant = $1 AND generation = $2 AND stream = $3
-                AND (ms, seq) >= ($4, $5) AND (ms, seq) <= ($6, $7)",
+             SELECT ms, seq FROM raw_result r WHERE tenant = $1 AND generation = $2 AND stream = $3
+                AND (ms, seq) >= ($4, $5) AND (ms, seq) <= ($6, $7)
+                AND ((ms, seq) >= ($8, $9) OR NOT coalesce((
+                  SELECT (r.ms, r.seq) <= (a.last_ms, a.last_seq) FROM archive_segment a
+                   WHERE a.tenant = r.tenant AND a.stream = r.stream AND a.generation = r.generation
+                     AND (a.first_ms, a.first_seq) <= (r.ms, r.seq)
+                   ORDER BY a.first_ms DESC, a.first_seq DESC LIMIT 1), false))",
             &[
                 &s.tenant,
                 &s.generation,
@@ -153,6 +177,8 @@ async fn missing(
                 &(from.seq as i64),
                 &(s.last.ms as i64),
                 &(s.last.seq as i64),
+                &(s.first.ms as i64),
+                &(s.first.seq as i64),
             ],
         )
         .await?;

@@ -161,13 +161,18 @@ pub async fn recent(db: &Db) -> DbResult<Vec<WorkerRow>> {
 pub async fn mark_lost(db: &Db, epoch: i64, id: Uuid, reason: &str) -> DbResult<()> {
     match try_mark_lost(db, epoch, id, reason).await {
         Err(DbError::Postgres(_)) => {
-            let client = db.client().await?;
-            client.execute("-- terminate-sessions\nSELECT terminate_worker_sessions($1)", &[&id]).await?;
-            drop(client);
+            end_sessions(db, id).await?;
             try_mark_lost(db, epoch, id, reason).await
         }
         other => other,
     }
+}
+
+/// Ends the sessions of a worker, whatever they hold: a frozen one would keep the archiver's lock.
+pub async fn end_sessions(db: &Db, id: Uuid) -> DbResult<()> {
+    let client = db.client().await?;
+    client.execute("-- terminate-sessions\nSELECT terminate_worker_sessions($1)", &[&id]).await?;
+    Ok(())
 }
 
 async fn try_mark_lost(db: &Db, epoch: i64, id: Uuid, reason: &str) -> DbResult<()> {

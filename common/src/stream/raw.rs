@@ -197,30 +197,25 @@ pub async fn trim_below(redis: &Redis, stream: &str, generation: i64, first_kept
     redis.run(async |c| call.invoke_async(c).await).await
 }
 
+/// The first entry. Not for every look: it comes as a whole.
+pub async fn first(redis: &Redis, stream: &str) -> StreamResult<Option<StreamId>> {
+    Ok(range(redis, stream, StreamId { ms: 0, seq: 0 }, None, 1).await?.first().map(|stored| stored.id))
+}
+
 /// What a stream holds, at a glance: the price of a look does not grow with it.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
     pub entries: usize,
     /// Memory it takes, estimated by the server from a few samples.
     pub bytes: usize,
-    pub first: Option<StreamId>,
 }
 
 pub async fn extent(redis: &Redis, stream: &str) -> StreamResult<Extent> {
     let mut pipe = redis::pipe();
     pipe.cmd("XLEN").arg(stream);
     pipe.cmd("MEMORY").arg("USAGE").arg(stream).arg("SAMPLES").arg(5);
-    pipe.cmd("XINFO").arg("STREAM").arg(stream);
-    let (entries, bytes, about): (usize, Option<usize>, std::collections::HashMap<String, Value>) =
-        redis.run(async |c| pipe.query_async(c).await).await?;
-    let first = match about.get("first-entry") {
-        Some(Value::Array(entry)) => match entry.first() {
-            Some(Value::BulkString(id)) => Some(parse_id(&String::from_utf8_lossy(id))?),
-            _ => None,
-        },
-        _ => None,
-    };
-    Ok(Extent { entries, bytes: bytes.unwrap_or(0), first })
+    let (entries, bytes): (usize, Option<usize>) = redis.run(async |c| pipe.query_async(c).await).await?;
+    Ok(Extent { entries, bytes: bytes.unwrap_or(0) })
 }
 
 #[cfg(test)]

@@ -19,12 +19,12 @@ async fn a_segment_is_recorded_only_by_its_plan() -> Result<()> {
     commit::commit(&bench.db, &bench.worker, &batch).await?;
     let at = StreamId { ms: 5, seq: 0 };
     let plan = segment_of(("default", "pages", bench.worker.generation), [at, at]);
-    assert!(segment::record(&bench.db, &bench.worker, &plan).await.is_err(), "nobody has planned it");
+    assert!(segment::record(&bench.db, &bench.worker, &plan, None).await.is_err(), "nobody has planned it");
     assert_eq!(bench.count("raw_result").await?, 1);
-    segment::plan(&bench.db, &bench.worker, &[(&plan, HashSet::from([at]))]).await?;
-    segment::record(&bench.db, &bench.worker, &plan).await?;
+    segment::plan(&bench.db, &bench.worker, &[(&plan, &HashSet::from([at]))]).await?;
+    segment::record(&bench.db, &bench.worker, &plan, None).await?;
     assert_eq!(bench.count("raw_result").await?, 0);
-    segment::record(&bench.db, &bench.worker, &plan).await?;
+    segment::record(&bench.db, &bench.worker, &plan, None).await?;
     assert_eq!(bench.deltas().await?[5], 0, "counted down once");
     Ok(())
 }
@@ -33,26 +33,46 @@ async fn a_segment_is_recorded_only_by_its_plan() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_that_its_segment_has_not_is_made_again() -> Result<()> {
     let bench = Bench::start().await?;
-    let mut finished = Vec::new();
-    for ms in [5, 7, 9, 11] {
-        finished.push(page(&bench.job(None).await?, ms));
-    }
-    commit::commit(&bench.db, &bench.worker, &Batch { finished, ..Batch::default() }).await?;
+    let commit = async |times: &[u64]| -> Result<()> {
+        let mut finished = Vec::new();
+        for ms in times {
+            finished.push(page(&bench.job(None).await?, *ms));
+        }
+        commit::commit(&bench.db, &bench.worker, &Batch { finished, ..Batch::default() }).await?;
+        Ok(())
+    };
+    commit(&[5, 7, 9, 11]).await?;
     let at = |ms| StreamId { ms, seq: 0 };
     let of = ("default", "pages", bench.worker.generation);
-    let [whole, gap] = [[at(5), at(5)], [at(7), at(11)]].map(|ends| segment_of(of, ends));
-    assert_eq!(segment::plan(&bench.db, &bench.worker, &[(&whole, HashSet::from([at(5)]))]).await?, []);
-    segment::record(&bench.db, &bench.worker, &whole).await?;
-    assert_eq!(segment::plan(&bench.db, &bench.worker, &[(&gap, HashSet::from([at(7), at(11)]))]).await?.len(), 1);
     let place = async |ms| segment::place_of(&bench.db, "default", "pages", of.2, at(ms)).await;
+    let plan = async |s: &Segment, present| segment::plan(&bench.db, &bench.worker, &[(s, present)]).await;
+    let record = async |s: &Segment, present| segment::record(&bench.db, &bench.worker, s, Some(present)).await;
+    let [whole, gap] = [[at(5), at(5)], [at(7), at(11)]].map(|ends| segment_of(of, ends));
+    let (five, others) = (HashSet::from([at(5)]), HashSet::from([at(7), at(11)]));
+    assert_eq!(plan(&whole, &five).await?, []);
+    assert_eq!(record(&whole, &five).await?, []);
+    assert_eq!(plan(&gap, &others).await?.len(), 1);
+    assert_eq!(place(7).await?, None, "nothing is planned with that");
+    assert_eq!(plan(&gap, &others).await?, []);
     assert_eq!(place(7).await?, Some(Place::Planned(gap.key.clone())));
-    let remade = "SELECT s.id FROM crawl_schedule s JOIN crawl_log l ON l.id = s.remake_of WHERE l.raw_ms = 9";
-    let job: Uuid = bench.sql.query_one(remade, &[]).await?.get(0);
-    segment::record(&bench.db, &bench.worker, &gap).await?;
+    // Committed behind the plan: its entry had left before.
+    commit(&[8]).await?;
+    assert_eq!(record(&gap, &others).await?.len(), 1);
+    assert_eq!(record(&gap, &others).await?, []);
     assert_eq!(bench.count("raw_result").await?, 0);
     assert!(matches!(place(7).await?, Some(Place::Verified(key, _)) if key == gap.key));
-    assert_eq!(place(9).await?, Some(Place::Lost(job)), "whatever its segment spans");
+    for ms in [8, 9] {
+        let remade = "SELECT s.id FROM crawl_schedule s JOIN crawl_log l ON l.id = s.remake_of WHERE l.raw_ms = $1";
+        let job: Uuid = bench.sql.query_one(remade, &[&(ms as i64)]).await?.get(0);
+        assert_eq!(place(ms).await?, Some(Place::Lost(job)), "whatever its segment spans");
+    }
     assert_eq!(place(12).await?, None);
+    // What another segment holds is not missing, whoever looks.
+    commit(&[20, 30]).await?;
+    for ms in [20, 30] {
+        let other = segment_of(of, [at(ms), at(ms)]);
+        assert_eq!(segment::plan(&bench.db, &bench.worker, &[(&other, &HashSet::from([at(ms)]))]).await?, []);
+    }
     Ok(())
 }
 
@@ -79,7 +99,7 @@ async fn an_entry_is_held_by_the_last_segment_that_begins_before_it() -> Result<
     let of = ("default", "pages", generation);
     let plan = async |of, ends: [(u64, u64); 2]| -> Result<Segment> {
         let segment = segment_of(of, ends.map(|(ms, seq)| StreamId { ms, seq }));
-        segment::plan(&bench.db, &bench.worker, &[(&segment, HashSet::new())]).await?;
+        segment::plan(&bench.db, &bench.worker, &[(&segment, &HashSet::new())]).await?;
         Ok(segment)
     };
     let early = plan(of, [(10, 5), (20, 5)]).await?;
@@ -90,7 +110,7 @@ async fn an_entry_is_held_by_the_last_segment_that_begins_before_it() -> Result<
         plan(of, [(12, 0), (12, 0)]).await?;
         plan(of, [(22, 0), (28, 0)]).await?;
     }
-    segment::record(&bench.db, &bench.worker, &late).await?;
+    segment::record(&bench.db, &bench.worker, &late, None).await?;
     let entries = [
         ((9, 0), None),
         ((10, 4), None),

@@ -255,6 +255,18 @@ async fn a_stopped_worker_wakes_up_after_its_lease() -> Result<()> {
     run.judge().await
 }
 
+/// The lock of whoever archives is a session's, which a frozen process keeps.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_archiver_holds_nobody_up() -> Result<()> {
+    let mut run = Run::start_with(1, 1, &[("DODO_ARCHIVE_AGE_MS", "1000")]).await?;
+    let sql = run.cluster.sql().await?;
+    let archives = async || Ok(sql.query_one("SELECT count(*) FROM archive_segment", &[]).await?.get::<_, i64>(0) > 0);
+    run.cluster.until("something is archived", LIMIT, archives).await?;
+    run.workers[0].signal(Signal::SIGSTOP);
+    run.workers.push(run.cluster.worker()?);
+    run.judge().await
+}
+
 /// A worker dies at a step of its jobs; another goes on.
 async fn a_worker_dies_at(point: &str) -> Result<()> {
     let mut run = Run::start_with(1, 1, &[("DODO_FAIL_POINT", point)]).await?;
