@@ -81,17 +81,27 @@ pub async fn judge(db: &Db, stream: &str, entries: &[EntryKey]) -> DbResult<Vec<
         .collect())
 }
 
-/// Segments of a stream's generation are disjoint: only the last one that begins at or before an entry may hold it, and that
-/// is one descent of the index for each. Whether it is verified does not matter: one that is not is written yet, or given up
-/// by the archiver, which then sees to its entries.
-pub const PAGE: &str = "-- page-raw-results
- SELECT tenant, stream, ms, seq, generation FROM raw_result r
-  WHERE (tenant, stream, ms, seq, generation) > ($1, $2, $3, $4, $5)
-    AND NOT coalesce((SELECT (r.ms, r.seq) <= (a.last_ms, a.last_seq) FROM archive_segment a
+/// Whether a segment holds the entry of a raw result `r`. Segments of a stream's generation are disjoint: only the last one
+/// that begins at or before an entry may hold it, and that is one descent of the index for each. Whether it is verified does
+/// not matter: one that is not is written yet, or given up by the archiver, which then sees to its entries.
+macro_rules! is_held {
+    () => {
+        "coalesce((SELECT (r.ms, r.seq) <= (a.last_ms, a.last_seq) FROM archive_segment a
          WHERE a.tenant = r.tenant AND a.stream = r.stream AND a.generation = r.generation
            AND (a.first_ms, a.first_seq) <= (r.ms, r.seq)
-         ORDER BY a.first_ms DESC, a.first_seq DESC LIMIT 1), false)
-  ORDER BY tenant, stream, ms, seq, generation LIMIT $6";
+         ORDER BY a.first_ms DESC, a.first_seq DESC LIMIT 1), false)"
+    };
+}
+pub(crate) use is_held;
+
+/// Raw results in key order that no segment holds.
+pub const PAGE: &str = concat!(
+    "-- page-raw-results
+ SELECT tenant, stream, ms, seq, generation FROM raw_result r
+  WHERE (tenant, stream, ms, seq, generation) > ($1, $2, $3, $4, $5) AND NOT ",
+    is_held!(),
+    " ORDER BY tenant, stream, ms, seq, generation LIMIT $6"
+);
 
 /// Rows in key order after `after` that no planned segment covers.
 pub async fn page(db: &Db, after: Option<&RawKey>, limit: i64) -> DbResult<Vec<RawKey>> {

@@ -189,15 +189,15 @@ async fn count(tx: &Transaction<'_>, entries: &[&Processed]) -> DbResult<()> {
     let rows = tx
         .query(
             "-- counted-before
-             SELECT k.ord FROM unnest($1::text[], $2::uuid[]) WITH ORDINALITY AS k(tenant, job, ord),
+             SELECT k.job FROM unnest($1::text[], $2::uuid[]) AS k(tenant, job),
                LATERAL (SELECT 1 FROM lost_result l WHERE l.tenant = k.tenant AND l.remade_by = k.job AND l.counted
                          LIMIT 1) l",
             &[&tenants, &jobs],
         )
         .await?;
-    let again: HashSet<usize> = rows.iter().map(|row| row.get::<_, i64>(0) as usize - 1).collect();
+    let again: HashSet<Uuid> = rows.iter().map(|row| row.get(0)).collect();
     let mut totals: BTreeMap<(&str, Uuid), (i64, i64)> = BTreeMap::new();
-    for (_, entry) in entries.iter().enumerate().filter(|(place, _)| !again.contains(place)) {
+    for entry in entries.iter().filter(|entry| !again.contains(&entry.job)) {
         let total = totals.entry((&entry.key.tenant, entry.dispatch)).or_default();
         total.0 += entry.records.len() as i64;
         total.1 += entry.unfit.len() as i64;

@@ -161,14 +161,13 @@ async fn missing(
 ) -> DbResult<Vec<RawKey>> {
     let rows = tx
         .query(
-            "-- results-between
+            concat!(
+                "-- results-between
              SELECT ms, seq FROM raw_result r WHERE tenant = $1 AND generation = $2 AND stream = $3
-                AND (ms, seq) >= ($4, $5) AND (ms, seq) <= ($6, $7)
-                AND ((ms, seq) >= ($8, $9) OR NOT coalesce((
-                  SELECT (r.ms, r.seq) <= (a.last_ms, a.last_seq) FROM archive_segment a
-                   WHERE a.tenant = r.tenant AND a.stream = r.stream AND a.generation = r.generation
-                     AND (a.first_ms, a.first_seq) <= (r.ms, r.seq)
-                   ORDER BY a.first_ms DESC, a.first_seq DESC LIMIT 1), false))",
+                AND (ms, seq) >= ($4, $5) AND (ms, seq) <= ($6, $7) AND ((ms, seq) >= ($8, $9) OR NOT ",
+                raw::is_held!(),
+                ")"
+            ),
             &[
                 &s.tenant,
                 &s.generation,
