@@ -1,8 +1,9 @@
 //! Exits: the proxies of the pool, each with its clock and its health, and which one a host's requests leave by.
 //!
 //! A host keeps its proxy: the one with the highest hash of both (rendezvous hashing, Thaler and Ravishankar 1998) of those
-//! of the region that may be used. One that leaves takes only its own hosts along, and they come back with it. The clock of
-//! the host stays the same wherever its requests leave: that of the proxy comes on top.
+//! of the region that may be used. One that leaves takes only its own hosts along, and they come back with it. A host that
+//! does not let its proxy in tries the next one, and comes back for another look after as long as a quarantine. The clock
+//! of the host stays the same wherever its requests leave: that of the proxy comes on top.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -19,7 +20,9 @@ use crate::frontier::health::{Health, State};
 use crate::politeness::{Clock, Limit, Wait};
 
 /// Hosts that are remembered for what they refused.
-const MARKS_MAX: usize = 10_000;
+const REFUSALS_MAX: usize = 10_000;
+/// Bad answers in a row after which a host does not let a proxy in: a few forbidden pages need not mean that.
+const BAD_MAX: u32 = 3;
 
 /// What a request may leave by: the proxies of this region; none means any.
 pub type Region = Option<Arc<str>>;
@@ -52,8 +55,26 @@ pub struct Bounds {
 pub struct Exits {
     exits: Vec<Exit>,
     bounds: Bounds,
-    /// Hosts that have not answered well since they gave a bad answer.
-    marks: HashMap<String, Mark>,
+    /// Hosts that have given a bad answer by some proxy, and no good one by it since.
+    refusals: HashMap<String, Refusals>,
+}
+
+/// The bad answers of a host.
+#[derive(Debug, Default)]
+struct Refusals {
+    /// Since its last good answer, by whichever proxy.
+    mark: Option<Mark>,
+    /// A few at most: those of the pool.
+    by: Vec<Streak>,
+}
+
+/// The bad answers of a host by one proxy since the last good one.
+#[derive(Debug)]
+struct Streak {
+    exit: usize,
+    count: u32,
+    /// Until then it leaves by others, if there are any.
+    avoided_until: Millis,
 }
 
 /// Where a host has given a bad answer.
@@ -103,7 +124,7 @@ impl Exits {
                 address,
             }
         };
-        Self { exits: pool.all().iter().map(exit).collect(), bounds, marks: HashMap::new() }
+        Self { exits: pool.all().iter().map(exit).collect(), bounds, refusals: HashMap::new() }
     }
 
     /// Nothing is in flight, and nobody waits; every proxy counts as just used.
@@ -123,7 +144,11 @@ impl Exits {
             return Ok(None);
         }
         let usable = self.of(region).filter(|(_, exit)| exit.is_usable(now));
-        let best = usable.max_by_key(|(index, exit)| (xxh3_64_with_seed(host.as_bytes(), exit.seed), *index));
+        let refusals = self.refusals.get(host);
+        let best = usable.max_by_key(|(index, exit)| {
+            let avoided = refusals.is_some_and(|refusals| refusals.avoids(*index, now));
+            (!avoided, xxh3_64_with_seed(host.as_bytes(), exit.seed), *index)
+        });
         best.map(|(index, _)| Some(ExitId(index))).ok_or_else(|| self.shut(now, region))
     }
 
@@ -200,7 +225,7 @@ impl Exits {
         word: Option<ProxyWord>,
     ) -> Vec<FlowId> {
         let Some(index) = self.exits.iter().position(|exit| *exit.address == *address) else { return Vec::new() };
-        let counts = self.counts(index, host, word);
+        let counts = self.counts(now, index, host, word);
         let exit = &mut self.exits[index];
         exit.clock.leave(now, requested);
         let before = exit.health.state();
@@ -217,22 +242,25 @@ impl Exits {
     }
 
     /// Whether what a request to `host` said speaks of the proxy, and not of the host.
-    fn counts(&mut self, index: usize, host: &str, word: Option<ProxyWord>) -> bool {
+    fn counts(&mut self, now: Millis, index: usize, host: &str, word: Option<ProxyWord>) -> bool {
         match word {
             None | Some(ProxyWord::Down) => true,
             Some(ProxyWord::Good) => {
-                self.marks.remove(host);
+                if let Some(refusals) = self.refusals.get_mut(host) {
+                    refusals.mark = None;
+                    refusals.by.retain(|streak| streak.exit != index);
+                    if refusals.by.is_empty() {
+                        self.refusals.remove(host);
+                    }
+                }
                 true
             }
             Some(ProxyWord::Blocked | ProxyWord::Failed) => {
-                if self.marks.len() >= MARKS_MAX && !self.marks.contains_key(host) {
-                    self.marks.clear();
+                if self.refusals.len() >= REFUSALS_MAX && !self.refusals.contains_key(host) {
+                    self.refusals.clear();
                 }
-                let mark = self.marks.entry(host.to_owned()).or_insert(Mark::At(index));
-                if *mark != Mark::At(index) {
-                    *mark = Mark::Everywhere;
-                }
-                *mark == Mark::At(index)
+                let refusals = self.refusals.entry(host.to_owned()).or_default();
+                refusals.bad(index, now.saturating_add(self.bounds.quarantine_ms))
             }
         }
     }
@@ -258,6 +286,30 @@ impl Exits {
             changed.then(|| exit.health.row(now, &exit.address, &exit.region))
         };
         self.exits.iter_mut().filter_map(row).collect()
+    }
+}
+
+impl Refusals {
+    /// Another bad answer by this proxy, which is avoided until then if there were too many. Returns whether it is to blame.
+    fn bad(&mut self, exit: usize, until: Millis) -> bool {
+        let place = self.by.iter().position(|streak| streak.exit == exit).unwrap_or_else(|| {
+            self.by.push(Streak { exit, count: 0, avoided_until: Millis::MIN });
+            self.by.len() - 1
+        });
+        let streak = &mut self.by[place];
+        streak.count = streak.count.saturating_add(1);
+        if streak.count >= BAD_MAX {
+            streak.avoided_until = until;
+        }
+        let mark = self.mark.get_or_insert(Mark::At(exit));
+        if *mark != Mark::At(exit) {
+            *mark = Mark::Everywhere;
+        }
+        *mark == Mark::At(exit)
+    }
+
+    fn avoids(&self, exit: usize, now: Millis) -> bool {
+        self.by.iter().any(|streak| streak.exit == exit && streak.avoided_until > now)
     }
 }
 

@@ -108,24 +108,54 @@ fn a_proxy_has_bounds_of_its_own() {
 }
 
 #[test]
-fn a_host_that_refuses_everybody_takes_one_proxy_at_most() {
+fn a_host_that_refuses_everybody_takes_no_proxy_along() {
     let mut exits = exits("eu=http://a:1,eu=http://b:1,eu=http://c:1", 8);
     let host = "http://h.test";
-    let mut used = Vec::new();
-    for _ in 0..100 {
-        let address = ask(&mut exits, 0, host, None, flow()).unwrap().unwrap();
-        say_of(&mut exits, 0, &address, host, ProxyWord::Blocked);
-        used.push(address.to_string());
+    let mut blocked = |exits: &mut Exits, now| {
+        let address = ask(exits, now, host, None, flow()).unwrap().unwrap();
+        say_of(exits, now, &address, host, ProxyWord::Blocked);
+        address.to_string()
+    };
+    let used: Vec<String> = (0..100).map(|_| blocked(&mut exits, 0)).collect();
+    let turns: Vec<_> = used.chunk_by(|a, b| a == b).map(|turn| (turn[0].as_str(), turn.len())).collect();
+    assert_eq!(turns.len(), 4, "{turns:?}: each in its turn, then the first again");
+    assert!(turns[..3].iter().all(|(_, times)| *times == 3) && turns[3].0 == turns[0].0, "{turns:?}");
+    assert!(exits.take_changed(0).iter().all(|row| row.quarantined_ms.is_none()));
+    // What it says by another is no good word for the first one, but for the host.
+    say_of(&mut exits, 0, &used[3], host, ProxyWord::Good);
+    assert_eq!(blocked(&mut exits, 0), used[3]);
+}
+
+/// Whatever the share of the host in what leaves by its proxy.
+#[test]
+fn a_host_that_does_not_let_its_proxy_in_leaves_by_another_for_a_while() {
+    let mut exits = exits("eu=http://a:1,eu=http://b:1,us=http://c:1", 8);
+    let host = "http://h.test";
+    let of = |exits: &mut Exits, now, region| ask(exits, now, host, region, flow()).unwrap().unwrap().to_string();
+    let own = of(&mut exits, 0, Some("eu"));
+    let other = ["a:1", "b:1"].into_iter().find(|address| *address != own).unwrap();
+    for n in 0..3 {
+        assert_eq!(of(&mut exits, 0, Some("eu")), own, "after {n} bad answers");
+        for good in 0..19 {
+            say_of(&mut exits, 0, &own, &format!("http://x{good}.test"), ProxyWord::Good);
+        }
+        say_of(&mut exits, 0, &own, host, ProxyWord::Blocked);
     }
-    used.dedup();
-    assert_eq!(used.len(), 2);
-    let quarantined = exits.take_changed(0).into_iter().filter(|row| row.quarantined_ms.is_some());
-    assert_eq!(quarantined.map(|row| row.address).collect::<Vec<_>>(), used[..1]);
-    say_of(&mut exits, 0, &used[1], host, ProxyWord::Good);
-    for _ in 0..20 {
-        say_of(&mut exits, 0, &used[1], host, ProxyWord::Blocked);
+    assert_eq!(of(&mut exits, 0, Some("eu")), other);
+    say_of(&mut exits, 0, other, host, ProxyWord::Good);
+    assert_eq!(of(&mut exits, BASE_MS - 1, Some("eu")), other, "it does not flap");
+    assert!(exits.take_changed(0).iter().all(|row| row.quarantined_ms.is_none()), "others get through");
+    assert_eq!(of(&mut exits, BASE_MS, Some("eu")), own, "another look");
+    say_of(&mut exits, BASE_MS, &own, host, ProxyWord::Blocked);
+    assert_eq!(of(&mut exits, BASE_MS, Some("eu")), other, "one is enough by now");
+    say_of(&mut exits, 2 * BASE_MS, &own, host, ProxyWord::Good);
+    say_of(&mut exits, 2 * BASE_MS, &own, host, ProxyWord::Blocked);
+    assert_eq!(of(&mut exits, 2 * BASE_MS, Some("eu")), own);
+    // Alone in its region it is used all the same.
+    for _ in 0..3 {
+        say_of(&mut exits, 0, "c:1", host, ProxyWord::Blocked);
     }
-    assert!(exits.take_changed(0)[0].quarantined_ms.is_some(), "it had answered well there");
+    assert_eq!(of(&mut exits, 0, Some("us")), "c:1");
 }
 
 #[test]
