@@ -11,7 +11,7 @@ pub const REVISIT_S_MIN: i64 = 1;
 pub const REVISIT_S_MAX: i64 = 366 * 86_400;
 /// Bytes of an ETag or a Last-Modified; a longer one is not kept.
 pub const VALIDATOR_BYTES_MAX: usize = 1024;
-/// A page that is not there so many visits in a row is not visited any more.
+/// A page that is gone (404, 410, another media type) at so many visits in a row is not visited any more.
 pub const FAILURES_MAX: i16 = 3;
 /// What an interval becomes, in tenths, where the page had changed, and where it had not: the rule of Apache Nutch's
 /// `AdaptiveFetchSchedule`, at the highest rate of which it says that intervals still follow the page (0.4).
@@ -120,7 +120,7 @@ pub struct Last {
     /// The page as it was seen last.
     #[serde(flatten)]
     pub seen: Seen,
-    /// Visits since then that have found no page.
+    /// Visits since then that have found it gone.
     #[serde(default)]
     pub failures: i16,
 }
@@ -160,7 +160,7 @@ pub struct Original {
 }
 
 impl Plan {
-    /// The plan of the visit after this one, by `job` at `at_ms`, which has `seen` the page, or has found none. Nothing
+    /// The plan of the visit after this one, by `job` at `at_ms`, which has `seen` the page, or has found it gone. Nothing
     /// where there is to be none: the first has found no page, or one too many in a row has not.
     pub fn after(&self, bounds: &Revisit, job: Uuid, at_ms: Millis, seen: Option<Seen>) -> Option<Plan> {
         let interval_ms = self.interval_ms.map_or_else(|| bounds.first_ms(None), |ms| bounds.bounded(ms));
@@ -182,7 +182,8 @@ impl Plan {
         Some(Plan { interval_ms: Some(interval_ms), modified_ms: None, last: Some(last) })
     }
 
-    /// The same where nobody answered, as of a host that cannot be reached: nothing says that the page is not there.
+    /// The same where nothing says that the page is gone: its host cannot be reached, its server is out of order or turns us
+    /// away.
     pub fn after_silence(&self, bounds: &Revisit, job: Uuid, at_ms: Millis) -> Option<Plan> {
         let mut plan = self.clone();
         let failures = std::mem::take(&mut plan.last.as_mut()?.failures);

@@ -105,6 +105,8 @@ async fn answer(State(site): State<Site>, request: Request) -> Response {
         }
         "/odd" if before == 1 => "no page this time".into_response(),
         "/gone" if before > 0 => StatusCode::NOT_FOUND.into_response(),
+        "/shaky" if (1..=8).contains(&before) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        "/walled" if before > 0 => StatusCode::FORBIDDEN.into_response(),
         // What nobody has asked for.
         "/liar" => not_modified(),
         _ => Html(body_of(&path)).into_response(),
@@ -348,5 +350,30 @@ async fn one_answer_of_another_type_ends_no_visits() -> Result<()> {
     let id: Uuid = dispatch.parse()?;
     let unwanted = "SELECT count(*) FROM crawl_log WHERE dispatch = $1 AND outcome = 'unwanted'";
     assert_eq!(cluster.sql().await?.query_one(unwanted, &[&id]).await?.get::<_, i64>(0), 1);
+    Ok(())
+}
+
+/// An outage, or a wall, says nothing of a page: only one that is gone is given up.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_is_gone_is_given_up() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let site = Site::start(&mut cluster).await?;
+    let _processes = [cluster.scheduler().await?, cluster.worker()?];
+    let urls = ["/shaky", "/walled", "/gone"].map(|path| site.url(path));
+    let crawl = json!({ "urls": urls, "delay_ms": 0, "depth": 0, "sitemaps": false, "retries": 1,
+        "revisit": { "min_s": 1, "max_s": 1 } });
+    let dispatch = cluster.post("/v1/crawls", &crawl).await?;
+    let visited = async || {
+        let (shaky, walled) = (site.hits("/shaky"), site.hits("/walled"));
+        Ok(shaky.iter().filter(|hit| hit.status == 200).count() >= 2 && walled.len() >= 7)
+    };
+    cluster.until("both are visited on", LIMIT, visited).await?;
+    assert_eq!(site.hits("/shaky").iter().filter(|hit| hit.status == 500).count(), 8);
+    assert_eq!(site.hits("/gone").len(), 4, "once there, and three times gone");
+    let why = cluster.dodo_text(&["why", &site.url("/gone")])?;
+    assert!(why.contains("gone at 3 visits in a row, and not visited any more"), "{why}");
+    let seen = visits(&cluster, &dispatch, &site).await?;
+    let pending = ["/shaky", "/walled", "/gone"].map(|path| seen[path].pending.len());
+    assert_eq!(pending, [1, 1, 0], "{seen:?}");
     Ok(())
 }

@@ -33,7 +33,7 @@ use crate::fetch::fetched::Fetched;
 use crate::fetch::proxy::FetchError;
 use crate::jobs::declaration;
 use crate::jobs::end::{
-    body_of, clean, finish, is_last_try, is_refusal, raw_entry, ready, refused, retry, unreachable, unread,
+    body_of, clean, finish, is_last_try, is_refusal, note, raw_entry, ready, refused, retry, unreachable, unread,
 };
 use crate::jobs::revisit::{self, Before};
 use crate::jobs::target::{self, Target};
@@ -397,12 +397,6 @@ impl Visit<'_> {
 fn leave_out(by: &str, digest: String, finished: &mut Finished) {
     (finished.outcome, finished.digest, finished.title) = (Outcome::Noindex, Some(digest), None);
     note(&format!("noindex, says {by}: its body is not kept"), finished);
-}
-
-/// Adds to what is said of a job's end.
-fn note(text: &str, finished: &mut Finished) {
-    let before = finished.reason.take().map_or(String::new(), |reason| format!("{reason}; "));
-    finished.reason = Some(clean(&format!("{before}{text}")));
 }
 
 fn hints_of(listing: &Listing) -> impl Iterator<Item = (UrlHash, i64)> + '_ {

@@ -191,6 +191,12 @@ pub fn raw_entry(ctx: &Context, job: &Job, about: Vec<u8>, body: Vec<u8>) -> Raw
     }
 }
 
+/// Adds to what is said of a job's end.
+pub fn note(text: &str, finished: &mut Finished) {
+    let before = finished.reason.take().map_or(String::new(), |reason| format!("{reason}; "));
+    finished.reason = Some(clean(&format!("{before}{text}")));
+}
+
 /// Text from the network, fit for a column: no NUL, at most 1000 characters.
 pub fn clean(text: &str) -> String {
     text.chars().filter(|c| *c != '\0').take(1000).collect()

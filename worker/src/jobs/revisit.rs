@@ -5,7 +5,7 @@ use dodo_common::db::pool::DbResult;
 use dodo_common::db::revisit::{Revisited, Spared};
 use dodo_common::db::segment::{self, Place};
 use dodo_common::model::job::{Job, Outcome};
-use dodo_common::model::revisit::{Last, Original, Plan, Revisit, Seen, VALIDATOR_BYTES_MAX};
+use dodo_common::model::revisit::{FAILURES_MAX, Last, Original, Plan, Revisit, Seen, VALIDATOR_BYTES_MAX};
 use dodo_common::storage::warc;
 use dodo_common::stream::names::{PAGES, archive_name};
 use reqwest::header::{ETAG, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::committer::{Done, Effect};
 use crate::context::{Context, Crawl};
 use crate::fetch::fetched::Fetched;
-use crate::jobs::end::unread;
+use crate::jobs::end::{note, unread};
 
 /// What a job knows of the visits before, in a crawl that visits its pages again.
 #[derive(Debug)]
@@ -116,11 +116,12 @@ impl Before {
     }
 }
 
-/// A page that was there at an earlier visit, and was not to be had at this one, is due again all the same, some times.
+/// A page that was there at an earlier visit, and was not to be had at this one, is due again all the same: some times, if
+/// the server says that it is gone, and otherwise for ever.
 pub async fn missed(ctx: &Context, job: &Job, done: &mut Done) {
     let Effect::Finished { job: finished, .. } = &mut done.effect else { return };
-    use Outcome::{Dead, HttpError, Refused, Robots, Unwanted};
-    let is_miss = matches!(finished.outcome, HttpError | Dead | Robots | Refused | Unwanted);
+    use Outcome::{Dead, Failed, HttpError, Refused, Robots, Unwanted};
+    let is_miss = matches!(finished.outcome, HttpError | Dead | Failed | Robots | Refused | Unwanted);
     if !is_miss || job.payload.is_none() {
         return;
     }
@@ -131,13 +132,22 @@ pub async fn missed(ctx: &Context, job: &Job, done: &mut Done) {
     if let Some(bounds) = crawl.spec.revisit {
         let before = Before { bounds, plan: plan_of(job), original: None };
         let at_ms = finished.started_ms.unwrap_or_else(|| ctx.clock.now_ms());
-        let next = if finished.status.is_some() || finished.outcome == Robots {
+        let next = if is_gone(finished) {
             before.plan.after(&before.bounds, job.key.id, at_ms, None)
         } else {
             before.plan.after_silence(&before.bounds, job.key.id, at_ms)
         };
+        if next.is_none() && before.plan.last.is_some() {
+            note(&format!("gone at {FAILURES_MAX} visits in a row, and not visited any more"), finished);
+        }
         finished.revisited = Some(before.followed_by(next, None));
     }
+}
+
+/// Whether an end speaks of the page. A server that is out of order, that turns us away or that forbids may be of another
+/// mind tomorrow.
+fn is_gone(finished: &Finished) -> bool {
+    finished.outcome == Outcome::Unwanted || matches!(finished.status, Some(404 | 410))
 }
 
 /// Of a first visit that no sitemap says anything of there is none.
