@@ -9,6 +9,7 @@ use dodo_common::clock::{Clock, Millis};
 use dodo_common::db::pool::{Db, DbError, DbResult};
 use dodo_common::db::worker::{self, Incarnation};
 use dodo_common::db::{dispatch, host, source};
+use dodo_common::model::header::{is_harmless, trusted_hosts};
 use dodo_common::model::media::MediaTypes;
 use dodo_common::model::record::Mapper;
 use dodo_common::model::robots::Robots;
@@ -49,8 +50,9 @@ pub struct Crawl {
     pub scope: Scope,
     pub rules: UrlRules,
     pub media: MediaTypes,
-    /// Sent to the hosts of the seeds, and to no other.
+    /// What is harmless of them goes to every host, the rest to `seed_hosts`.
     pub headers: HeaderMap,
+    /// Those of the seeds, and of the same names on https.
     pub seed_hosts: HashSet<String>,
     /// What it calls itself, where not by our name.
     pub user_agent: Option<HeaderValue>,
@@ -73,19 +75,20 @@ impl Crawl {
 
     /// The headers of a request to a page, beside those of every request.
     pub fn headers_for(&self, host: &str, url: &Url) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        headers.extend(self.user_agent.clone().map(|agent| (USER_AGENT, agent)));
-        if self.seed_hosts.contains(host) {
-            headers.extend(self.headers.clone());
+        let is_trusted = self.seed_hosts.contains(host);
+        let given = self.headers.iter().filter(|(name, _)| is_trusted || is_harmless(name.as_str()));
+        let mut headers: HeaderMap = given.map(|(name, value)| (name.clone(), value.clone())).collect();
+        if let Some(agent) = &self.user_agent {
+            headers.entry(USER_AGENT).or_insert_with(|| agent.clone());
         }
         if let Some(jar) = &self.jar {
             // One header, whatever it is made of (RFC 6265 5.4).
             let given = headers.get(COOKIE).and_then(|given| given.to_str().ok());
             let cookies = jar.header(url, given).and_then(|text| HeaderValue::from_bytes(text.as_bytes()).ok());
-            headers.extend(cookies.map(|mut cookies| {
+            if let Some(mut cookies) = cookies {
                 cookies.set_sensitive(true);
-                (COOKIE, cookies)
-            }));
+                headers.insert(COOKIE, cookies);
+            }
         }
         headers
     }
@@ -225,8 +228,7 @@ impl Context {
         let media = MediaTypes::new(&spec.content_types).map_err(wrong)?;
         let headers = dispatch::headers(&self.db, tenant, id).await?;
         let headers = secret_headers(&headers).map_err(DbError::Input)?;
-        let seed_hosts =
-            spec.seeds.iter().filter_map(|seed| canonical(seed, None).ok()).map(|seed| seed.host).collect();
+        let seed_hosts = trusted_hosts(spec.seeds.iter().filter_map(|seed| canonical(seed, None).ok()));
         let user_agent = spec.user_agent.as_deref().map(|product| self.fetcher.user_agent(product)).transpose();
         let user_agent = user_agent.map_err(DbError::Input)?;
         let jar = spec.cookies.then(Jar::default);
@@ -306,5 +308,44 @@ impl Context {
 
     pub fn held_count(&self) -> u64 {
         self.held.lock().expect("no panic under this lock").len() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use reqwest::header::SET_COOKIE;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn credentials_stay_with_the_seeds_and_cookies_are_one_header() {
+        let spec: CrawlSpec = serde_json::from_value(json!({ "seeds": ["http://a.test/"] })).unwrap();
+        let (scope, rules) = (spec.judge().unwrap(), spec.rules().unwrap());
+        let given = [("Accept-Language", "de"), ("Cookie", "given=1"), ("X-Token", "hush")];
+        let given = BTreeMap::from(given.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let crawl = Crawl {
+            spec,
+            scope,
+            rules,
+            media: MediaTypes::default(),
+            headers: secret_headers(&given).unwrap(),
+            seed_hosts: HashSet::from(["http://a.test".to_owned()]),
+            user_agent: Some(HeaderValue::from_static("bot/1")),
+            jar: Some(Jar::default()),
+        };
+        let sent = |host: &str| {
+            let url = Url::parse(host).unwrap();
+            let set = HeaderMap::from_iter([(SET_COOKIE, HeaderValue::from_static("own=2"))]);
+            crawl.jar.as_ref().unwrap().keep(&url, &set);
+            let headers = crawl.headers_for(host, &url);
+            let lines = headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
+            lines.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
+        };
+        let seed = "accept-language: de, cookie: given=1; own=2, user-agent: bot/1, x-token: hush";
+        assert_eq!(sent("http://a.test"), seed);
+        assert_eq!(sent("http://b.test"), "accept-language: de, cookie: own=2, user-agent: bot/1");
     }
 }

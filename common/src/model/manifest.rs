@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::clock::Millis;
+use crate::model::header::{check_headers, texts};
 use crate::model::record::has_nul;
 use crate::model::revisit::Revisit;
 use crate::model::scope::ScopeKind;
-use crate::model::source::{SPAN_S_MAX, check_headers};
+use crate::model::source::SPAN_S_MAX;
 use crate::model::spec::{CrawlSpec, DELAY_MS_MAX, Nofollow};
 use crate::model::terms::Terms;
 use crate::model::trap::Traps;
@@ -56,19 +56,6 @@ pub struct Entry {
     pub version: Option<i64>,
     #[serde(default)]
     pub options: Options,
-}
-
-/// An object of texts. These are secrets, and the usual complaint quotes what it found.
-fn texts<'de, D: Deserializer<'de>>(input: D) -> Result<BTreeMap<String, String>, D::Error> {
-    let Value::Object(map) = Value::deserialize(input)? else {
-        return Err(D::Error::custom("headers and cookies are objects of names and texts"));
-    };
-    map.into_iter()
-        .map(|(name, value)| match value {
-            Value::String(text) => Ok((name, text)),
-            _ => Err(D::Error::custom(format!("the value of header or cookie {name:?} is no text"))),
-        })
-        .collect()
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod cause;
+pub mod header;
 pub mod job;
 pub mod manifest;
 pub mod media;

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use serde_json_path::JsonPath;
 use url::Url;
 
+use crate::model::header::check_headers;
 use crate::model::record::Fields;
 use crate::model::spec::{DELAY_MS_DEFAULT, DELAY_MS_MAX, HOST_CONCURRENCY_MAX};
 use crate::model::terms::Terms;
@@ -226,21 +227,6 @@ fn check_size(size: i64) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("paging.size must be between 1 and 100000, not {size}"))
-}
-
-/// Names and values that HTTP allows (RFC 9110 5.5), and none of those that the client itself sets.
-pub fn check_headers<'a>(headers: impl IntoIterator<Item = (&'a String, &'a String)>) -> Result<(), String> {
-    for (name, value) in headers {
-        reqwest::header::HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("{name:?} is no header name"))?;
-        reqwest::header::HeaderValue::from_str(value)
-            .map_err(|_| format!("the value of header {name} is not allowed"))?;
-        if ["host", "content-length", "transfer-encoding", "connection", "accept-encoding"]
-            .contains(&name.to_ascii_lowercase().as_str())
-        {
-            return Err(format!("header {name} is the client's own"));
-        }
-    }
-    Ok(())
 }
 
 impl PagedSpec {

@@ -1,10 +1,13 @@
 //! Submitting work: crawls and no-op jobs.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use dodo_common::clock::Millis;
 use dodo_common::db::dispatch::{self, Submission, Submitted};
+use dodo_common::model::header::{check_headers, texts};
 use dodo_common::model::job::TENANT_DEFAULT;
 use dodo_common::model::revisit::Revisit;
 use dodo_common::model::spec::{CrawlSpec, Nofollow, NoopSpec};
@@ -105,6 +108,11 @@ pub struct CrawlRequest {
     /// not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_agent: Option<String>,
+    /// Headers of its requests, at most 100. `Accept-Language` and its like (`Accept`, `Accept-Charset`, `Cache-Control`,
+    /// `DNT`, `Pragma`, `Referer`, `Sec-GPC`, `Upgrade-Insecure-Requests`, `Sec-CH-*`, `Sec-Fetch-*`) go to every host, all
+    /// others to those of the start pages only, since they may be credentials. No answer shows them. Not with `cron`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "texts")]
+    pub headers: BTreeMap<String, String>,
     /// Its requests leave by a proxy of this region, as `DODO_PROXIES` names it; by any of them when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
@@ -215,6 +223,12 @@ pub async fn submit(
     if recurring.cron.is_some() && crawl.spec.revisit.is_some() {
         return Err(bad_request("a crawl with revisit goes on by itself: leave out cron"));
     }
+    // A timer shows its request to whoever asks.
+    if recurring.cron.is_some() && !crawl.headers.is_empty() {
+        return Err(bad_request(
+            "a timer keeps no headers: leave out cron, or give both interval and headers in a manifest",
+        ));
+    }
     if let Some(answer) = timer::store(ctx, "crawl", value, recurring).await? {
         return Ok(answer);
     }
@@ -268,7 +282,8 @@ pub fn noops(request: &NoopRequest, now: Millis) -> ApiResult<(NoopSpec, Vec<Opt
 
 /// Stores a crawl and hints its hosts to the dispatcher.
 pub async fn submit_crawl(ctx: &Context, crawl: &CheckedCrawl) -> ApiResult<Accepted> {
-    let submission = Submission { key: crawl.key.as_deref(), terms: crawl.terms.clone(), ..Submission::default() };
+    let (terms, headers) = (crawl.terms.clone(), crawl.headers.clone());
+    let submission = Submission { key: crawl.key.as_deref(), terms, headers, ..Submission::default() };
     let submitted = dispatch::submit_crawl(&ctx.db, TENANT_DEFAULT, &crawl.spec, &crawl.seeds, &submission).await?;
     let hosts = crawl.seeds.iter().map(|seed| (TENANT_DEFAULT.to_owned(), seed.host.clone())).collect();
     ctx.hint(hosts).await;
@@ -281,6 +296,8 @@ pub struct CheckedCrawl {
     pub key: Option<String>,
     pub seeds: Vec<Canonical>,
     pub terms: Terms,
+    /// No part of the spec, which answers show.
+    pub headers: BTreeMap<String, String>,
 }
 
 /// Checks a request; its seeds come out in canonical form.
@@ -328,7 +345,8 @@ pub fn checked(request: CrawlRequest, contact: &str, now: Millis) -> ApiResult<C
         start_at: start_at.map_err(bad_request)?,
     };
     terms.check().map_err(bad_request)?;
-    Ok(CheckedCrawl { spec, key: request.key, seeds, terms })
+    check_headers(&request.headers).map_err(bad_request)?;
+    Ok(CheckedCrawl { spec, key: request.key, seeds, terms, headers: request.headers })
 }
 
 /// Without a contact only loopback may be asked. A name may lead anywhere, so only the worker, which resolves it,

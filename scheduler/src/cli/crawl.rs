@@ -1,10 +1,13 @@
 //! `dodo crawl`: submit, and wait if asked to.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::{Context as _, ensure};
 use clap::Args;
 use dodo_common::db::dispatch::{Dispatch, Progress};
+use dodo_common::model::header::check_headers;
 use dodo_common::model::media::MediaTypes;
 use dodo_common::model::pattern::Patterns;
 use dodo_common::model::revisit::Revisit;
@@ -71,6 +74,10 @@ pub struct CrawlFlags {
     /// What it calls itself, as examplebot/1.0; robots.txt is read for that product, the contact is appended [default: dodo]
     #[arg(long)]
     pub user_agent: Option<String>,
+    /// A header of its requests; what may be a credential goes to the hosts of the start pages only; may be given more than once
+    // Plain text here: clap would repeat a wrong one, and with it a credential.
+    #[arg(long, value_name = "NAME: VALUE")]
+    pub header: Vec<String>,
     /// Region of the proxies that its requests leave by, as DODO_PROXIES names it [default: any]
     #[arg(long)]
     pub region: Option<String>,
@@ -152,9 +159,26 @@ fn pattern(text: &str) -> Result<String, String> {
     Patterns::new("pattern", &[text.to_owned()]).map(|_| text.to_owned())
 }
 
+/// Headers by their names; one line about the first that is wrong, without its value.
+fn headers(given: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut headers = BTreeMap::new();
+    for text in given {
+        let (name, value) = text
+            .split_once(':')
+            .context("--header: a name and a colon are missing; say --header 'Accept-Language: de'")?;
+        let name = name.trim();
+        let before = headers.insert(name.to_owned(), value.trim().to_owned());
+        ensure!(before.is_none(), "--header: {name:?} is given twice; leave one out");
+    }
+    check_headers(&headers).map_err(|why| anyhow::anyhow!("--header: {why}"))?;
+    Ok(headers)
+}
+
 impl CrawlFlags {
-    pub fn request(&self, urls: Vec<String>) -> CrawlRequest {
-        CrawlRequest {
+    /// # Errors
+    /// One line about a header that is wrong.
+    pub fn request(&self, urls: Vec<String>) -> anyhow::Result<CrawlRequest> {
+        Ok(CrawlRequest {
             urls,
             depth: self.depth,
             max_pages: self.max_pages,
@@ -179,6 +203,7 @@ impl CrawlFlags {
             content_types: self.bounds.content_types.clone(),
             cookies: self.cookies,
             user_agent: self.user_agent.clone(),
+            headers: headers(&self.header)?,
             region: self.region.clone(),
             revisit: self
                 .revisit_min
@@ -193,7 +218,7 @@ impl CrawlFlags {
             start_in_ms: self.start_in_ms,
             cron: None,
             timezone: None,
-        }
+        })
     }
 }
 
@@ -216,7 +241,7 @@ pub struct Crawl {
 pub async fn run(crawl: Crawl) -> anyhow::Result<ExitCode> {
     let client = Client::new(&crawl.remote)?;
     let CronFlags { cron, timezone } = crawl.cron;
-    let request = CrawlRequest { cron, timezone, ..crawl.flags.request(crawl.urls) };
+    let request = CrawlRequest { cron, timezone, ..crawl.flags.request(crawl.urls)? };
     let accepted = match client.post("/v1/crawls", &request).await? {
         Answer::Dispatch(accepted) => accepted,
         Answer::Timer(timer) => {

@@ -139,7 +139,7 @@ async fn run_on(
     let http = Http { listen: SocketAddr::from(([127, 0, 0, 1], up.port)), admin_token: None };
     let listener = api::bind(http.listen, None).await?;
     let address = listener.local_addr()?;
-    let request = (!up.crawl.is_empty()).then(|| up.flags.request(up.crawl.clone()));
+    let request = (!up.crawl.is_empty()).then(|| up.flags.request(up.crawl.clone())).transpose()?;
     // Checked before anything starts: a wrong URL must not leave a cluster behind.
     let now = ctx.clock.now_ms();
     let checked = request.map(|request| api::crawl::checked(request, &up.contact, now)).transpose().map_err(plain)?;
