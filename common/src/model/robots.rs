@@ -2,8 +2,9 @@
 
 /// What is read of a file, RFC 9309 2.5: the least that a crawler must read, and what Google reads.
 pub const ROBOTS_BYTES_MAX: usize = 500 * 1024;
-/// A longer line is skipped: no URL that we fetch is as long as the rule it could hold.
-pub const LINE_BYTES_MAX: usize = 16 * 1024;
+/// What is read of a line; the rest is cut off, where Google's parser cuts (robots.cc: 8 * 2083 bytes, the last of them
+/// for its end). Without a star, a rule that long matches no URL that we fetch.
+pub const LINE_BYTES_MAX: usize = 8 * 2083 - 1;
 /// The longest `Crawl-delay` that is honoured, milliseconds.
 pub const CRAWL_DELAY_MS_MAX: u64 = 3_600_000;
 
@@ -23,7 +24,7 @@ pub struct Verdict {
     pub rule: Option<Rule>,
 }
 
-/// A line of the file, as it was written but for comment, surrounding space and control characters.
+/// A line of the file, as it was written but for comment, surrounding space and control characters; a tab is a space.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Counted from 1.
@@ -175,7 +176,9 @@ impl Robots {
 
 impl Rule {
     fn new(line: u32, text: &[u8]) -> Rule {
-        Rule { line, text: printable(text) }
+        // Without a colon, a tab may be all that parts the words.
+        let text: Vec<u8> = text.iter().map(|&byte| if byte == b'\t' { b' ' } else { byte }).collect();
+        Rule { line, text: printable(&text) }
     }
 }
 
@@ -261,7 +264,9 @@ fn unreserved(byte: u8) -> bool {
 
 /// The lines and their numbers, split at CR, LF and CRLF.
 fn lines(body: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
-    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+    // Of a byte order mark as much as is there: Google's parser takes one that is cut short, too.
+    let mark = body.iter().zip(b"\xef\xbb\xbf").take_while(|(byte, mark)| byte == mark).count();
+    let body = &body[mark..];
     let mut rest = match body.get(..ROBOTS_BYTES_MAX) {
         // The line that the bound cuts is dropped: half a rule covers more than was meant.
         Some(head) if body.len() > head.len() => {
@@ -280,15 +285,27 @@ fn lines(body: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
         number += 1;
         Some((number, line))
     })
-    .filter(|(_, line)| line.len() <= LINE_BYTES_MAX)
-    .map(|(number, line)| (number, line.split(|&byte| byte == b'#').next().unwrap_or_default().trim_ascii()))
+    .map(|(number, line)| {
+        let line = &line[..line.len().min(LINE_BYTES_MAX)];
+        (number, line.split(|&byte| byte == b'#').next().unwrap_or_default().trim_ascii())
+    })
 }
 
-/// `key: value`, the key in lower case.
+/// `key: value`, the key in lower case. Some forget the colon: as by Google's parser, two words are read with one.
 fn record(line: &[u8]) -> Option<(String, &[u8])> {
-    let colon = line.iter().position(|&byte| byte == b':')?;
-    let key = std::str::from_utf8(line[..colon].trim_ascii()).ok()?;
-    Some((key.to_ascii_lowercase(), line[colon + 1..].trim_ascii()))
+    let (key, value) = match line.iter().position(|&byte| byte == b':') {
+        Some(colon) => (&line[..colon], &line[colon + 1..]),
+        None => two_words(line)?,
+    };
+    let key = std::str::from_utf8(key.trim_ascii()).ok()?;
+    Some((key.to_ascii_lowercase(), value.trim_ascii()))
+}
+
+/// The words of a line that has two of them: of more it is a guess which one is the value.
+fn two_words(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut words = line.split(|byte| matches!(byte, b' ' | b'\t')).filter(|word| !word.is_empty());
+    let two = (words.next()?, words.next()?);
+    words.next().is_none().then_some(two)
 }
 
 /// The product token that a text starts with, in lower case, or `*` (RFC 9309 2.2.1).
@@ -511,6 +528,51 @@ User-Agent: quxbot
             Robots::parse(b"\xef\xbb\xbfUser-Agent : *\r\n\r\n\xff\xfe: x\rdisallow: /a\xff\ndisallow: /b\x00");
         assert_eq!(robots.decide("dodo", "/a%FFx").rule.map(|rule| rule.line), Some(4));
         assert_eq!(robots.decide("dodo", "/b%00").rule, Some(Rule { line: 5, text: "disallow: /b".into() }));
+    }
+
+    /// google/robotstxt, robots_test.cc, ID_UTF8ByteOrderMarkIsSkipped.
+    #[test]
+    fn a_byte_order_mark_may_be_cut_short() {
+        for (start, is_mark) in [
+            (&b"\xef\xbb\xbf"[..], true),
+            (b"\xef\xbb", true),
+            (b"\xef", true),
+            (b"\xef\x11\xbf", false),
+            (b"\xbb\xbf", false),
+            (b"\xef\xbb\xbf\xef\xbb\xbf", false),
+            (b"\n\xef\xbb\xbf", false),
+        ] {
+            let robots = Robots::parse(&[start, b"user-agent: *\ndisallow: /"].concat());
+            let line = robots.decide("dodo", "/x").rule.map(|rule| rule.line);
+            assert_eq!(line, is_mark.then_some(2), "{start:?}");
+        }
+    }
+
+    /// google/robotstxt, robots_test.cc, ID_LineSyntax_Line; and what is not as obvious.
+    #[test]
+    fn between_two_words_the_colon_may_be_missing() {
+        assert!(!allowed("user-agent FooBot\ndisallow /\n", "FooBot", "/x/y"));
+        let robots = Robots::parse(
+            b"user-agent dodo # ours\ndisallow\t/a # no\ndisallow\nallow   /a/b\ndisallow /c d\nfoo /\nCrawl-Delay 2",
+        );
+        let rule = |path: &str| robots.decide("dodo", path).rule;
+        assert_eq!(rule("/a/x"), Some(Rule { line: 2, text: "disallow /a".into() }));
+        assert_eq!(rule("/a/b"), Some(Rule { line: 4, text: "allow   /a/b".into() }));
+        assert_eq!((rule("/c"), rule("/c%20d"), rule("/x")), (None, None, None));
+        assert_eq!(robots.crawl_delay_ms("dodo"), Some(2000));
+    }
+
+    /// google/robotstxt, robots_test.cc, GoogleOnly_LineTooLong.
+    #[test]
+    fn a_long_line_is_cut() {
+        let path = format!("/x/{}", "a".repeat(LINE_BYTES_MAX - "disallow: /x//".len()));
+        let comment = "#".repeat(LINE_BYTES_MAX);
+        let robots = format!("user-agent: FooBot\ndisallow: {path}/qux\ndisallow: /y {comment}\n");
+        let rule = |path: &str| Robots::parse(robots.as_bytes()).decide("FooBot", path).rule;
+        assert_eq!((rule("/fux"), rule(&path)), (None, None));
+        let found = rule(&format!("{path}/fux"));
+        assert_eq!(found, Some(Rule { line: 2, text: format!("disallow: {path}/") }));
+        assert_eq!(rule("/y"), Some(Rule { line: 3, text: "disallow: /y".into() }));
     }
 
     #[test]

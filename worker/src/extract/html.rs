@@ -167,8 +167,10 @@ impl<'t> Found<'t> {
             }
             // That of a drawing has tags, not text.
             b"title" => self.title = self.title.or(tag.text),
-            b"img" | b"source" | b"video" | b"audio" | b"track" | b"embed" | b"script" if self.assets => {
-                self.asset(tag)
+            b"img" | b"source" | b"audio" | b"track" | b"embed" | b"script" if self.assets => self.asset(tag),
+            b"video" if self.assets => {
+                self.asset(tag);
+                self.refer(tag.attribute("poster"), false);
             }
             b"object" if self.assets => self.refer(tag.attribute("data"), false),
             b"input" if self.assets && is(tag, "type", "image") => self.refer(tag.attribute("src"), false),
@@ -208,6 +210,9 @@ impl<'t> Found<'t> {
         if leads_to_page || self.assets && ASSET_RELATIONS.iter().any(|name| has(relations, name)) {
             self.refer(tag.attribute("href"), false);
         }
+        if self.assets {
+            self.refer_candidates(tag.attribute("imagesrcset"));
+        }
         let wants_canonical = self.wants_canonical && !self.in_body && self.canonicals.len() < CANONICALS_MAX;
         if wants_canonical && has(relations, "canonical") {
             let href = tag.attribute("href").filter(|href| href.len() <= 4 * URL_BYTES_MAX);
@@ -217,10 +222,14 @@ impl<'t> Found<'t> {
 
     fn asset(&mut self, tag: &Tag<'t>) {
         self.refer(tag.attribute("src"), false);
-        if let Some(candidates) = tag.attribute("srcset").map(decoded) {
-            for url in srcset::urls(&candidates) {
-                self.keep((url.len() <= URL_BYTES_MAX).then(|| Cow::Owned(url.to_owned())), false);
-            }
+        self.refer_candidates(tag.attribute("srcset"));
+    }
+
+    /// The images of a `srcset`, or of the `imagesrcset` of a link.
+    fn refer_candidates(&mut self, candidates: Option<&'t str>) {
+        let Some(candidates) = candidates.map(decoded) else { return };
+        for url in srcset::urls(&candidates) {
+            self.keep((url.len() <= URL_BYTES_MAX).then(|| Cow::Owned(url.to_owned())), false);
         }
     }
 
@@ -419,14 +428,18 @@ mod tests {
     #[test]
     fn assets_are_links_where_they_are_asked_for() {
         let body = "<link rel=stylesheet href=/1.css><link rel='shortcut icon' href=/2.ico><link rel=preload href=/no>
+            <link rel=preload as=image imagesrcset='/15.png 400w, /d&amp;e.png 800w'>
             <script src=/3.js></script><script>'<img src=/no>'</script><img src=4.png srcset='/5.png 1x, /a,b&amp;c.png 2x'>
             <picture><source srcset='/6.png, /7.png 2x'><img src='data:image/png;base64,AAAA'></picture>
-            <video src=/8.mp4><source src=/9.webm><track src=/10.vtt></video><audio src=/11.ogg></audio><embed src=/12.swf>
+            <video src=/8.mp4 poster=/16.jpg><source src=/9.webm><track src=/10.vtt></video>
+            <audio src=/11.ogg></audio><embed src=/12.swf>
             <object data=/13.pdf></object><input type=Image src=/14.gif><input src=/no><a href=/page></a>";
         let found: Vec<String> = read(body, true).links.iter().map(|link| link.to.text.clone()).collect();
         let expected = [
             "1.css",
             "2.ico",
+            "15.png",
+            "d&e.png",
             "3.js",
             "dir/4.png",
             "5.png",
@@ -434,6 +447,7 @@ mod tests {
             "6.png",
             "7.png",
             "8.mp4",
+            "16.jpg",
             "9.webm",
             "10.vtt",
             "11.ogg",

@@ -21,10 +21,13 @@ use url::Url;
 use crate::extract::text;
 use crate::fetch::decode::{DecodeError, HEAD_BYTES, decode, head};
 
-/// Distinct URLs taken of one file, and how large it may be unpacked, bytes (sitemaps.org: no more than 50,000 URLs and
-/// 52,428,800 bytes).
+/// Distinct URLs taken of one file, its alternates not counted, and how large it may be unpacked, bytes (sitemaps.org:
+/// no more than 50,000 URLs and 52,428,800 bytes).
 pub const ENTRIES_MAX: usize = 50_000;
 pub const LISTING_BYTES_MAX: usize = 50 << 20;
+/// Distinct alternates taken of one sitemap. Each language of a page is to have an entry of its own (Google, "Tell
+/// Google about localized versions of your page"), so that a sound file has no more of them than URLs.
+pub const ALTERNATES_MAX: usize = ENTRIES_MAX;
 /// Elements within one another. The markup that a feed quotes has fewer.
 const DEPTH_MAX: usize = 256;
 /// How a gzip member begins (RFC 1952 2.3.1).
@@ -37,7 +40,7 @@ pub struct Listing {
     pub entries: Vec<Spelt>,
     /// What a sitemap says of each of them; shorter than `entries` where nothing is said of the last ones.
     pub said: Vec<Said>,
-    /// There were more.
+    /// There were more, or more alternates.
     pub truncated: bool,
 }
 
@@ -91,7 +94,14 @@ pub fn listing(file: File, rules: &UrlRules) -> Result<Option<Listing>, DecodeEr
         whole = Cow::Owned(decode(Some("gzip"), &whole, is_whole, LISTING_BYTES_MAX)?.into_owned());
     }
     let (text, _) = text::decode(&whole, content_type);
-    let mut list = List { rules, entries: Vec::new(), said: Vec::new(), seen: HashSet::new(), truncated: false };
+    let mut list = List {
+        rules,
+        entries: Vec::new(),
+        alternate_count: 0,
+        said: Vec::new(),
+        seen: HashSet::new(),
+        truncated: false,
+    };
     match format {
         Format::Lines => lines(&text).filter(|line| is_url(line)).take_while(|line| list.add(line, url)).for_each(drop),
         format => read_xml(&text, format, url, &mut list),
@@ -201,29 +211,48 @@ enum Child {
 struct List<'r> {
     rules: &'r UrlRules,
     entries: Vec<Spelt>,
+    /// Of them those that came as alternates.
+    alternate_count: usize,
     said: Vec<Said>,
     seen: HashSet<UrlHash>,
     truncated: bool,
 }
 
 impl List<'_> {
-    /// False when it is full. What is no http URL is passed over.
+    /// False when it is full.
     fn add(&mut self, reference: &str, base: &Url) -> bool {
-        let reference = reference.trim();
-        if reference.is_empty() {
-            return true;
-        }
-        let Ok(to) = spell(reference, base, self.rules) else { return true };
-        if self.seen.contains(&to.hash) {
-            return true;
-        }
-        if self.entries.len() == ENTRIES_MAX {
+        let Some(to) = self.unseen(reference, base) else { return true };
+        if self.entries.len() - self.alternate_count == ENTRIES_MAX {
             self.truncated = true;
             return false;
         }
+        self.push(to);
+        true
+    }
+
+    /// One too many is left out, and takes no place from the URLs that follow it.
+    fn add_alternate(&mut self, reference: &str, base: &Url) {
+        let Some(to) = self.unseen(reference, base) else { return };
+        if self.alternate_count == ALTERNATES_MAX {
+            self.truncated = true;
+            return;
+        }
+        self.alternate_count += 1;
+        self.push(to);
+    }
+
+    /// What is no http URL is passed over.
+    fn unseen(&self, reference: &str, base: &Url) -> Option<Spelt> {
+        let reference = reference.trim();
+        if reference.is_empty() {
+            return None;
+        }
+        spell(reference, base, self.rules).ok().filter(|to| !self.seen.contains(&to.hash))
+    }
+
+    fn push(&mut self, to: Spelt) {
         self.seen.insert(to.hash);
         self.entries.push(to);
-        true
     }
 
     /// What is said of the entries that were added since there were so many.
@@ -269,9 +298,13 @@ fn read_xml(text: &str, format: Format, page: &Url, list: &mut List) {
                 } else if name.as_ref() == b"link"
                     && format.is_link(attribute(&element, b"rel").as_deref())
                     && let Some(href) = attribute(&element, b"href")
-                    && !list.add(&href, &base_of(&element, &base))
                 {
-                    return;
+                    let base = base_of(&element, &base);
+                    if format == Format::Sitemap {
+                        list.add_alternate(&href, &base);
+                    } else if !list.add(&href, &base) {
+                        return;
+                    }
                 }
             }
             Event::End(_) => {

@@ -58,7 +58,7 @@ fn check(input: &[u8], mut draw: Draw) {
             input,
             Some(content_type),
             &page,
-            Reading { assets, rules, agent: "dodo", canonical: true, fingerprint: false },
+            Reading { assets, rules, agent: "dodo", canonical: true, fingerprint: true },
         )
     };
     let [plain, shown] = [false, true].map(read);
@@ -69,6 +69,7 @@ fn check(input: &[u8], mut draw: Draw) {
     let wanted: HashSet<_> = shown.links.iter().map(|link| link.to.hash).collect();
     assert!(shown.links_truncated || plain.links.iter().all(|Link { to, .. }| wanted.contains(&to.hash)));
     assert_eq!((&plain.title, &plain.language, plain.noindex), (&shown.title, &shown.language, shown.noindex));
+    assert_eq!(plain.fingerprint, shown.fingerprint);
 }
 
 fn sound(page: &Page, rules: &UrlRules) {

@@ -45,7 +45,8 @@ fn check(input: &[u8], mut draw: Draw) {
             };
             let written = lines.get(rule.line as usize - 1).is_some() && rule.text.len() <= 3 * LINE_BYTES_MAX;
             assert!(written && !rule.text.chars().any(char::is_control), "{rule:?}");
-            let (key, value) = rule.text.split_once(':').expect("a rule has a colon");
+            let (key, value) =
+                rule.text.split_once(':').or_else(|| rule.text.split_once(' ')).expect("a rule has a key and a value");
             let allows = key.trim().eq_ignore_ascii_case("allow") || value.trim().is_empty();
             assert_eq!(verdict.allowed, allows, "{rule:?} decides {path}");
         }

@@ -434,6 +434,25 @@ fn more_than_the_protocol_allows_is_said() {
 }
 
 #[test]
+fn alternates_take_no_place_of_a_url() {
+    const LANGUAGES: usize = 12;
+    let with_alternates = |count: usize| {
+        let links = |n| (0..LANGUAGES).map(move |l| format!("<xhtml:link rel='alternate' href='/{l}/{n}'/>"));
+        let entries = (0..count).map(|n| format!("<url><loc>/{n}</loc>{}</url>", links(n).collect::<String>()));
+        let found = read(format!("<urlset>{}</urlset>", entries.collect::<String>()), XML).unwrap().unwrap();
+        let urls = found.entries.iter().filter(|entry| entry.text.matches('/').count() == 3).count();
+        (urls, found.entries.len() - urls, found.truncated)
+    };
+    let count = ALTERNATES_MAX / LANGUAGES;
+    assert_eq!(with_alternates(count), (count, count * LANGUAGES, false));
+    assert_eq!(with_alternates(count + 1000), (count + 1000, ALTERNATES_MAX, true));
+    // The link of an Atom entry is its URL, alternate as it is called.
+    let entries = (0..=ENTRIES_MAX).map(|n| format!("<entry><link rel='alternate' href='/{n}'/></entry>"));
+    let feed = read(format!("<feed>{}</feed>", entries.collect::<String>()), XML).unwrap().unwrap();
+    assert_eq!((feed.entries.len(), feed.truncated), (ENTRIES_MAX, true));
+}
+
+#[test]
 fn broken_files_are_read_as_far_as_they_go() {
     let whole = "<urlset><url><loc>/1</loc></url><url><loc>/2</loc></url></urlset>";
     for (body, expected) in [
