@@ -15,12 +15,13 @@ use crate::model::trap::Traps;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum ScopeKind {
-    /// The host name and port of a seed; http and https count as one when both ports are default.
+    /// The host name and port of a seed, with `www.` in front or without; http and https count as one when both ports are
+    /// default.
     #[default]
     Host,
     /// The registrable domain of a seed (Public Suffix List), any port.
     Domain,
-    /// The origin of a seed, and a path that starts with the seed's up to its last `/`.
+    /// The host of a seed, in the same sense, and a path that starts with the seed's up to its last `/`.
     Prefix,
     /// Everything.
     Any,
@@ -34,7 +35,7 @@ pub struct Scope {
     seeds: HashSet<Url>,
     /// `host[:port]` of the seeds for Host, registrable domains for Domain.
     hosts: HashSet<String>,
-    /// Origin to its path prefixes, sorted, none a prefix of another.
+    /// Host to its path prefixes, sorted, none a prefix of another.
     prefixes: HashMap<String, Vec<String>>,
     include: Patterns,
     exclude: Patterns,
@@ -87,7 +88,7 @@ impl Scope {
                 ScopeKind::Host => drop(hosts.insert(authority(seed).to_owned())),
                 ScopeKind::Domain => drop(hosts.insert(registrable(seed).to_owned())),
                 ScopeKind::Prefix => {
-                    prefixes.entry(origin(seed).to_owned()).or_default().push(directory(seed).to_owned())
+                    prefixes.entry(authority(seed).to_owned()).or_default().push(directory(seed).to_owned())
                 }
                 ScopeKind::Any => {}
             }
@@ -145,24 +146,24 @@ impl Scope {
         self.excluded(url).or_else(|| trap().or_else(not_included).filter(|_| !self.seeds.contains(url)))
     }
 
-    fn excluded(&self, url: &Url) -> Option<Cow<'static, str>> {
+    /// Why an `exclude` pattern refuses it, whatever else holds, if one does.
+    pub fn excluded(&self, url: &Url) -> Option<Cow<'static, str>> {
         self.exclude.first_match(url).map(|pattern| format!("excluded by {pattern}").into())
     }
 
     fn under_prefix(&self, url: &Url) -> bool {
-        let Some(paths) = self.prefixes.get(origin(url)) else { return false };
+        let Some(paths) = self.prefixes.get(authority(url)) else { return false };
         // No path is a prefix of another, so only the last one not above this path can cover it.
         let after = paths.partition_point(|path| path.as_str() <= url.path());
         after > 0 && url.path().starts_with(&paths[after - 1])
     }
 }
 
-fn origin(url: &Url) -> &str {
-    &url[..Position::BeforePath]
-}
-
+/// `host[:port]`. A site whose start page redirects to its name with `www.`, or from it, is one (as the scopes of Heritrix, and
+/// a browser's address bar, have it).
 fn authority(url: &Url) -> &str {
-    &url[Position::BeforeHost..Position::BeforePath]
+    let authority = &url[Position::BeforeHost..Position::BeforePath];
+    authority.strip_prefix("www.").filter(|rest| rest.contains('.')).unwrap_or(authority)
 }
 
 /// The registrable domain, or the whole host where there is none: an IP literal, `localhost`, a
@@ -194,7 +195,10 @@ mod tests {
         use ScopeKind::{Any, Domain, Host, Prefix};
         for (kind, seeds, text, expected) in [
             (Host, &["http://example.com/"][..], "https://example.com/x", true),
-            (Host, &["http://example.com/"], "http://www.example.com/", false),
+            (Host, &["http://example.com/"], "http://www.example.com/", true),
+            (Host, &["https://www.example.com/"], "http://example.com/", true),
+            (Host, &["http://example.com/"], "http://www2.example.com/", false),
+            (Host, &["http://www.com/"], "http://com/", false),
             (Host, &["http://example.com/"], "http://example.com:81/", false),
             (Domain, &["http://www.example.co.uk/"], "https://a.b.example.co.uk:99/", true),
             (Domain, &["http://www.example.co.uk/"], "http://other.co.uk/", false),
@@ -204,7 +208,8 @@ mod tests {
             (Domain, &["http://localhost/"], "http://localhost:1/", true),
             (Prefix, &["http://a.example/docs/index.html"], "http://a.example/docs/x/y?z", true),
             (Prefix, &["http://a.example/docs/index.html"], "http://a.example/docs", false),
-            (Prefix, &["http://a.example/docs/"], "https://a.example/docs/", false),
+            (Prefix, &["http://a.example/docs/"], "https://www.a.example/docs/", true),
+            (Prefix, &["http://a.example/docs/"], "https://a.example:8443/docs/", false),
             (
                 Prefix,
                 &["http://a.example/a/", "http://a.example/a/b/", "http://a.example/c/"],

@@ -39,7 +39,9 @@ async fn answer(State(asked): State<Asked>, request: Request) -> Response {
         let n = number(n.trim_end_matches("&week"));
         let next = format!("<a href='/month?n={0}'>n</a><a href='/month?n={0}&week'>n</a>", n + 1);
         let name = ["january", "may", "june"][n % 3];
-        Html(format!("<h1 class='{said}'>{name} {}</h1>{}{next}", 2026 + n, words(0, 300))).into_response()
+        // Every other one says hardly anything.
+        let text = if n % 2 == 0 { words(0, 300) } else { String::new() };
+        Html(format!("<h1 class='{said}'>{name} {}</h1>{text}{next}", 2026 + n)).into_response()
     } else if said.starts_with("/loop/") {
         Html(format!("{said}<a href='a/b/'>deeper</a>")).into_response()
     } else {
@@ -102,7 +104,7 @@ async fn a_site_without_end_is_crawled_whole_and_comes_to_its_end() -> Result<()
     assert_eq!(fresh + of("duplicates") + of("near_duplicates"), pages);
     // Start, unique pages, the same page once, the loop, and of the calendar a few.
     let honest = UNIQUE_PAGES as i64 + 6;
-    assert!((honest..honest + 5).contains(&fresh), "{tally}");
+    assert!((honest..honest + 8).contains(&fresh), "{tally}");
     assert_eq!(pages, 2 * fresh + ALLOWANCE, "what is new earns as much that is not, and the allowance comes on top");
     assert_eq!(asked_for(&asked, "/month").len() as i64, pages - honest - of("duplicates"));
     let over: Vec<_> = ends(&cluster, id).await?.into_keys().filter(|(outcome, _)| outcome == "budget").collect();

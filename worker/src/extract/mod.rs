@@ -5,6 +5,7 @@ pub mod html;
 pub mod link_header;
 pub mod listing;
 pub mod simhash;
+pub mod sniff;
 pub mod srcset;
 pub mod tags;
 pub mod text;

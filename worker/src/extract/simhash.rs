@@ -3,34 +3,43 @@
 //! SimHash (M. Charikar, "Similarity estimation techniques from rounding algorithms", STOC 2002) of 64 bits, of which near
 //! duplicates differ in 3 at most (G. S. Manku, A. Jain, A. Das Sarma, "Detecting near-duplicates for web crawling", WWW 2007).
 
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::extract::text;
 
 /// Words that are one feature of a page, in their order.
 const SHINGLE: usize = 3;
-/// A page with fewer words has no fingerprint: its pictures, or its numbers, may be what it is about.
+/// A page with fewer words is near to none but those with just the same ones: a word more or less is much of it.
 const WORDS_MIN: usize = 32;
 /// Words that are read of a page: they bound the time.
 const WORDS_MAX: usize = 50_000;
 /// The lowest bit of each byte.
 const LANES: u64 = 0x0101_0101_0101_0101;
 
-/// The fingerprint of what is read of an HTML page, unless that is too little. A word is a run of letters (Unicode's
+/// The fingerprint of what is read of an HTML page, unless that has no words. A word is a run of letters (Unicode's
 /// Alphabetic): the months of a calendar, which differ in their numbers, say the same.
 pub fn simhash(html: &str) -> Option<u64> {
     let words = text::visible(html).flat_map(|text| text.split(|c: char| !c.is_alphabetic()));
     let (mut counts, mut shingle, mut seen) = (Counts::default(), [0; SHINGLE], 0);
+    // Of the first ones, as they stand.
+    let mut exact = 0;
     for word in words.filter(|word| !word.is_empty()).take(WORDS_MAX) {
         shingle.rotate_left(1);
         shingle[SHINGLE - 1] = xxh3_64(word.as_bytes());
         seen += 1;
+        if seen < WORDS_MIN {
+            exact = xxh3_64_with_seed(&shingle[SHINGLE - 1].to_le_bytes(), exact);
+        }
         if seen >= SHINGLE {
             // Rotated, so that their order counts.
             counts.add(shingle.iter().fold(0, |mixed: u64, word| mixed.rotate_left(21) ^ word));
         }
     }
-    (seen >= WORDS_MIN).then(|| counts.majority())
+    match seen {
+        0 => None,
+        WORDS_MIN.. => Some(counts.majority()),
+        _ => Some(exact),
+    }
 }
 
 /// How many of the hashes had each bit set.
@@ -137,7 +146,13 @@ mod tests {
         let mut turned = text.clone();
         turned.reverse();
         assert_ne!(of(&turned), of(&text));
-        assert_eq!(simhash(&text[..WORDS_MIN - 1].join(" ")), None);
+        let few = |words: &[String]| simhash(&words.join(" 7 ")).unwrap();
+        let some = &text[..WORDS_MIN - 1];
+        assert_eq!(few(some), few(some));
+        for others in [&some[1..], &some[..WORDS_MIN - 2], &text[1..WORDS_MIN]] {
+            assert!((few(some) ^ few(others)).count_ones() > 10, "{others:?}");
+        }
+        assert_eq!(simhash("<p>2026 - 7 <img src=a>"), None);
         assert_eq!(simhash(&format!("<p>{}", "1 2 3 4 ".repeat(100))), None);
         assert_eq!(simhash(""), None);
     }

@@ -28,8 +28,9 @@ struct Kept {
 }
 
 impl Jar {
-    /// Keeps what an answer of `url` sets.
-    pub fn keep(&self, url: &Url, headers: &HeaderMap) {
+    /// Keeps what an answer of `url` sets; returns whether that is anything.
+    pub fn keep(&self, url: &Url, headers: &HeaderMap) -> bool {
+        let mut has_set = false;
         for value in headers.get_all(SET_COOKIE) {
             let Some(text) = std::str::from_utf8(value.as_bytes()).ok().filter(|text| text.len() <= COOKIE_BYTES_MAX)
             else {
@@ -39,11 +40,12 @@ impl Jar {
             let mut kept = self.0.lock().expect("no panic under this lock");
             kept.bytes += COOKIE_BYTES_MIN + text.len();
             // What it refuses, RFC 6265 5.3 tells to ignore.
-            let _ = kept.cookies.insert(cookie, url);
+            has_set |= kept.cookies.insert(cookie, url).is_ok();
             if kept.bytes > JAR_BYTES_MAX {
                 kept.make_room();
             }
         }
+        has_set
     }
 
     /// The `Cookie` header for a request, without its name; `given` is there already, and goes first.

@@ -14,9 +14,12 @@ use url::Url;
 use crate::context::Crawl;
 use crate::extract::html::Link;
 use crate::extract::listing::{Kind, Listing};
+use crate::fetch::fetched::Fetched;
 
-/// Sitemaps taken of one robots.txt, and of those out of scope of one index.
+/// Sitemaps taken of one robots.txt.
 const SITEMAPS_MAX: usize = 100;
+/// And of those out of scope of one index: a site that is crawled in part may list all of it there.
+const INDEXED_MAX: usize = 1000;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -60,21 +63,34 @@ pub fn links(job: &Job, crawl: &Crawl, followed: Vec<Spelt>) -> Vec<Target> {
     targets.map(|to| Target { to, depth: job.depth + 1, hops: 0 }).collect()
 }
 
-/// What `url` lists, if that is a sitemap or a feed: its pages are links, the sitemaps of an index are hops.
+/// Whether an answer of `url` redirects to `url`.
+pub fn is_itself(crawl: &Crawl, url: &Url, fetched: &Fetched) -> bool {
+    let to = fetched.location().and_then(|location| ruled(&location, Some(url), &crawl.rules).ok());
+    to.is_some_and(|to| to.url == *url)
+}
+
+/// What `url` lists, if that is a sitemap or a feed: its pages are links, the sitemaps of an index are hops. Returns also how
+/// many sitemaps are left out.
 ///
 /// # Errors
 /// Why the sitemaps of an index are not fetched.
-pub fn listed(job: &Job, crawl: &Crawl, url: &Url, listing: Listing, nofollow: bool) -> Result<Vec<Target>, String> {
+pub fn listed(
+    job: &Job,
+    crawl: &Crawl,
+    url: &Url,
+    listing: Listing,
+    nofollow: bool,
+) -> Result<(Vec<Target>, usize), String> {
     if is_end(job, crawl, nofollow) {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), 0));
     }
     if listing.kind == Kind::Pages {
-        return Ok(links(job, crawl, listing.entries));
+        return Ok((links(job, crawl, listing.entries), 0));
     }
     if job.hops >= HOPS_MAX {
         return Err(format!("more than {HOPS_MAX} redirects and sitemaps in a row"));
     }
-    let mut room = SITEMAPS_MAX;
+    let (count, mut room) = (listing.entries.len(), INDEXED_MAX);
     let sitemaps = listing.entries.into_iter().filter_map(|link| link.canonical().ok()).filter(|to| {
         if crawl.scope.allows(&to.url).allowed {
             return true;
@@ -83,11 +99,13 @@ pub fn listed(job: &Job, crawl: &Crawl, url: &Url, listing: Listing, nofollow: b
         room -= usize::from(taken);
         taken
     });
-    Ok(sitemaps.map(|to| Target { to, depth: job.depth, hops: job.hops + 1 }).collect())
+    let targets: Vec<Target> = sitemaps.map(|to| Target { to, depth: job.depth, hops: job.hops + 1 }).collect();
+    let left_out = count - targets.len();
+    Ok((targets, left_out))
 }
 
 /// The sitemaps that the robots.txt of a seed's host names, if this is a seed: no other job at depth 0 has made no hop.
-/// They may lie anywhere: a site says by its robots.txt that others hold its sitemaps (sitemaps.org, "Sitemaps &
+/// They may lie anywhere that is not excluded: a site says by its robots.txt that others hold its sitemaps (sitemaps.org, "Sitemaps &
 /// Cross Submits"). What they list is held to the scope.
 pub fn named(job: &Job, crawl: &Crawl, url: &Url, robots: &Robots) -> Vec<Target> {
     if !crawl.spec.sitemaps || crawl.spec.depth == 0 || job.depth > 0 || job.hops > 0 {
@@ -96,6 +114,7 @@ pub fn named(job: &Job, crawl: &Crawl, url: &Url, robots: &Robots) -> Vec<Target
     // To be written in full, and often relative to the file itself.
     let Ok(root) = url.join("/") else { return Vec::new() };
     let sitemaps = robots.sitemaps().iter().filter_map(|line| ruled(line, Some(&root), &crawl.rules).ok());
+    let sitemaps = sitemaps.filter(|to| crawl.scope.excluded(&to.url).is_none());
     sitemaps.take(SITEMAPS_MAX).map(|to| Target { to, depth: 0, hops: 1 }).collect()
 }
 
@@ -112,7 +131,8 @@ fn is_honoured(crawl: &Crawl, nofollow: bool) -> bool {
 /// on within its own host: an index lists sitemaps of its own site (sitemaps.org, "Using Sitemap index files").
 fn hop(crawl: &Crawl, url: &Url, to: &Canonical) -> ScopeDecision {
     let decision = crawl.scope.allows(&to.url);
-    if !decision.allowed && !crawl.scope.allows(url).allowed && to.url.host() == url.host() {
+    let leads_on = || !crawl.scope.allows(url).allowed && to.url.host() == url.host();
+    if !decision.allowed && crawl.scope.excluded(&to.url).is_none() && leads_on() {
         return ScopeDecision {
             allowed: true,
             reason: "the host of a sitemap that robots.txt names".into(),

@@ -78,7 +78,9 @@ fn entries_are_links_and_sitemaps_are_hops() {
     let crawl = crawl(ScopeKind::Host, SEED, json!({}));
     let index = url("http://a.example/index.xml");
     let both = ["http://a.example/1", "http://b.example/2"];
-    let read = |kind, job: &Job, nofollow| listed(job, &crawl, &index, listing(kind, both), nofollow);
+    let read = |kind, job: &Job, nofollow| {
+        listed(job, &crawl, &index, listing(kind, both), nofollow).map(|(targets, _)| targets)
+    };
     assert_eq!(shape(&read(Kind::Pages, &job(1, 4), false).unwrap()), [("http://a.example/1", 2, 0)]);
     assert_eq!(shape(&read(Kind::Sitemaps, &job(1, 4), false).unwrap()), [("http://a.example/1", 1, 5)]);
     for kind in [Kind::Pages, Kind::Sitemaps] {
@@ -125,11 +127,27 @@ fn a_sitemap_out_of_scope_leads_within_its_own_host() {
     );
     assert!(hop(&outside, "http://other.example/x").is_err());
 
-    let entries = || (0..1000).map(|n| format!("http://cdn.example/{n}.xml")).chain([SEED.to_owned()]);
+    let entries = || (0..1200).map(|n| format!("http://cdn.example/{n}.xml")).chain([SEED.to_owned()]);
     let from = |index: &Url, kind| listed(&job(0, 1), &crawl, index, listing(kind, entries()), false).unwrap();
-    assert_eq!(from(&outside, Kind::Sitemaps).len(), SITEMAPS_MAX + 1);
-    assert_eq!(shape(&from(&inside, Kind::Sitemaps)), [(SEED, 0, 2)]);
-    assert_eq!(shape(&from(&outside, Kind::Pages)), [(SEED, 1, 0)]);
+    let (taken, left_out) = from(&outside, Kind::Sitemaps);
+    assert_eq!((taken.len(), left_out), (INDEXED_MAX + 1, 200));
+    let (taken, left_out) = from(&inside, Kind::Sitemaps);
+    assert_eq!((shape(&taken), left_out), (vec![(SEED, 0, 2)], 1200));
+    let (taken, left_out) = from(&outside, Kind::Pages);
+    assert_eq!((shape(&taken), left_out), (vec![(SEED, 1, 0)], 0), "links out of scope are no sitemaps");
+}
+
+#[test]
+fn what_is_excluded_is_no_sitemap_either() {
+    let crawl = crawl(ScopeKind::Host, SEED, json!({ "exclude": [r"\.xml$"] }));
+    let judge = crawl.spec.judge().unwrap();
+    let crawl = Crawl { scope: judge, ..crawl };
+    let robots = Robots::parse(b"Sitemap: /1.xml\nSitemap: /2.txt\n");
+    assert_eq!(shape(&named(&job(0, 0), &crawl, &url(SEED), &robots)), [("http://a.example/2.txt", 0, 1)]);
+    let outside = url("http://cdn.example/index.txt");
+    let entries = ["http://cdn.example/1.xml", "http://cdn.example/2.txt"];
+    let (taken, left_out) = listed(&job(0, 1), &crawl, &outside, listing(Kind::Sitemaps, entries), false).unwrap();
+    assert_eq!((shape(&taken), left_out), (vec![("http://cdn.example/2.txt", 0, 2)], 1));
 }
 
 #[test]
