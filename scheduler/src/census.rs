@@ -1,10 +1,12 @@
 //! The census: what the jobs of each dispatch wait for, looked at again and again.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use dodo_common::db::wait::Waited;
 use dodo_common::model::cause::Cause;
+use dodo_common::model::stream_id::StreamId;
 use rand::Rng as _;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -32,8 +34,9 @@ impl Default for Census {
 }
 
 impl Census {
-    /// Looks, if it is time. What waits for its turn only waits for what keeps the window `full`.
-    pub fn tick(&mut self, frontier: &Frontier, full: Cause) {
+    /// Looks, if it is time. What waits for its turn only waits for what keeps the window `full`; `unread` is
+    /// what no worker had taken when that was looked at.
+    pub fn tick(&mut self, frontier: &Frontier, full: Cause, unread: &RangeInclusive<StreamId>) {
         let now = Instant::now();
         if now < self.next {
             return;
@@ -41,11 +44,16 @@ impl Census {
         let ms = now.duration_since(self.looked).as_millis() as i64;
         self.looked = now;
         self.next = now + Duration::from_millis(rand::rng().random_range(EVERY_MS));
-        for ((tenant, dispatch, cause), count) in frontier.census() {
-            let key = (tenant.to_owned(), dispatch, if cause == Cause::Turn { full } else { cause });
-            if self.waited.len() < WAITED_MAX || self.waited.contains_key(&key) {
-                *self.waited.entry(key).or_default() += count * ms;
-            }
+        for ((tenant, dispatch, cause), count) in frontier.census(unread) {
+            self.add(tenant, dispatch, if cause == Cause::Turn { full } else { cause }, count * ms);
+        }
+    }
+
+    /// Adds what is known to be waited without a look.
+    pub fn add(&mut self, tenant: &str, dispatch: Uuid, cause: Cause, ms: i64) {
+        let key = (tenant.to_owned(), dispatch, cause);
+        if self.waited.len() < WAITED_MAX || self.waited.contains_key(&key) {
+            *self.waited.entry(key).or_default() += ms;
         }
     }
 

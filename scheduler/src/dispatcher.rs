@@ -7,6 +7,7 @@ mod rules;
 mod supply;
 mod watch;
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -101,6 +102,8 @@ struct Dispatcher<'a> {
     scan: Option<Option<FlowKey>>,
     scanned: Instant,
     census: Census,
+    /// Issued entries that no worker had taken at the last watch.
+    unread: RangeInclusive<StreamId>,
     /// The scan is one after a takeover, or after a pause: work waits for it.
     hurried: bool,
     room: usize,
@@ -148,6 +151,7 @@ impl<'a> Dispatcher<'a> {
             scan: Some(None),
             scanned: Instant::now(),
             census: Census::default(),
+            unread: StreamId::default().next()..=StreamId::default(),
             hurried: true,
             room: 0,
             backpressure: Backpressure::default(),
@@ -192,7 +196,7 @@ impl<'a> Dispatcher<'a> {
             if self.hurried {
                 self.scan_slice().await?;
             }
-            self.census.tick(&self.frontier, self.fullness());
+            self.census.tick(&self.frontier, self.fullness(), &self.unread);
             self.look_up_hosts().await?;
             self.refill().await?;
             self.issue().await?;

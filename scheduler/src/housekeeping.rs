@@ -1,17 +1,22 @@
-//! Housekeeping: partitions ahead of time, old worker rows, entries whose occurrence went astray.
+//! Housekeeping: partitions ahead of time, old worker rows, entries whose occurrence went astray, results that left their
+//! stream unnoticed.
 
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use dodo_common::db::partition::{self, Ensured};
 use dodo_common::db::pool::DbResult;
-use dodo_common::db::{manifest, worker};
+use dodo_common::db::{dispatch, manifest, worker};
+use dodo_common::stream::queue;
+use uuid::Uuid;
 
 use crate::context::{Context, Term};
+use crate::window::{self, WindowError};
 
 /// Daily partitions of `crawl_log` kept ready.
 const DAYS_AHEAD: i32 = 3;
-const EVERY: Duration = Duration::from_secs(60);
+const EVERY: Duration = Duration::from_secs(30);
 
 /// What one tick did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,7 +33,7 @@ pub struct Summary {
 }
 
 pub async fn run(ctx: Arc<Context>, term: Term) {
-    let mut crowded = 0;
+    let (mut crowded, mut waiting) = (0, HashSet::new());
     loop {
         match tick(&ctx, &term).await {
             Ok(summary) => {
@@ -44,6 +49,11 @@ pub async fn run(ctx: Arc<Context>, term: Term) {
                 }
             }
             Err(error) => tracing::warn!(%error, "housekeeping failed"),
+        }
+        match look_for_lost(&ctx, &term, &mut waiting).await {
+            Ok(0) => {}
+            Ok(results) => tracing::warn!(results, "results that left their stream unnoticed are made again"),
+            Err(error) => tracing::warn!(%error, "cannot look for results that left their stream"),
         }
         tokio::select! { () = term.over.cancelled() => return, () = tokio::time::sleep(EVERY) => {} }
     }
@@ -70,4 +80,22 @@ pub async fn tick(ctx: &Context, term: &Term) -> DbResult<Summary> {
     summary.workers = worker::expire(&ctx.db, term.epoch).await?;
     summary.entries = manifest::unstick(&ctx.db, term.epoch).await?;
     Ok(summary)
+}
+
+/// A dispatch that waits for the archive from one look to the next may wait for a result that somebody deleted from its
+/// stream: nothing is behind it, so no segment will miss it. What is gone is made again; returns how many.
+async fn look_for_lost(ctx: &Context, term: &Term, waiting: &mut HashSet<Uuid>) -> Result<u64, WindowError> {
+    let archiving = dispatch::archiving(&ctx.db).await?;
+    let lasts = archiving.iter().any(|id| waiting.contains(id));
+    *waiting = archiving;
+    if !lasts {
+        return Ok(0);
+    }
+    let gained = window::remake(ctx, term).await?;
+    let count = gained.len() as u64;
+    if count > 0 {
+        let hosts: BTreeSet<(String, String)> = gained.into_iter().collect();
+        queue::hint(&ctx.redis, hosts.into_iter().collect()).await?;
+    }
+    Ok(count)
 }

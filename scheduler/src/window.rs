@@ -78,7 +78,7 @@ pub async fn renew(ctx: &Context, term: &Term, why: &str) -> Result<Generation, 
 
 /// Makes again what Redis lost before this generation. Idempotent: whoever is killed here, the next leader does it.
 pub async fn reconcile(ctx: &Context, term: &Term, generation: &Generation) -> Result<(), WindowError> {
-    let remade = remake(ctx, term).await?;
+    let remade = remake(ctx, term).await?.len();
     generation::set_reconciled(&ctx.db, term.epoch, generation.number).await?;
     fail::point_async("results-reconciled").await;
     if remade > 0 {
@@ -87,10 +87,10 @@ pub async fn reconcile(ctx: &Context, term: &Term, generation: &Generation) -> R
     Ok(())
 }
 
-/// Finds raw results whose entry is gone and makes them again; returns how many.
-async fn remake(ctx: &Context, term: &Term) -> Result<u64, WindowError> {
+/// Finds raw results whose entry is gone and makes them again; returns the (tenant, host) of each.
+pub async fn remake(ctx: &Context, term: &Term) -> Result<Vec<(String, String)>, WindowError> {
     let mut after: Option<RawKey> = None;
-    let mut remade = 0;
+    let mut remade = Vec::new();
     loop {
         let page = raw_result::page(&ctx.db, after.as_ref(), RECONCILE_BATCH).await?;
         let Some(last) = page.last().cloned() else { return Ok(remade) };
@@ -107,7 +107,7 @@ async fn remake(ctx: &Context, term: &Term) -> Result<u64, WindowError> {
             );
         }
         if !lost.is_empty() {
-            remade += raw_result::remake(&ctx.db, term.epoch, &lost).await?;
+            remade.extend(raw_result::remake(&ctx.db, term.epoch, &lost).await?);
         }
         after = Some(last);
     }

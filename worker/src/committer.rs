@@ -79,6 +79,8 @@ pub struct Done {
     /// What its answer says of its host.
     pub hold: Option<Hold>,
     pub requested: bool,
+    /// How long its host took to answer it, milliseconds; that is the latency, which a long body is no part of.
+    pub head_ms: Option<i32>,
     /// What its request says of the proxy that the leader chose.
     pub proxy: Option<ProxyWord>,
     /// Its request, if there was one, was over by then.
@@ -88,7 +90,16 @@ pub struct Done {
 impl Done {
     /// What is known when its request is over.
     pub fn new(entry: StreamId, effect: Effect) -> Self {
-        Self { entry, effect, host: None, hold: None, requested: false, proxy: None, ended: Instant::now() }
+        Self {
+            entry,
+            effect,
+            host: None,
+            hold: None,
+            requested: false,
+            head_ms: None,
+            proxy: None,
+            ended: Instant::now(),
+        }
     }
 
     /// What it takes to hold it until it is committed, but for a small fixed part.
@@ -316,7 +327,7 @@ fn batch_of(done: Vec<Done>) -> (Batch, Ended) {
         let verdict = match d.effect {
             Effect::Finished { job, dispatch, .. } => {
                 let well = job.outcome.is_page() || matches!(job.outcome, Outcome::Redirect | Outcome::Unwanted);
-                answered = job.fetch_ms.map(|ms| (i64::from(ms), well));
+                answered = d.head_ms.or(job.fetch_ms).map(|ms| (i64::from(ms), well));
                 let fresh = job.given.as_ref().is_some_and(|given| given.novelty == Novelty::Fresh);
                 let page = job.outcome.is_page() && !job.is_revisit();
                 let verdict = Verdict::Finished { job: job.key.id, page, fresh };
@@ -325,6 +336,8 @@ fn batch_of(done: Vec<Done>) -> (Batch, Ended) {
                 verdict
             }
             Effect::Retry(retry) => {
+                // No error makes a host seem faster, but one that is slow to fail is slow.
+                answered = d.head_ms.or(retry.took_ms).map(|ms| (i64::from(ms), false));
                 let verdict = Verdict::Retried { in_ms: retry.delay_ms };
                 batch.retried.push(retry);
                 verdict
@@ -461,8 +474,16 @@ mod tests {
             raw: None,
             dispatch: Uuid::nil(),
         };
-        let retry =
-            |attempt| Effect::Retry(Retry { key: key(attempt), delay_ms: 5, error: String::new(), refusals: None });
+        let retry = |attempt| {
+            Effect::Retry(Retry {
+                key: key(attempt),
+                delay_ms: 5,
+                error: String::new(),
+                refusals: None,
+                status: None,
+                took_ms: None,
+            })
+        };
         let effects = [finished(0), finished(0), retry(0), retry(1), Effect::Prepared, finished(2), retry(1)];
         let done = effects.into_iter().zip(1..).map(|(effect, ms)| Done::new(StreamId { ms, seq: 0 }, effect));
         let (batch, ended) = batch_of(done.collect());

@@ -100,8 +100,11 @@ pub struct Retry {
     pub key: JobKey,
     pub delay_ms: i64,
     pub error: String,
-    /// The server refused it (429, 503), after so many refusals: no try is counted.
+    /// The server refused it (429, 503), or nobody was there, after so many such: no try is counted.
     pub refusals: Option<i16>,
+    /// The status of the answer, where there was one, and how long it took to fail, milliseconds, where it was sent.
+    pub status: Option<i16>,
+    pub took_ms: Option<i32>,
 }
 
 /// What one transaction writes.
@@ -172,13 +175,13 @@ WITH j AS MATERIALIZED (
   INSERT INTO crawl_log (tenant, id, finished_at, dispatch, kind, host, priority, attempt, depth, hops, url, url_hash,
     found_on, payload, remake_of, created_at, outcome, reason, status, content_type, body_bytes, truncated,
     digest, title, language, location, address, link_count, new_count, started_at, fetch_ms, worker,
-    raw_stream, raw_generation, raw_ms, raw_seq, page, total_pages, crashes, alone_crashes)
+    raw_stream, raw_generation, raw_ms, raw_seq, page, total_pages, crashes, alone_crashes, tries)
   SELECT w.tenant, w.id, clock_timestamp(), w.dispatch, w.kind, w.host, w.priority, w.attempt, w.depth, w.hops, w.url,
     w.url_hash, w.found_on, w.payload, w.remake_of, w.created_at, CASE WHEN w.beaten THEN 'duplicate' ELSE w.outcome END,
     w.reason, w.status, w.content_type, w.body_bytes, w.truncated, w.digest, w.title, w.language, w.location, w.address,
     w.link_count, coalesce(g.n, 0), to_timestamp(w.started_ms / 1000.0), w.fetch_ms, $30, w.raw_stream,
     CASE WHEN w.raw_stream IS NOT NULL THEN $31::int8 END, w.raw_ms, w.raw_seq, w.page, w.total_pages, w.crashes,
-    w.alone_crashes
+    w.alone_crashes, w.tries
     FROM won w LEFT JOIN gained g ON g.found_on = w.id
 ), raw AS (
   INSERT INTO raw_result (tenant, generation, stream, ms, seq, dispatch, job, processed)
@@ -209,10 +212,12 @@ WITH j AS MATERIALIZED (
 SELECT id, NULL AS tenant, NULL AS host FROM won
 UNION ALL SELECT DISTINCT NULL::uuid, tenant, host FROM scheduled";
 
+/// Tries of a job that are kept: more than a policy allows; beyond them the first ones tell enough.
+const TRIES_KEPT: i32 = 20;
 const RETRY: &str = "-- retry-jobs
 WITH j AS MATERIALIZED (
-  SELECT * FROM unnest($1::text[], $2::uuid[], $3::int2[], $4::int8[], $5::text[], $6::int2[])
-    AS j(tenant, id, attempt, delay_ms, error, refusals)
+  SELECT * FROM unnest($1::text[], $2::uuid[], $3::int2[], $4::int8[], $5::text[], $6::int2[], $7::int2[], $8::int4[])
+    AS j(tenant, id, attempt, delay_ms, error, refusals, status, took_ms)
 ), locked AS MATERIALIZED (
   SELECT s.place, j.* FROM j, LATERAL (
     SELECT c.ctid AS place FROM crawl_schedule c
@@ -221,7 +226,9 @@ WITH j AS MATERIALIZED (
 )
 UPDATE crawl_schedule c
    SET attempt = c.attempt + CASE WHEN l.refusals IS NULL THEN 1::int2 ELSE 0::int2 END,
-       refusals = c.refusals + CASE WHEN l.refusals IS NULL THEN 0::int2 ELSE 1::int2 END, last_error = l.error, run_at = clock_timestamp() + l.delay_ms * interval '1 millisecond'
+       refusals = c.refusals + CASE WHEN l.refusals IS NULL THEN 0::int2 ELSE 1::int2 END, last_error = l.error, run_at = clock_timestamp() + l.delay_ms * interval '1 millisecond',
+       tries = CASE WHEN jsonb_array_length(c.tries) >= $10 THEN c.tries ELSE coalesce(c.tries, '[]') || jsonb_build_object(
+         'at', clock_timestamp(), 'ms', l.took_ms, 'status', l.status, 'worker', $9::uuid, 'error', l.error) END
   FROM locked l WHERE c.ctid = l.place";
 
 /// Commits a batch as `worker`. A batch that the data spoils is bisected down to the one bad job, which
@@ -316,7 +323,7 @@ async fn transaction(client: &mut Client, worker: &Incarnation, batch: &Batch) -
     let hinting = revisit::hint(&tx, visits.as_ref());
     let retrying = async {
         if !batch.retried.is_empty() {
-            tx.execute(&retry, &retries.parameters()).await.map_err(DbError::of)?;
+            tx.execute(&retry, &retries.parameters(worker)).await.map_err(DbError::of)?;
         }
         Ok::<_, DbError>(())
     };
@@ -497,6 +504,8 @@ struct Retries<'a> {
     delay_ms: Vec<i64>,
     error: Vec<&'a str>,
     refusals: Vec<Option<i16>>,
+    status: Vec<Option<i16>>,
+    took_ms: Vec<Option<i32>>,
 }
 
 impl<'a> Retries<'a> {
@@ -509,11 +518,24 @@ impl<'a> Retries<'a> {
             c.delay_ms.push(job.delay_ms);
             c.error.push(&job.error);
             c.refusals.push(job.refusals);
+            c.status.push(job.status);
+            c.took_ms.push(job.took_ms);
         }
         c
     }
 
-    fn parameters(&self) -> [&(dyn tokio_postgres::types::ToSql + Sync); 6] {
-        [&self.tenant, &self.id, &self.attempt, &self.delay_ms, &self.error, &self.refusals]
+    fn parameters<'p>(&'p self, worker: &'p Incarnation) -> [&'p (dyn tokio_postgres::types::ToSql + Sync); 10] {
+        [
+            &self.tenant,
+            &self.id,
+            &self.attempt,
+            &self.delay_ms,
+            &self.error,
+            &self.refusals,
+            &self.status,
+            &self.took_ms,
+            &worker.id,
+            &TRIES_KEPT,
+        ]
     }
 }

@@ -1,6 +1,6 @@
 //! Dispatches: one row per batch of jobs, its progress, and when it is done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -439,6 +439,13 @@ pub async fn settle_state(db: &Db, epoch: i64, dispatch: &Dispatch) -> DbResult<
         let moved = tx.execute(&statement, &[&dispatch.tenant, &dispatch.id, &state, &dispatch.version]).await?;
         Ok((moved == 1).then_some(state))
     })
+}
+
+/// Dispatches that wait for the archive, some.
+pub async fn archiving(db: &Db) -> DbResult<HashSet<Uuid>> {
+    let client = db.client().await?;
+    let sql = "-- archiving\nSELECT id FROM dispatch WHERE state = 'archiving' ORDER BY tenant, id LIMIT 1000";
+    Ok(client.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 
 /// True while a dispatch has no jobs left and waits for its results to be archived: do not wait for a

@@ -54,6 +54,9 @@ pub struct JobReport {
     pub new_count: Option<i32>,
     pub fetch_ms: Option<i32>,
     pub worker: Option<Uuid>,
+    /// The tries before the last one, oldest first; those that were lost with a worker are `crashes`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tries: Vec<Try>,
     pub raw_stream: Option<String>,
     pub raw_generation: Option<i64>,
     /// The entry of the raw stream, `ms-seq`.
@@ -65,6 +68,19 @@ pub struct JobReport {
     /// record holds the body.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unchanged: bool,
+}
+
+/// A try that failed, and was to be repeated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Try {
+    /// When it was over.
+    pub at: DateTime<Utc>,
+    /// From its request on, where it came to that.
+    pub ms: Option<i32>,
+    /// Of its answer, where there was one.
+    pub status: Option<i16>,
+    pub worker: Uuid,
+    pub error: String,
 }
 
 /// A page and one of its links.
@@ -99,12 +115,12 @@ const PENDING: &str = "SELECT tenant, id, dispatch, kind, host, url, 'pending' A
     NULL AS address, NULL::int4 AS link_count, NULL::int4 AS new_count, NULL::int4 AS fetch_ms, NULL::uuid AS worker,
     NULL AS raw_stream, NULL::int8 AS raw_generation, NULL::int8 AS raw_ms, NULL::int8 AS raw_seq,
     page, total_pages, crashes, alone_crashes, (-priority)::int2 AS priority,
-    CASE kind WHEN 'crawl' THEN payload END AS visit FROM crawl_schedule";
+    CASE kind WHEN 'crawl' THEN payload END AS visit, tries FROM crawl_schedule";
 pub(crate) const LOGGED: &str = "SELECT tenant, id, dispatch, kind, host, url, outcome AS state, reason, attempt, depth,
     found_on, remake_of, created_at, NULL::timestamptz AS run_at, finished_at, status, content_type, body_bytes, truncated,
     digest, title, language, location, address, link_count, new_count, fetch_ms, worker, raw_stream, raw_generation,
     raw_ms, raw_seq, page, total_pages, crashes, alone_crashes, (-priority)::int2 AS priority,
-    CASE kind WHEN 'crawl' THEN payload END AS visit FROM crawl_log";
+    CASE kind WHEN 'crawl' THEN payload END AS visit, tries FROM crawl_log";
 
 /// One job by its id.
 pub async fn job(db: &Db, tenant: &str, id: Uuid) -> DbResult<Option<JobReport>> {
@@ -212,6 +228,7 @@ pub(crate) fn of_row(row: &tokio_postgres::Row) -> JobReport {
     let raw_seq: Option<i64> = row.get("raw_seq");
     let visit: Option<serde_json::Value> = row.get("visit");
     let visit: Option<Plan> = visit.and_then(|visit| serde_json::from_value(visit).ok());
+    let tries: Option<serde_json::Value> = row.get("tries");
     let (state, digest): (String, Option<String>) = (row.get("state"), row.get("digest"));
     let last = visit.as_ref().and_then(|visit| visit.last.as_ref());
     let unchanged = matches!(state.as_str(), "ok" | "noindex")
@@ -250,6 +267,7 @@ pub(crate) fn of_row(row: &tokio_postgres::Row) -> JobReport {
         new_count: row.get("new_count"),
         fetch_ms: row.get("fetch_ms"),
         worker: row.get("worker"),
+        tries: tries.and_then(|tries| serde_json::from_value(tries).ok()).unwrap_or_default(),
         raw_stream: row.get("raw_stream"),
         raw_generation: row.get("raw_generation"),
         raw_id: raw_ms.zip(raw_seq).map(|(ms, seq)| format!("{ms}-{seq}")),

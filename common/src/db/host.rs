@@ -11,8 +11,10 @@ use crate::run_tx;
 pub const VALID_MS: i64 = 24 * 3600 * 1000;
 /// A host that could not be reached is left alone for this long, milliseconds.
 pub const DEAD_MS: i64 = 10 * 60 * 1000;
-/// Failed preparations in a row after which a host is dead.
-pub const FAILURES_MAX: i32 = 5;
+/// Failed preparations in a row after which a host is dead where nobody answers, which is after some two minutes;
+pub const FAILURES_MAX: i32 = 8;
+/// and where it answers that it is out of order (429, 5xx), which is after more than an hour: it is there, and it comes back.
+pub const OUTAGES_MAX: i32 = 20;
 
 /// What became of a host when its first job prepared it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -214,7 +216,8 @@ pub enum Word {
     /// Nobody answers at its addresses, and its name has others now: it is prepared anew. What was issued before that sends
     /// nothing, since no clock of the other addresses was asked for it.
     Moved,
-    /// It said 429 or 503: the same, and after [`HOST_REFUSALS_MAX`] in a row its jobs end for a while.
+    /// It said 429 or 503, or nobody answered there: the same, and after [`HOST_REFUSALS_MAX`] in a row its jobs end for a
+    /// while.
     Refuses { ms: i64, reason: String },
 }
 

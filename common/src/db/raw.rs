@@ -131,14 +131,15 @@ pub async fn page(db: &Db, after: Option<&RawKey>, limit: i64) -> DbResult<Vec<R
 }
 
 /// Results whose entry is gone are made again: the row goes, a new job names the one it replaces, and the loss is noted.
-pub async fn remake(db: &Db, epoch: i64, lost: &[RawKey]) -> DbResult<u64> {
+/// Returns the (tenant, host) of each new job.
+pub async fn remake(db: &Db, epoch: i64, lost: &[RawKey]) -> DbResult<Vec<(String, String)>> {
     run_tx!(db, "remake", |tx| {
         leader::authorise(tx, epoch).await?;
-        Ok(remake_in(tx, lost).await?.len() as u64)
+        remake_in(tx, lost).await
     })
 }
 
-/// See [`remake`]. Returns the (tenant, host) of each new job.
+/// See [`remake`].
 pub(crate) async fn remake_in(tx: &Transaction<'_>, lost: &[RawKey]) -> DbResult<Vec<(String, String)>> {
     let tenants: Vec<&str> = lost.iter().map(|k| k.tenant.as_str()).collect();
     let streams: Vec<&str> = lost.iter().map(|k| k.stream.as_str()).collect();

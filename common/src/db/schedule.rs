@@ -119,6 +119,7 @@ pub struct LoadedHost {
     pub failures: i32,
     pub version: i64,
     pub last_error: Option<String>,
+    pub robots_status: Option<i16>,
 }
 
 /// Schedules the seeds of a dispatch; seeds it has seen already are left out. Returns how many are new.
@@ -342,7 +343,7 @@ pub async fn load(db: &Db, keys: &[JobKey]) -> DbResult<Batch> {
                     h.addresses, h.state, h.valid_until > clock_timestamp(), h.robots_url, h.robots_hops, h.failures,
                     h.version, h.last_error, s.page, s.total_pages, s.remake_of, m.total_items, m.total_pages, m.round, p.job,
                     d.paused_at IS NOT NULL, d.ending, d.note, d.retries, s.refusals, coalesce(h.refusals, 0),
-                    CASE s.kind WHEN 'noop' THEN d.spec END, h.robots_host, h.robots_address
+                    CASE s.kind WHEN 'noop' THEN d.spec END, h.robots_host, h.robots_address, h.robots_status
                FROM unnest($1::text[], $2::uuid[], $3::int2[]) AS k(tenant, id, attempt),
                LATERAL (SELECT * FROM crawl_schedule c
                          WHERE c.tenant = k.tenant AND c.id = k.id AND c.attempt = k.attempt OFFSET 0) s
@@ -407,6 +408,7 @@ fn loaded(row: &Row, key: JobKey, kind: JobKind) -> Loaded {
             failures: row.get(15),
             version: row.get(16),
             last_error: row.get(17),
+            robots_status: row.get(34),
         }),
     }
 }
@@ -473,10 +475,10 @@ pub async fn skip(db: &Db, epoch: i64, tenant: &str, ids: &[Uuid], outcome: Outc
                  logged AS (
                    INSERT INTO crawl_log (tenant, id, finished_at, dispatch, kind, host, priority, attempt, depth, hops, url,
                           url_hash, found_on, payload, remake_of, created_at, outcome, reason, page, total_pages, started_at, worker,
-                          crashes, alone_crashes)
+                          crashes, alone_crashes, tries)
                    SELECT tenant, id, clock_timestamp(), dispatch, kind, host, priority, attempt, depth, hops, url,
                           url_hash, found_on, payload, remake_of, created_at, $3, $4, page, total_pages, started_at,
-                          coalesce(started_by, CASE WHEN $3 = 'quarantined' THEN crashed_with END), crashes, alone_crashes FROM won),
+                          coalesce(started_by, CASE WHEN $3 = 'quarantined' THEN crashed_with END), crashes, alone_crashes, tries FROM won),
                  delta AS (
                    INSERT INTO dispatch_delta (tenant, dispatch, finished, skipped, failed)
                  SELECT tenant, dispatch, count(*), count(*) FILTER (WHERE $3 NOT IN ('unknown', 'quarantined')),

@@ -25,6 +25,8 @@ pub enum Cause {
     Busy,
     /// An answer: its request is under way, or its result is being committed.
     Request,
+    /// Another try, after one that has failed.
+    Errors,
     /// Addresses and robots.txt of its host.
     Robots,
     /// Its dispatch has its whole budget in flight.
@@ -42,7 +44,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    const ALL: [Cause; 15] = [
+    const ALL: [Cause; 16] = [
         Cause::Turn,
         Cause::Delay,
         Cause::CrawlDelay,
@@ -51,6 +53,7 @@ impl Cause {
         Cause::Address,
         Cause::Busy,
         Cause::Request,
+        Cause::Errors,
         Cause::Robots,
         Cause::Budget,
         Cause::Proxy,
@@ -70,6 +73,7 @@ impl Cause {
             Cause::Address => "address",
             Cause::Busy => "busy",
             Cause::Request => "request",
+            Cause::Errors => "errors",
             Cause::Robots => "robots",
             Cause::Budget => "budget",
             Cause::Proxy => "proxy",
@@ -91,9 +95,12 @@ impl Cause {
             Cause::Delay => "politeness: the delay of the crawl (--delay)",
             Cause::CrawlDelay => "politeness: the Crawl-delay of robots.txt",
             Cause::Pace => "politeness: the host answers slowly",
-            Cause::Hold => "politeness: the host asked to be left alone (429, 503, Retry-After)",
+            Cause::Hold => {
+                "politeness: the host asked to be left alone (429, 503, Retry-After), or nobody answers there"
+            }
             Cause::Address => "politeness: the address is shared with other hosts",
             Cause::Busy | Cause::Request => "requests under way (--host-concurrency, the site's latency)",
+            Cause::Errors => "tries that failed, until they are repeated (dodo why, of a job)",
             Cause::Robots => "addresses and robots.txt of new hosts",
             Cause::Budget => "its page budget is in flight",
             Cause::Proxy => "politeness: the bounds of the proxies (DODO_PROXY_CONCURRENCY, DODO_PROXY_DELAY_MS)",

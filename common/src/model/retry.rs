@@ -3,7 +3,7 @@
 use crate::clock::Millis;
 use crate::model::job::{Job, JobKind};
 
-/// Refusals (429, 503) of one job, after which it is dead: they cost no try, and are bounded so.
+/// Refusals (429, 503, nobody there) of one job, after which it is dead: they cost no try, and are bounded so.
 pub const REFUSALS_MAX: i16 = 10;
 /// Refusals of a host in a row, with nothing else between them, after which its jobs end without a request for a while.
 pub const HOST_REFUSALS_MAX: i32 = 20;

@@ -235,6 +235,140 @@ mod tests {
         }
     }
 
+    /// Sections 5.4.1 and 5.4.2, as WHATWG resolves them: a host has a path, and `http:` before a reference says nothing.
+    #[test]
+    fn the_examples_of_rfc_3986() {
+        let base = Url::parse("http://a/b/c/d;p?q").unwrap();
+        for (expected, references) in [
+            ("http://a/b/c/g", &["g", "./g", "g#s", "g#s/./x", "g#s/../x", "http:g"][..]),
+            ("http://a/b/c/g/", &["g/", "./g/."]),
+            ("http://a/b/c/g/h", &["g/./h"]),
+            ("http://a/b/c/h", &["g/../h"]),
+            ("http://a/b/c/g?y", &["g?y", "g?y#s"]),
+            ("http://a/b/c/g?y/./x", &["g?y/./x"]),
+            ("http://a/b/c/g?y/../x", &["g?y/../x"]),
+            ("http://a/b/c/;x", &[";x"]),
+            ("http://a/b/c/g;x", &["g;x"]),
+            ("http://a/b/c/g;x?y", &["g;x?y#s"]),
+            ("http://a/b/c/g;x=1/y", &["g;x=1/./y"]),
+            ("http://a/b/c/y", &["g;x=1/../y"]),
+            ("http://a/b/c/g.", &["g."]),
+            ("http://a/b/c/.g", &[".g"]),
+            ("http://a/b/c/g..", &["g.."]),
+            ("http://a/b/c/..g", &["..g"]),
+            ("http://a/b/c/d;p?q", &["", "#s"]),
+            ("http://a/b/c/d;p?y", &["?y"]),
+            ("http://a/b/c/", &[".", "./"]),
+            ("http://a/b/", &["..", "../"]),
+            ("http://a/b/g", &["../g", "./../g"]),
+            ("http://a/", &["../..", "../../"]),
+            ("http://a/g", &["/g", "/./g", "/../g", "../../g", "../../../g", "../../../../g"]),
+            ("http://g/", &["//g"]),
+        ] {
+            for raw in references {
+                assert_eq!(canonical(raw, Some(&base)).unwrap().url.as_str(), expected, "{raw}");
+            }
+        }
+        assert_eq!(canonical("g:h", Some(&base)), Err(UrlError::Scheme("g".into())));
+    }
+
+    /// Those that are http or https, of validation errors (1.1), hosts (3) and URLs (4), and a few like them.
+    #[test]
+    fn the_examples_of_the_url_standard() {
+        for (raw, expected) in [
+            ("https:example.org", "https://example.org/"),
+            ("https://////example.com///", "https://example.com///"),
+            ("https://example.com/././foo", "https://example.com/foo"),
+            ("https://user:password@example.org/", "https://example.org/"),
+            ("https://user@example.org", "https://example.org/"),
+            ("https://example.org/foo bar", "https://example.org/foo%20bar"),
+            ("https://EXAMPLE.com/../x", "https://example.com/x"),
+            ("https://example.org//", "https://example.org//"),
+            ("https://example.com/[]?[]#[]", "https://example.com/[]?[]"),
+            ("https://example/%?%#%", "https://example/%?%"),
+            ("https://example/%25?%25#%25", "https://example/%25?%25"),
+            ("https://example.org/>", "https://example.org/%3E"),
+            ("https://example.org/%s", "https://example.org/%s"),
+            (" https://example.org ", "https://example.org/"),
+            ("ht\ntps://example.org", "https://example.org/"),
+            ("https://example.org\\path\\to\\file", "https://example.org/path/to/file"),
+        ] {
+            assert_eq!(url(raw), expected, "{raw}");
+        }
+        for (raw, base, expected) in [
+            ("https:example.org", "https://example.com/", "https://example.com/example.org"),
+            ("\\example\\..\\demo/.\\", "https://example.com/", "https://example.com/demo/"),
+            ("example", "https://example.com/demo", "https://example.com/example"),
+        ] {
+            let base = Url::parse(base).unwrap();
+            assert_eq!(canonical(raw, Some(&base)).unwrap().url.as_str(), expected, "{raw}");
+        }
+        for (host, expected) in [
+            ("EXAMPLE.COM", "example.com"),
+            ("example%2Ecom", "example.com"),
+            ("faß.example", "xn--fa-hia.example"),
+            ("☕.example", "xn--53h.example"),
+            ("0", "0.0.0.0"),
+            ("%30", "0.0.0.0"),
+            ("0x", "0.0.0.0"),
+            ("0xffffffff", "255.255.255.255"),
+            ("0xbadf00d", "11.173.240.13"),
+            ("127.0.0.1.", "127.0.0.1"),
+            ("127.0.0x0.1", "127.0.0.1"),
+            ("1.2.3", "1.2.0.3"),
+            ("①.②.③.④", "1.2.3.4"),
+            ("[0:0::1]", "[::1]"),
+            ("[ffff::127.0.0.1]", "[ffff::7f00:1]"),
+        ] {
+            assert_eq!(url(&format!("http://{host}/")), format!("http://{expected}/"));
+        }
+    }
+
+    #[test]
+    fn what_the_url_standard_takes_for_no_url() {
+        for raw in [
+            "example",
+            "💩",
+            "https://ex ample.org/",
+            "https://exa%23mple.org",
+            "https://example^example",
+            "https://xn--8i7caa",
+            "https://example.com:demo",
+            "https://example.org:7z",
+            "https://example.org:70000",
+            "https://#fragment",
+            "https://:443",
+            "https://user:pass@",
+            "https://09",
+            "https://1.2.3.4.5/",
+            "https://test.42",
+            "https://example.255",
+            "https://255.255.4000.1",
+            "http://[www.example.com]/",
+            "https://[::1",
+            "https://[:1]",
+            "https://[0:0::1%5D",
+            "https://[0:0::%31]",
+            "https://[1:2:3]",
+            "https://[1:2:3:]",
+            "https://[1:2:3!:4]",
+            "https://[1::1::1]",
+            "https://[1:2:3:4:5:6:7:8:9]",
+            "https://[1:1:1:1:1:1:1:127.0.0.1]",
+            "https://[ffff::.0.0.1]",
+            "https://[ffff::127.0.0]",
+            "https://[ffff::127.00.0.1]",
+            "https://[ffff::127.0.xyz.1]",
+            "https://[ffff::127.0.0.4000]",
+            "https://[ffff::127.0.0.1.2]",
+        ] {
+            assert!(matches!(canonical(raw, None), Err(UrlError::Parse(_))), "{raw}");
+        }
+        let base = Url::parse("https://example.com/").unwrap();
+        assert_eq!(canonical("hello:world", Some(&base)), Err(UrlError::Scheme("hello".into())));
+        assert_eq!(canonical("file:///C|/demo", None), Err(UrlError::Scheme("file".into())));
+    }
+
     #[test]
     fn the_host_is_the_origin() {
         assert_eq!(canonical("https://u@Example.com:443/a?b", None).unwrap().host, "https://example.com");

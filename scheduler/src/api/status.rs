@@ -230,7 +230,11 @@ pub async fn metrics(State(api): State<Api>) -> String {
         }
     }
     if let Ok(views) = views(&api.ctx).await {
-        for view in views.into_iter().filter(|view| !matches!(view.state.as_str(), "lost" | "ended")) {
+        // A series stays as it was set last: those that are gone come first, as another one may have their place.
+        let (gone, living): (Vec<_>, Vec<_>) =
+            views.into_iter().partition(|view| matches!(view.state.as_str(), "lost" | "ended"));
+        let gone = gone.into_iter().map(|view| WorkerView { in_flight: 0, held_bytes: 0, settled: 0, ..view });
+        for view in gone.chain(living) {
             let labels = [
                 ("slot", view.slot.to_string()),
                 ("region", view.region.unwrap_or_default()),

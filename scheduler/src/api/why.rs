@@ -1,13 +1,15 @@
 //! Why: everything that was decided about a URL or a job, in sentences.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use anyhow::Context as _;
 use axum::Json;
 use axum::extract::State;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound as _, Utc};
 use dodo_common::clock::Millis;
 use dodo_common::db::dispatch;
-use dodo_common::db::explain::{self, HostReport, JobReport};
+use dodo_common::db::explain::{self, HostReport, JobReport, Try};
 use dodo_common::db::host::HostState;
 use dodo_common::db::segment::{self, Place};
 use dodo_common::db::worker::{self, consumer_name};
@@ -17,8 +19,11 @@ use dodo_common::model::revisit::{Last, Revisit};
 use dodo_common::model::robots::Robots;
 use dodo_common::model::source::api_origin;
 use dodo_common::model::spec::CrawlSpec;
+use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::url::{Canonical, canonical, ruled};
 use dodo_common::model::url_rules::UrlRules;
+use dodo_common::storage::key::SegmentKey;
+use dodo_common::storage::segment::read_sidecar;
 use dodo_common::stream::question::{self, Standing, Waiting};
 use dodo_common::stream::queue;
 use serde::{Deserialize, Serialize};
@@ -33,6 +38,9 @@ use crate::context::Context;
 const AGENT: &str = "dodo";
 /// Crawls, the latest ones, whose own spelling of a URL is looked for, and whose scope is judged where none has seen it.
 const CRAWLS_MAX: i64 = 5;
+/// Records whose place in their object is looked up, those of the latest jobs, and how long the store may take for each.
+const RECORDS_MAX: usize = 10;
+const RECORD_TIME: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub struct WhyQuery {
@@ -52,6 +60,19 @@ pub struct Why {
     /// Of the newest job that is due: the worker that holds it, or what it waits for.
     pub holder: Option<Holder>,
     pub standing: Option<Standing>,
+    /// Where the records of the finished jobs lie.
+    #[serde(default)]
+    pub archived: Vec<Archived>,
+}
+
+/// A record of the archive: a gzip member, which one range request reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Archived {
+    pub job: Uuid,
+    /// Of its object in the bucket.
+    pub key: String,
+    pub offset: u64,
+    pub bytes: u64,
 }
 
 /// Who has an issued job.
@@ -92,6 +113,7 @@ pub async fn why(State(api): State<Api>, Params(query): Params<WhyQuery>) -> Api
         jobs.extend(same.into_iter().filter(|job| job.dispatch == view.crawl));
     }
     jobs.sort_by_key(|job| std::cmp::Reverse(job.created_at));
+    views.extend(views_of_jobs(ctx, &jobs, &views).await?);
     // A page of an API has a host of its own kind, which its job names.
     let api = jobs.first().map(|job| job.host.as_str()).filter(|host| api_origin(host).is_some());
     let host = match api.or(url.as_ref().map(|url| url.host.as_str())) {
@@ -112,8 +134,12 @@ pub async fn why(State(api): State<Api>, Params(query): Params<WhyQuery>) -> Api
         lines.push(UNSEEN.to_owned());
     }
     lines.extend(views.iter().filter_map(|view| view.scope_line(&jobs)));
-    for job in jobs.iter().rev() {
+    let mut archived = Vec::new();
+    for (age, job) in jobs.iter().enumerate().rev() {
         lines.extend(job_lines(ctx, job).await?);
+        let Some((line, record)) = record_line(ctx, job, age < RECORDS_MAX).await? else { continue };
+        lines.push(line);
+        archived.extend(record);
     }
     let now = ctx.clock.now_ms();
     let due = |job: &&JobReport| job.state == "pending" && job.run_at.is_some_and(|at| at.timestamp_millis() <= now);
@@ -138,7 +164,7 @@ pub async fn why(State(api): State<Api>, Params(query): Params<WhyQuery>) -> Api
             Err(error) => lines.push(format!("What it waits for cannot be told: {error:#}.")),
         }
     }
-    Ok(Json(Why { url: url.map(|url| url.url.to_string()), lines, jobs, host, holder, standing }))
+    Ok(Json(Why { url: url.map(|url| url.url.to_string()), lines, jobs, host, holder, standing, archived }))
 }
 
 /// What becomes of a due job right now.
@@ -285,6 +311,21 @@ async fn views_of(ctx: &Context, raw: &str) -> ApiResult<Vec<View>> {
     Ok(latest.into_iter().filter_map(|crawl| View::new(crawl.id, crawl.spec, raw)).collect())
 }
 
+/// How the crawls of these jobs see the URL, where that is not known yet.
+async fn views_of_jobs(ctx: &Context, jobs: &[JobReport], known: &[View]) -> ApiResult<Vec<View>> {
+    let mut views: Vec<View> = Vec::new();
+    for job in jobs {
+        let is_known = |views: &[View]| views.iter().any(|view| view.crawl == job.dispatch);
+        if views.len() >= CRAWLS_MAX as usize || is_known(known) || is_known(&views) {
+            continue;
+        }
+        let crawl = dispatch::get(&ctx.db, TENANT_DEFAULT, job.dispatch).await?;
+        let raw = job.url.as_deref().unwrap_or_default();
+        views.extend(crawl.and_then(|crawl| View::new(crawl.id, crawl.spec, raw)));
+    }
+    Ok(views)
+}
+
 impl View {
     /// Nothing for what is no crawl.
     fn new(crawl: Uuid, spec: serde_json::Value, raw: &str) -> Option<View> {
@@ -293,15 +334,18 @@ impl View {
         Some(View { crawl, spec, url })
     }
 
-    /// What this crawl, which has none of the jobs, says of its scope; where others have some, only if a rule of it decides.
+    /// What this crawl says of its scope; where it has none of the jobs, and others have some, only if a rule of it decides.
     fn scope_line(&self, jobs: &[JobReport]) -> Option<String> {
-        if jobs.iter().any(|job| job.dispatch == self.crawl) {
-            return None;
-        }
+        let has_it = jobs.iter().any(|job| job.dispatch == self.crawl);
         let decision = self.spec.judge().ok()?.allows(&self.url.url);
-        let word = if decision.allowed { "in" } else { "out of" };
-        (jobs.is_empty() || decision.by_rule)
-            .then(|| format!("It is {word} the scope of crawl {}: {}.", self.crawl, decision.reason))
+        let (crawl, reason) = (self.crawl, &decision.reason);
+        Some(match (decision.allowed, has_it) {
+            _ if !has_it && !jobs.is_empty() && !decision.by_rule => return None,
+            (true, _) => format!("It is in the scope of crawl {crawl}: {reason}."),
+            (false, false) => format!("It is out of the scope of crawl {crawl}: {reason}."),
+            // Given as a start, a sitemap, or where one leads.
+            (false, true) => format!("As a link it would be out of the scope of crawl {crawl}: {reason}."),
+        })
     }
 }
 
@@ -388,8 +432,10 @@ async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>> {
     lines.extend(visit_line(job));
     if job.state == "pending" {
         let due = job.run_at.map_or(String::new(), |at| format!(", due at {at}"));
+        lines.extend(job.tries.iter().map(try_line));
         lines.push(format!("It is pending with {} tries behind it{due}.", job.attempt));
-        lines.extend(job.reason.as_ref().map(|why| format!("Its last try: {why}.")));
+        let last = job.reason.as_ref().filter(|_| job.tries.is_empty());
+        lines.extend(last.map(|why| format!("Its last try: {why}.")));
         if let Some(dispatch) = dispatch::get(&ctx.db, TENANT_DEFAULT, job.dispatch).await? {
             let revisit = serde_json::from_value::<CrawlSpec>(dispatch.spec).ok().and_then(|spec| spec.revisit);
             lines.extend(revisit.map(|Revisit { min_s, max_s }| {
@@ -400,6 +446,7 @@ async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>> {
         }
         return Ok(lines);
     }
+    lines.extend(job.tries.iter().map(try_line));
     let mut end = format!("It ended {}", job.state);
     if let Some(status) = job.status {
         end.push_str(&format!(" with status {status}"));
@@ -410,21 +457,64 @@ async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>> {
     if let Some(address) = &job.address {
         end.push_str(&format!(" from {address}"));
     }
-    end.push_str(&format!(" at try {}.", job.attempt + 1));
-    lines.push(end);
+    end.push_str(&format!(" at try {}", job.attempt + 1));
+    if let Some(at) = job.finished_at {
+        end.push_str(&format!(", {}", at.trunc_subsecs(3)));
+    }
+    if let Some(worker) = job.worker {
+        end.push_str(&format!(", by worker {worker}"));
+    }
+    lines.push(format!("{end}."));
     lines.extend(job.reason.as_ref().map(|why| format!("Reason: {why}.")));
     lines.extend(job.location.as_ref().map(|to| format!("It redirects to {to}.")));
-    if let (Some(stream), Some(generation), Some(id)) = (&job.raw_stream, job.raw_generation, &job.raw_id)
-        && let Ok(entry) = id.parse()
-    {
-        lines.push(match segment::place_of(&ctx.db, TENANT_DEFAULT, stream, generation, entry).await? {
-            Some(Place::Verified(key, at)) => format!("Its result {id} is archived in {key}, verified {at}."),
-            Some(Place::Planned(key)) => format!("Its result {id} is on its way to {key}."),
-            Some(Place::Lost(job)) => {
-                format!("Redis lost its result {id} before it was archived: job {job} makes it again.")
-            }
-            None => format!("Its result is entry {id} of {stream}, not archived yet."),
-        });
-    }
+    lines.extend(job.digest.as_ref().map(|digest| format!("Its body has the digest {digest}.")));
     Ok(lines)
+}
+
+fn try_line(Try { at, ms, status, worker, error }: &Try) -> String {
+    let mut line = format!("A try failed {}", at.trunc_subsecs(3));
+    line.extend(status.map(|status| format!(" with status {status}")));
+    line.extend(ms.map(|ms| format!(" after {ms} ms")));
+    line.push_str(&format!(", by worker {worker}: {error}."));
+    line
+}
+
+/// Where the result of a job is, and the record itself, if it is `sought` and the store tells.
+async fn record_line(ctx: &Context, job: &JobReport, sought: bool) -> ApiResult<Option<(String, Option<Archived>)>> {
+    let (Some(stream), Some(generation), Some(id)) = (&job.raw_stream, job.raw_generation, &job.raw_id) else {
+        return Ok(None);
+    };
+    let Ok(entry) = id.parse() else { return Ok(None) };
+    let line = match segment::place_of(&ctx.db, TENANT_DEFAULT, stream, generation, entry).await? {
+        Some(Place::Verified(key, at)) => {
+            let mut line = format!("Its result {id} is archived in {key}, verified {at}");
+            let record = if sought { record_of(ctx, job.id, &key, entry).await } else { Ok(None) };
+            match &record {
+                Ok(Some(record)) => {
+                    line.push_str(&format!(": {} bytes from byte {} on are its record.", record.bytes, record.offset));
+                }
+                Ok(None) => line.push('.'),
+                Err(error) => line.push_str(&format!("; where in it cannot be told: {error:#}.")),
+            }
+            return Ok(Some((line, record.ok().flatten())));
+        }
+        Some(Place::Planned(key)) => format!("Its result {id} is on its way to {key}."),
+        Some(Place::Lost(job)) => {
+            format!("Redis lost its result {id} before it was archived: job {job} makes it again.")
+        }
+        None => format!("Its result is entry {id} of {stream}, not archived yet."),
+    };
+    Ok(Some((line, None)))
+}
+
+/// The place of an entry in its object; none where that has no members, as those of items.
+async fn record_of(ctx: &Context, job: Uuid, key: &str, entry: StreamId) -> anyhow::Result<Option<Archived>> {
+    let (segment, _) = SegmentKey::parse(key).context("its key is not one of ours")?;
+    let sidecar =
+        tokio::time::timeout(RECORD_TIME, read_sidecar(&ctx.store, &segment)).await.context("the store is slow")??;
+    let found = sidecar.entries.binary_search_by_key(&entry, |(id, ..)| *id).ok();
+    Ok(found.map(|index| {
+        let (_, offset, bytes) = sidecar.entries[index];
+        Archived { job, key: key.to_owned(), offset, bytes }
+    }))
 }

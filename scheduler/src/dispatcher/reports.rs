@@ -45,6 +45,11 @@ impl Dispatcher<'_> {
             };
             // A host that asked to wait may have refused too often: its row says so.
             let reload_host = job.reload_host || settled.hold_ms.is_some();
+            if let (Verdict::Retried { in_ms }, None) = (&settled.verdict, settled.hold_ms)
+                && let Some((tenant, dispatch)) = self.frontier.issued_for(settled.entry)
+            {
+                self.census.add(tenant, dispatch, Cause::Errors, *in_ms);
+            }
             let Settled { requested, ended_ms_ago, hold_ms, answered, proxy, .. } = settled;
             let job = SettledJob { requested, ended_ms_ago, hold_ms, answered, proxy, reload_host, ..job };
             self.frontier.settled(now, settled.entry, &job);

@@ -8,7 +8,8 @@ use dodo_common::db::{host, proxy, wait};
 use dodo_common::model::cause::Cause;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::connection::StreamError;
-use dodo_common::stream::queue;
+use dodo_common::stream::names::{GROUP, JOBS};
+use dodo_common::stream::{queue, status};
 
 use crate::dispatcher::Dispatcher;
 use crate::frontier::issued::SettledJob;
@@ -39,6 +40,8 @@ impl Dispatcher<'_> {
             self.frontier.settled(now, entry, &SettledJob::lost());
         }
         self.frontier.set_suspects_max((summary.live / SUSPECTS_SHARE).max(1));
+        let newest = self.frontier.newest_issued();
+        self.unread = status::last_delivered(&self.ctx.redis, JOBS, GROUP).await?.next()..=newest;
         let full = self.backpressure.tick(self.ctx).await?;
         self.room = if full { 0 } else { (summary.permits * 2).clamp(WINDOW_MIN, WINDOW_MAX) };
         if self.scan.is_none() && self.scanned.elapsed() >= SCAN {

@@ -72,6 +72,16 @@ impl Frontier {
         self.issued.len()
     }
 
+    /// The last of the entries that are not settled.
+    pub fn newest_issued(&self) -> StreamId {
+        self.issued.keys().max().copied().unwrap_or_default()
+    }
+
+    /// Whose job an entry is: (tenant, dispatch), until it is settled.
+    pub fn issued_for(&self, entry: StreamId) -> Option<(&str, Uuid)> {
+        self.issued.get(&entry).map(|issued| (issued.key.tenant.as_str(), issued.dispatch))
+    }
+
     /// Records the stream entry of a picked job.
     pub fn issued(&mut self, now: Millis, entry: StreamId, pick: Pick) {
         let Pick { key, host, dispatch, alone, proxy, exempt, stay } = pick;

@@ -1,10 +1,12 @@
 //! What jobs wait for: of one dispatch at one host, and counted over all.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
 use dodo_common::clock::Millis;
 use dodo_common::db::schedule::DueJob;
 use dodo_common::model::cause::Cause;
+use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::question::{Standing, Waiting};
 use uuid::Uuid;
 
@@ -16,12 +18,13 @@ use crate::politeness::{NEVER, Wait};
 
 impl Frontier {
     /// What the jobs of each (tenant, dispatch) wait for: one for each request under way, and one for each flow whose next
-    /// job waits for something else, or has stepped aside.
-    pub fn census(&self) -> HashMap<(&str, Uuid, Cause), i64> {
+    /// job waits for something else, or has stepped aside. Of the issued entries those that are `unread` wait for a worker.
+    pub fn census(&self, unread: &RangeInclusive<StreamId>) -> HashMap<(&str, Uuid, Cause), i64> {
         let mut census = HashMap::new();
         let mut count = |tenant, dispatch, cause| *census.entry((tenant, dispatch, cause)).or_default() += 1;
-        for issued in self.issued.values() {
-            count(issued.key.tenant.as_str(), issued.dispatch, Cause::Request);
+        for (entry, issued) in &self.issued {
+            let cause = if unread.contains(entry) { Cause::Workers } else { Cause::Request };
+            count(issued.key.tenant.as_str(), issued.dispatch, cause);
         }
         for flow in self.flows.values() {
             let is_active = |job: &DueJob| self.budgets.get(job.dispatch).is_some_and(|rules| !rules.passes_over(job));

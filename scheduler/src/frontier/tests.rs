@@ -7,6 +7,8 @@ mod region;
 mod turn;
 mod walk;
 
+use std::ops::RangeInclusive;
+
 use dodo_common::db::host::HostState;
 use dodo_common::db::schedule::{DueJob, Refill};
 use dodo_common::model::job::JobKey;
@@ -15,6 +17,8 @@ use super::*;
 use crate::frontier::issued::SettledJob;
 
 const TENANT: &str = "default";
+/// Of the issued entries none is unread.
+const NOTHING: RangeInclusive<StreamId> = StreamId::MAX..=StreamId::MIN;
 
 struct Bench {
     frontier: Frontier,

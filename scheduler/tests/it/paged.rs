@@ -400,7 +400,7 @@ async fn why_explains_a_page_and_dead_letters_are_replayed() -> Result<()> {
     let dead: Value = serde_json::from_str(&cluster.dodo_text(&["dead", "list", "--json"])?)?;
     assert_eq!((&dead["kind"], &dead["state"]), (&json!("get_metadata"), &json!("dead")));
     let why = cluster.dodo_text(&["why", dead["id"].as_str().unwrap_or_default()])?;
-    for line in ["a get_metadata job", "It is an API, asked by agreement", "It ended dead", "at try 5."] {
+    for line in ["a get_metadata job", "It is an API, asked by agreement", "It ended dead", "at try 5, "] {
         assert!(why.contains(line), "{line} is not in {why}");
     }
     feed.recover();

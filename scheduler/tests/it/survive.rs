@@ -227,6 +227,22 @@ async fn entries_leave_the_stream_unnoticed() -> Result<()> {
     Ok(())
 }
 
+/// Nothing is behind them, so no segment misses them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_entries_leave_the_stream_unnoticed() -> Result<()> {
+    let mut run = Run::start_with(1, 1, &[("DODO_ARCHIVE_AGE_MS", "60000")]).await?;
+    run.cluster.s3.set_fault(Fault::Refuse503);
+    let waits = async || Ok(run.cluster.progress(&run.dispatch).await?["state"] == "archiving");
+    run.cluster.until("all is fetched", LIMIT, waits).await?;
+    run.workers[0].kill();
+    run.cluster.redis_command(&["XTRIM", "dodo:pages", "MAXLEN", "0"]).await?;
+    // As if its archiver had not come to look.
+    run.cluster.sql().await?.execute("DELETE FROM archive_segment WHERE verified_at IS NULL", &[]).await?;
+    run.cluster.s3.set_fault(Fault::None);
+    run.workers.push(run.cluster.worker()?);
+    run.judge().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_restarts() -> Result<()> {
     let mut run = Run::start(1, 2).await?;

@@ -65,6 +65,7 @@ mod tests {
             cut: None,
             block: None,
             address: None,
+            head_ms: 0,
             fetch_ms: 0,
         }
     }

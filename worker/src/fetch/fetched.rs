@@ -14,7 +14,7 @@ use reqwest::header::{
 use crate::fetch::body::Cut;
 
 /// A Retry-After beyond this is cut down, milliseconds.
-const RETRY_AFTER_MS_MAX: i64 = 3_600_000;
+const RETRY_AFTER_MS_MAX: i64 = 24 * 3_600_000;
 
 #[derive(Debug)]
 pub struct Fetched {
@@ -29,6 +29,8 @@ pub struct Fetched {
     /// Why it looks as if the site had blocked the proxy of the pool that it came by.
     pub block: Option<&'static str>,
     pub address: Option<IpAddr>,
+    /// From the request to the head of the answer, and to the end of its body, milliseconds.
+    pub head_ms: i32,
     pub fetch_ms: i32,
 }
 
@@ -108,6 +110,7 @@ mod tests {
             cut: None,
             block: None,
             address: None,
+            head_ms: 0,
             fetch_ms: 0,
         }
     }

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use dodo_common::clock::Clock;
-use dodo_common::db::host::{DEAD_MS, FAILURES_MAX, HostState, HostUpdate, RobotsAt, VALID_MS};
+use dodo_common::db::host::{DEAD_MS, FAILURES_MAX, HostState, HostUpdate, OUTAGES_MAX, RobotsAt, VALID_MS};
 use dodo_common::db::schedule::LoadedHost;
 use dodo_common::model::robots::{ROBOTS_BYTES_MAX, Robots};
 use dodo_common::model::source::api_origin;
@@ -43,7 +43,7 @@ pub async fn prepare(
     backoff_ms: i64,
 ) -> Result<Preparation, String> {
     let known = known.filter(|host| host.state != HostState::Dead);
-    let failures = known.map_or(0, |host| host.failures);
+    let before = Before::of(known);
     // With hops its URL is the target of an earlier preparation's redirect.
     let moved = known.filter(|host| host.robots_hops > 0);
     let hops = moved.map_or(0, |host| host.robots_hops);
@@ -55,7 +55,8 @@ pub async fn prepare(
         .map(|host| host.addresses.iter().filter_map(|address| address.parse().ok()).collect())
         .unwrap_or_default();
     if resolved.is_empty() {
-        resolve(fetcher, api_origin(name).unwrap_or(name), failures, backoff_ms, &mut update).await;
+        update.robots_status = before.out_of_order;
+        resolve(fetcher, api_origin(name).unwrap_or(name), before, backoff_ms, &mut update).await;
         if api_origin(name).is_some() && update.state == HostState::New {
             // An API is asked by agreement: it has no robots.txt to read first.
             update.state = HostState::Ready;
@@ -81,15 +82,15 @@ pub async fn prepare(
     };
     match fetcher.get(ask).await {
         Err(FetchError::Proxy(why)) => return Err(why),
-        Err(FetchError::Failed(why) | FetchError::Unreachable(why)) => fail(&mut update, failures, backoff_ms, why),
+        Err(FetchError::Failed(why) | FetchError::Unreachable(why)) => fail(&mut update, before, backoff_ms, why),
         Ok(answer) => {
             update.robots_status = Some(answer.status as i16);
             match (answer.status, &answer.cut) {
                 // Whom a site blocks, it does not show its rules. That there are none is believed at the last try: by then
                 // the proxy is in quarantine, and another one has asked.
-                (..=428 | 430..=499, _) if answer.block.is_some() && failures + 1 < FAILURES_MAX => {
+                (..=428 | 430..=499, _) if answer.block.is_some() && before.failures + 1 < before.failures_max() => {
                     let sign = answer.block.unwrap_or_default();
-                    fail(&mut update, failures, backoff_ms, format!("robots.txt looks blocked: {sign}"));
+                    fail(&mut update, before, backoff_ms, format!("robots.txt looks blocked: {sign}"));
                 }
                 (200..=299, cut @ (None | Some(Cut::Length(_)))) => {
                     match rules_of(answer.content_encoding().as_deref(), &answer.body, cut.is_none()) {
@@ -100,18 +101,18 @@ pub async fn prepare(
                         }
                         // What cannot be read may forbid something.
                         Err(error) => {
-                            fail(&mut update, failures, backoff_ms, format!("robots.txt cannot be read: {error}"));
+                            fail(&mut update, before, backoff_ms, format!("robots.txt cannot be read: {error}"));
                         }
                     }
                 }
                 // What is missing may forbid something.
                 (200..=299, Some(cut)) => {
-                    fail(&mut update, failures, backoff_ms, format!("robots.txt is cut: {cut}"));
+                    fail(&mut update, before, backoff_ms, format!("robots.txt is cut: {cut}"));
                 }
                 (300..=399, _) => match answer.location() {
                     Some(to) if hops < ROBOTS_HOPS_MAX => {
                         if let Err(why) = redirect(fetcher, &url, &to, hops, &mut update).await {
-                            fail(&mut update, failures, backoff_ms, why);
+                            fail(&mut update, before, backoff_ms, why);
                         }
                     }
                     // Too many redirects, or none to follow: unavailable, so nothing is forbidden.
@@ -119,7 +120,9 @@ pub async fn prepare(
                 },
                 (429 | 500..=599, _) => {
                     let wait = answer.retry_after_ms(Clock::System.now_ms()).unwrap_or(backoff_ms).max(backoff_ms);
-                    fail(&mut update, failures, wait, format!("robots.txt answered {}", answer.status));
+                    let why = format!("robots.txt answered {}", answer.status);
+                    let before = Before { out_of_order: update.robots_status, ..before };
+                    fail(&mut update, before, wait, why);
                 }
                 // Unavailable (RFC 9309 2.3.1.3): nothing is forbidden.
                 _ => {}
@@ -176,10 +179,10 @@ fn is_text(body: &[u8]) -> bool {
 
 /// A preparation that failed: the host waits, and is dead after the last one (RFC 9309 2.3.1.4: while
 /// robots.txt cannot be reached, everything is forbidden).
-fn fail(update: &mut HostUpdate, failures: i32, wait_ms: i64, why: String) {
-    update.failures = failures + 1;
+fn fail(update: &mut HostUpdate, before: Before, wait_ms: i64, why: String) {
+    update.failures = before.failures + 1;
     update.last_error = Some(why);
-    if update.failures >= FAILURES_MAX {
+    if update.failures >= before.failures_max() {
         update.state = HostState::Dead;
         update.valid_ms = DEAD_MS;
     } else {
@@ -189,8 +192,29 @@ fn fail(update: &mut HostUpdate, failures: i32, wait_ms: i64, why: String) {
     }
 }
 
+/// The preparations before this one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Before {
+    /// Those that have failed, in a row.
+    failures: i32,
+    /// The status of the last one, where that was 429 or 5xx.
+    out_of_order: Option<i16>,
+}
+
+impl Before {
+    fn of(known: Option<&LoadedHost>) -> Self {
+        let out_of_order = known.and_then(|host| host.robots_status).filter(|status| matches!(status, 429 | 500..=599));
+        Self { failures: known.map_or(0, |host| host.failures), out_of_order }
+    }
+
+    /// In an outage a server may be away for a moment, too.
+    fn failures_max(self) -> i32 {
+        if self.out_of_order.is_some() { OUTAGES_MAX } else { FAILURES_MAX }
+    }
+}
+
 /// The first step: the addresses, and nothing sent.
-async fn resolve(fetcher: &Fetcher, name: &str, failures: i32, backoff_ms: i64, update: &mut HostUpdate) {
+async fn resolve(fetcher: &Fetcher, name: &str, before: Before, backoff_ms: i64, update: &mut HostUpdate) {
     let resolved = match Url::parse(name) {
         Ok(url) => fetcher.resolver.resolve(&url).await,
         Err(error) => Resolved::Refused(format!("{name} is no host: {error}")),
@@ -199,7 +223,7 @@ async fn resolve(fetcher: &Fetcher, name: &str, failures: i32, backoff_ms: i64, 
         Resolved::Addresses(addresses) => {
             update.addresses = addresses.iter().map(ToString::to_string).collect();
             update.state = HostState::New;
-            update.failures = failures;
+            update.failures = before.failures;
             update.valid_ms = 0;
         }
         Resolved::Refused(why) => {
@@ -207,7 +231,7 @@ async fn resolve(fetcher: &Fetcher, name: &str, failures: i32, backoff_ms: i64, 
             update.valid_ms = DEAD_MS;
             update.last_error = Some(why);
         }
-        Resolved::Failed(why) => fail(update, failures, backoff_ms, why),
+        Resolved::Failed(why) => fail(update, before, backoff_ms, why),
     }
 }
 

@@ -172,6 +172,7 @@ impl Fetcher {
         let started = Instant::now();
         let Patience { head_ms, read_ms, total_ms, bytes_per_s_min, .. } = self.patience;
         let mut response = self.send(way, ask, started + Duration::from_millis(head_ms)).await?;
+        let head_ms = started.elapsed().as_millis() as i32;
         let mut address = response.remote_addr().map(|address| address.ip());
         if let Some(uplink) = &way.uplink {
             address = uplink.accept(address, response.status().as_u16(), ask.url, ask.addresses)?;
@@ -203,6 +204,7 @@ impl Fetcher {
             cut,
             block: None,
             address,
+            head_ms,
             fetch_ms: started.elapsed().as_millis() as i32,
         })
     }

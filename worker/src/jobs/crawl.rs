@@ -27,16 +27,17 @@ use crate::content::Page;
 use crate::context::{Context, Crawl};
 use crate::extract::html::{LINKS_MAX, Link, Reading, XHTML, html};
 use crate::extract::listing::{ENTRIES_MAX, File, Listing, listing};
+use crate::extract::sniff::looks_like_html;
 use crate::fetch::Ask;
 use crate::fetch::body::Cut;
 use crate::fetch::fetched::Fetched;
 use crate::fetch::proxy::FetchError;
-use crate::jobs::declaration;
 use crate::jobs::end::{
     body_of, clean, finish, is_last_try, is_refusal, note, raw_entry, ready, refused, retry, unreachable, unread,
 };
 use crate::jobs::revisit::{self, Before};
 use crate::jobs::target::{self, Target};
+use crate::jobs::{declaration, end};
 
 /// What a body says, beside its links.
 #[derive(Default)]
@@ -102,11 +103,17 @@ async fn fetch(ctx: &Context, entry: StreamId, job: &Job, host: Option<LoadedHos
         once: false,
     };
     let mut done = match ctx.fetcher.get(ask).await {
-        Ok(fetched) => visit.judge(entry, fetched),
+        Ok(fetched) => {
+            let head_ms = fetched.head_ms;
+            let mut done = visit.judge(entry, fetched);
+            done.head_ms = Some(head_ms);
+            done
+        }
         Err(FetchError::Failed(why)) => retry(ctx, entry, job, &why),
         Err(FetchError::Unreachable(why)) => unreachable(ctx, entry, job, &addresses, &why).await,
         Err(FetchError::Proxy(_)) => return Done::new(entry, Effect::Returned),
     };
+    end::timed(&mut done, started_ms, ctx.clock.now_ms());
     done.requested = true;
     done
 }
@@ -126,9 +133,7 @@ impl Visit<'_> {
     /// Decides what an answer means.
     fn judge(&self, entry: StreamId, fetched: Fetched) -> Done {
         let Visit { ctx, job, crawl, url, .. } = *self;
-        if let Some(jar) = &crawl.jar {
-            jar.keep(url, &fetched.headers);
-        }
+        let has_set = crawl.jar.as_ref().is_some_and(|jar| jar.keep(url, &fetched.headers));
         if is_refusal(&fetched) {
             return refused(ctx, entry, job, &fetched);
         }
@@ -143,6 +148,10 @@ impl Visit<'_> {
             300..=399 => Outcome::Ok,
             _ => Outcome::HttpError,
         };
+        if has_set && outcome == Outcome::Redirect && !is_last_try(job) && target::is_itself(crawl, url, &fetched) {
+            // It wants to see the cookie that it has just set.
+            return retry(ctx, entry, job, "it set a cookie and redirects to itself");
+        }
         let blocked = fetched.block.map(|sign| format!("it looks blocked: {sign}"));
         if let Some(why) = &blocked
             && !is_last_try(job)
@@ -174,9 +183,7 @@ impl Visit<'_> {
             }
             // The same page has the same links.
             Outcome::Ok if same.is_some() => Ok(Vec::new()),
-            Outcome::Ok if is_html(fetched.content_type().as_deref()) => {
-                self.read_page(&fetched, &mut finished, &mut said)
-            }
+            Outcome::Ok if self.is_page(&fetched) => self.read_page(&fetched, &mut finished, &mut said),
             Outcome::Ok => self.read_listing(&fetched, &mut finished, &mut said),
             _ => Ok(Vec::new()),
         };
@@ -254,6 +261,14 @@ impl Visit<'_> {
         finished
     }
 
+    /// Whether an answer is to be read as HTML: as it says itself, or where it says nothing, as it looks.
+    fn is_page(&self, fetched: &Fetched) -> bool {
+        match fetched.content_type().filter(|kind| !essence(kind).is_empty()) {
+            Some(kind) => is_html(&kind),
+            None => body_of(self.ctx, fetched).is_ok_and(|body| looks_like_html(&body)),
+        }
+    }
+
     /// The links of a page.
     fn read_page(&self, fetched: &Fetched, finished: &mut Finished, said: &mut Said) -> Result<Vec<Target>, String> {
         let body = body_of(self.ctx, fetched)?;
@@ -265,6 +280,12 @@ impl Visit<'_> {
         (said.print, said.noindex) = (page.fingerprint, page.noindex);
         finished.title = page.title;
         finished.language = page.language;
+        if page.links_truncated {
+            note(
+                &format!("it has more than {LINKS_MAX} links, or too many references; the others are not read"),
+                finished,
+            );
+        }
         let mut links = page.links;
         if let Some(canonical) = declaration::canonical(self.crawl, self.url, fetched, page.canonical) {
             // That of a link element is among them.
@@ -326,9 +347,13 @@ impl Visit<'_> {
             said.modified.extend(self.modified_of(&listing));
         }
         if listing.truncated {
-            finished.reason = Some(format!("it lists more than {ENTRIES_MAX} URLs; the others are not read"));
+            note(&format!("it lists more than {ENTRIES_MAX} URLs, or alternates; the others are not read"), finished);
         }
-        target::listed(self.job, self.crawl, self.url, listing, nofollow())
+        let (targets, left_out) = target::listed(self.job, self.crawl, self.url, listing, nofollow())?;
+        if left_out > 0 {
+            note(&format!("{left_out} sitemaps that it lists are out of scope, or too many, and not read"), finished);
+        }
+        Ok(targets)
     }
 
     /// When listed pages were modified. What was before the crawl began is later than no visit of it, and what is still to
@@ -430,11 +455,9 @@ fn keep_unknown(ctx: &Context, job: &Job, mut found: Vec<Target>, finished: &mut
     }));
 }
 
-fn is_html(content_type: Option<&str>) -> bool {
-    content_type.is_some_and(|kind| {
-        let kind = essence(kind);
-        kind.eq_ignore_ascii_case("text/html") || kind.eq_ignore_ascii_case(XHTML)
-    })
+fn is_html(content_type: &str) -> bool {
+    let kind = essence(content_type);
+    kind.eq_ignore_ascii_case("text/html") || kind.eq_ignore_ascii_case(XHTML)
 }
 
 fn path_of(url: &Url) -> Cow<'_, str> {

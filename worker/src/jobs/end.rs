@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use dodo_common::clock::Millis;
 use dodo_common::db::commit::{Finished, Retry};
 use dodo_common::db::host::{Hold, HostState, Word};
 use dodo_common::db::pool::DbError;
@@ -22,7 +23,7 @@ use crate::fetch::resolve::Resolved;
 use crate::fetch::{decode, host};
 
 /// A host that cannot be prepared is left alone this long at most, milliseconds.
-const BACKOFF_MS_MAX: i64 = 60_000;
+const BACKOFF_MS_MAX: i64 = 600_000;
 /// A body may grow to this many times the bound of a transferred one when it is decoded.
 const EXPANSION_MAX: usize = 4;
 /// A host that says when to come again is left alone for so many times the base, however often it says less.
@@ -54,7 +55,7 @@ pub async fn ready(
 }
 
 async fn prepare(ctx: &Context, entry: StreamId, job: &Job, known: Option<&LoadedHost>) -> Done {
-    let backoff_ms = ctx.settings.retry_base_ms << known.map_or(0, |host| host.failures.clamp(0, 6));
+    let backoff_ms = ctx.settings.retry_base_ms << known.map_or(0, |host| host.failures.clamp(0, 10));
     ctx.confirm().await;
     let Ok(preparation) = host::prepare(&ctx.fetcher, &job.host, known, backoff_ms.min(BACKOFF_MS_MAX)).await else {
         return Done::new(entry, Effect::Returned);
@@ -76,13 +77,29 @@ pub fn is_refusal(fetched: &Fetched) -> bool {
 pub fn refused(ctx: &Context, entry: StreamId, job: &Job, fetched: &Fetched) -> Done {
     let why = format!("the server answered {}", fetched.status);
     let mut done = match fetched.status {
-        429 | 503 => put_off(ctx, entry, job, fetched, &why),
+        429 | 503 => put_off(ctx, entry, job, hold_ms(ctx, job, fetched), Some(fetched.status as i16), &why),
         _ => retry(ctx, entry, job, &why),
     };
-    if let Effect::Finished { job, .. } = &mut done.effect {
-        job.status = Some(fetched.status as i16);
+    let status = Some(fetched.status as i16);
+    match &mut done.effect {
+        Effect::Finished { job, .. } => job.status = status,
+        Effect::Retry(retry) => retry.status = status,
+        _ => {}
     }
     done
+}
+
+/// Says of a request that has brought nothing when it was sent and how long that took: its host may be slow.
+pub fn timed(done: &mut Done, started_ms: Millis, now_ms: Millis) {
+    let took_ms = (now_ms - started_ms).clamp(0, i64::from(i32::MAX)) as i32;
+    match &mut done.effect {
+        Effect::Retry(retry) => retry.took_ms = Some(took_ms),
+        Effect::Finished { job, .. } => {
+            job.started_ms.get_or_insert(started_ms);
+            job.fetch_ms.get_or_insert(took_ms);
+        }
+        _ => {}
+    }
 }
 
 /// For how long 429 and 503 ask the host to be left alone, milliseconds; longer each time. What they say of it is the
@@ -102,17 +119,17 @@ pub fn hold_of(ctx: &Context, job: &Job, fetched: &Fetched, why: &str) -> Hold {
     Hold { host: job.host.clone(), word: Word::Refuses { ms, reason: why.to_owned() } }
 }
 
-fn put_off(ctx: &Context, entry: StreamId, job: &Job, fetched: &Fetched, why: &str) -> Done {
+/// The host is left alone for so long, and the job returns behind the others without a try less, but not for ever.
+fn put_off(ctx: &Context, entry: StreamId, job: &Job, ms: Millis, status: Option<i16>, why: &str) -> Done {
     let policy = Policy::of(job.kind).scaled(ctx.settings.retry_base_ms);
-    let ms = hold_ms(ctx, job, fetched);
     let mut done = if job.refusals + 1 >= REFUSALS_MAX {
         finish(entry, job, Outcome::Dead, &format!("{why}, {REFUSALS_MAX} times"))
     } else {
         let delay_ms = ms.saturating_add(policy.wait_ms(job.refusals, die(job)));
         let (key, refusals) = (job.key.clone(), Some(job.refusals));
-        Done::new(entry, Effect::Retry(Retry { key, delay_ms, error: clean(why), refusals }))
+        Done::new(entry, Effect::Retry(Retry { key, delay_ms, error: clean(why), refusals, status, took_ms: None }))
     };
-    done.hold = Some(hold_of(ctx, job, fetched, why));
+    done.hold = Some(Hold { host: job.host.clone(), word: Word::Refuses { ms, reason: clean(why) } });
     done
 }
 
@@ -151,7 +168,8 @@ pub fn retry(ctx: &Context, entry: StreamId, job: &Job, why: &str) -> Done {
     }
     let policy = Policy::of(job.kind).scaled(ctx.settings.retry_base_ms);
     let delay_ms = policy.wait_ms(job.key.attempt, die(job));
-    Done::new(entry, Effect::Retry(Retry { key: job.key.clone(), delay_ms, error: clean(why), refusals: None }))
+    let (key, error) = (job.key.clone(), clean(why));
+    Done::new(entry, Effect::Retry(Retry { key, delay_ms, error, refusals: None, status: None, took_ms: None }))
 }
 
 /// What a job needs of Postgres could not be read. A server that is away is no fault of the job, which goes back untried;
@@ -166,16 +184,19 @@ pub async fn unread(ctx: &Context, entry: StreamId, job: &Job, what: &str, error
     Done::new(entry, Effect::Returned)
 }
 
-/// A try that found nobody at the addresses of its host. They are good for a day, but a site may move sooner.
+/// A request that found nobody at the addresses of its host. They are good for a day, but a site may move sooner. Where it has
+/// not, that is the host's affair, as 429 and 503 are: an outage must not cost its jobs their tries.
 pub async fn unreachable(ctx: &Context, entry: StreamId, job: &Job, pinned: &[IpAddr], why: &str) -> Done {
-    let mut done = retry(ctx, entry, job, why);
-    let Ok(url) = Url::parse(api_origin(&job.host).unwrap_or(&job.host)) else { return done };
-    if let Resolved::Addresses(addresses) = ctx.fetcher.resolver.resolve(&url).await
+    if let Ok(url) = Url::parse(api_origin(&job.host).unwrap_or(&job.host))
+        && let Resolved::Addresses(addresses) = ctx.fetcher.resolver.resolve(&url).await
         && addresses.iter().any(|address| !pinned.contains(address))
     {
+        let mut done = retry(ctx, entry, job, why);
         done.hold = Some(Hold { host: job.host.clone(), word: Word::Moved });
+        return done;
     }
-    done
+    let policy = Policy::of(job.kind).scaled(ctx.settings.retry_base_ms);
+    put_off(ctx, entry, job, policy.ceiling_ms(job.host_refusals.clamp(0, 30) as i16), None, why)
 }
 
 /// The raw result of a job, as this worker writes it; an entry of `items` has no body.

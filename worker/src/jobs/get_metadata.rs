@@ -28,9 +28,10 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
         Ok(host) => host,
         Err(done) => return *done,
     };
+    let sent_ms = ctx.clock.now_ms();
     let answer = match paging::ask(ctx, &paging, &url, &host).await {
         Ok(answer) => answer,
-        Err(why) => return paging::again(ctx, entry, job, why).await,
+        Err(why) => return paging::again(ctx, entry, job, sent_ms, why).await,
     };
     let mut done = match paging.spec.metadata(&answer.value) {
         Ok(metadata) => {

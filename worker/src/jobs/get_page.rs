@@ -55,6 +55,7 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     if once {
         fail::point_async("call-begun").await;
     }
+    let sent_ms = ctx.clock.now_ms();
     let answer = paging::ask(ctx, &paging, &url, &host).await;
     if once {
         fail::point_async("call-answered").await;
@@ -66,7 +67,7 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
             Done::new(entry, Effect::Returned)
         }
         Err(why) if once => end_once(ctx, entry, &job, why),
-        Err(why) => paging::again(ctx, entry, &job, why).await,
+        Err(why) => paging::again(ctx, entry, &job, sent_ms, why).await,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use dodo_common::clock::Millis;
 use dodo_common::db::commit::Finished;
 use dodo_common::db::page::{NextJob, Paged};
 use dodo_common::db::schedule::LoadedHost;
@@ -20,7 +21,7 @@ use crate::fetch::Ask;
 use crate::fetch::body::Cut;
 use crate::fetch::fetched::Fetched;
 use crate::fetch::proxy::FetchError;
-use crate::jobs::end::{body_of, clean, is_refusal, refused, retry, unreachable, unread};
+use crate::jobs::end::{self, body_of, clean, is_refusal, refused, retry, unreachable, unread};
 
 /// An hour: no API's reset is waited for longer, milliseconds.
 const RESET_MS_MAX: i64 = 3_600_000;
@@ -99,8 +100,8 @@ pub async fn ask(ctx: &Context, paging: &Paging, url: &Url, host: &LoadedHost) -
     Ok(Answer { fetched, value, started_ms })
 }
 
-/// What comes of a job without an answer that may be asked again.
-pub async fn again(ctx: &Context, entry: StreamId, job: &Job, why: NoAnswer) -> Done {
+/// What comes of a job that was sent then, and is without an answer, which may be asked again.
+pub async fn again(ctx: &Context, entry: StreamId, job: &Job, sent_ms: Millis, why: NoAnswer) -> Done {
     let mut done = match why {
         NoAnswer::Unsent => return Done::new(entry, Effect::Returned),
         NoAnswer::Lost(why) => retry(ctx, entry, job, &why),
@@ -113,6 +114,7 @@ pub async fn again(ctx: &Context, entry: StreamId, job: &Job, why: NoAnswer) -> 
         }
         NoAnswer::Malformed(_, why) => retry(ctx, entry, job, &why),
     };
+    end::timed(&mut done, sent_ms, ctx.clock.now_ms());
     done.requested = true;
     done
 }

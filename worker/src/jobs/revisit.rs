@@ -182,6 +182,7 @@ mod tests {
             cut: None,
             block: None,
             address: None,
+            head_ms: 1,
             fetch_ms: 1,
         }
     }

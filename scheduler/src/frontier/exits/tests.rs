@@ -111,7 +111,7 @@ fn a_proxy_has_bounds_of_its_own() {
 fn a_host_that_refuses_everybody_takes_no_proxy_along() {
     let mut exits = exits("eu=http://a:1,eu=http://b:1,eu=http://c:1", 8);
     let host = "http://h.test";
-    let mut blocked = |exits: &mut Exits, now| {
+    let blocked = |exits: &mut Exits, now| {
         let address = ask(exits, now, host, None, flow()).unwrap().unwrap();
         say_of(exits, now, &address, host, ProxyWord::Blocked);
         address.to_string()

@@ -94,7 +94,7 @@ fn a_job_leaves_by_a_proxy_or_waits_and_takes_no_place_meanwhile() {
     bench.add("http://b", "10.0.0.2", 5);
     let first = bench.frontier.pick(0, 100);
     assert_eq!(first.iter().map(|pick| pick.proxy.as_deref()).collect::<Vec<_>>(), [Some("a:1")]);
-    let census = bench.frontier.census();
+    let census = bench.frontier.census(&NOTHING);
     assert_eq!(census[&(TENANT, bench.dispatch, Cause::Proxy)], 1, "the other host waits for the proxy");
     let down = SettledJob { proxy: Some(ProxyWord::Down), due_in_ms: Some(0), ..SettledJob::default() };
     let (mut serial, mut next) = (0, first);
@@ -108,7 +108,7 @@ fn a_job_leaves_by_a_proxy_or_waits_and_takes_no_place_meanwhile() {
         next = bench.frontier.pick(0, 1);
     }
     assert!(next.is_empty() && bench.frontier.pick(999, 100).is_empty());
-    assert_eq!(bench.frontier.census()[&(TENANT, bench.dispatch, Cause::Quarantine)], 2);
+    assert_eq!(bench.frontier.census(&NOTHING)[&(TENANT, bench.dispatch, Cause::Quarantine)], 2);
     assert_eq!(bench.frontier.take_exits(0)[0].quarantined_ms, Some(1000));
     assert_eq!(bench.frontier.pick(1000, 100).len(), 1, "the trial");
 
@@ -164,7 +164,7 @@ fn a_region_that_is_shut_steps_aside_and_its_hosts_go_on() {
         let standing = frontier.standing(now, &waiting(host, eu));
         assert_eq!((standing.cause, standing.until_ms), (Cause::Quarantine, Some(QUARANTINE_MS)));
         assert_eq!(frontier.standing(now, &waiting(host, us)).cause, Cause::Busy);
-        let census = frontier.census();
+        let census = frontier.census(&NOTHING);
         assert_eq!((census[&(TENANT, eu, Cause::Quarantine)], census[&(TENANT, us, Cause::Request)]), (1, 1));
         now += 10;
         frontier.settled(now, picked[0].1, &good);
@@ -174,7 +174,7 @@ fn a_region_that_is_shut_steps_aside_and_its_hosts_go_on() {
     assert!(serve(&mut frontier, now).is_empty(), "nothing of the other is left, nor is anything asked for");
     assert_eq!(pick(&mut frontier, QUARANTINE_MS - 1), []);
     frontier.forget_idle(QUARANTINE_MS - 1, 0);
-    assert_eq!(frontier.census()[&(TENANT, eu, Cause::Quarantine)], 1, "it is not forgotten");
+    assert_eq!(frontier.census(&NOTHING)[&(TENANT, eu, Cause::Quarantine)], 1, "it is not forgotten");
 
     let trial = pick(&mut frontier, QUARANTINE_MS);
     assert_eq!(trial.len(), 1, "it is the trial");
@@ -200,14 +200,14 @@ fn for_a_trial_one_flow_comes_back_and_then_all() {
     let address = |host: &str| format!("10.0.0.{}", host.as_bytes()[host.len() - 1]);
     schedule.serve(&mut frontier, 0, address);
     assert!(frontier.pick(0, 100).is_empty());
-    assert_eq!(frontier.census()[&(TENANT, eu, Cause::Quarantine)], HOSTS as i64);
+    assert_eq!(frontier.census(&NOTHING)[&(TENANT, eu, Cause::Quarantine)], HOSTS as i64);
     assert!(frontier.pick(QUARANTINE_MS, 0).is_empty());
     assert!(frontier.wants_refill(QUARANTINE_MS, 100).is_empty(), "nobody comes back while the window is full");
     let trial = frontier.pick(QUARANTINE_MS, 100);
     assert_eq!(trial.len(), 1);
     let read: usize = frontier.wants_refill(QUARANTINE_MS, 100).iter().map(|wanted| wanted.looks.len()).sum();
     assert_eq!(read, 1, "only that one is read anew");
-    assert_eq!(frontier.census()[&(TENANT, eu, Cause::Quarantine)], HOSTS as i64 - 1);
+    assert_eq!(frontier.census(&NOTHING)[&(TENANT, eu, Cause::Quarantine)], HOSTS as i64 - 1);
     let entry = StreamId { ms: 1, seq: 0 };
     frontier.issued(QUARANTINE_MS, entry, trial[0].clone());
     let good = SettledJob { requested: true, proxy: Some(ProxyWord::Good), ..SettledJob::default() };

@@ -47,7 +47,7 @@ fn suspects_wait_for_one_another_and_nobody_waits_for_them() {
         frontier.standing(0, &Waiting { host: String::new(), dispatch, exempt: false, alone }).cause
     };
     assert_eq!([cause(frontier, true), cause(frontier, false)], [Cause::Suspects, Cause::Turn]);
-    assert_eq!(frontier.census()[&(TENANT, dispatch, Cause::Suspects)], 1);
+    assert_eq!(frontier.census(&NOTHING)[&(TENANT, dispatch, Cause::Suspects)], 1);
     frontier.settled(1, StreamId { ms: 2, seq: 0 }, &SettledJob::default());
     assert!(pick(frontier).is_empty(), "another than the suspect was settled");
     frontier.settled(1, StreamId { ms: 1, seq: 0 }, &SettledJob::default());
@@ -75,7 +75,7 @@ fn suspects_wait_for_one_another_and_nobody_waits_for_them() {
 fn the_census_says_what_is_waited_for() {
     let mut bench = Bench::new(1000, 1);
     let census = |bench: &Bench| -> BTreeMap<Cause, i64> {
-        let all = bench.frontier.census().into_iter();
+        let all = bench.frontier.census(&NOTHING).into_iter();
         all.map(|((tenant, dispatch, cause), count)| {
             assert_eq!((tenant, dispatch), (TENANT, bench.dispatch));
             (cause, count)
@@ -94,4 +94,19 @@ fn the_census_says_what_is_waited_for() {
     bench.settle(50);
     bench.pick(60);
     assert_eq!(census(&bench), BTreeMap::from([(Cause::Delay, 1), (Cause::Address, 1)]));
+}
+
+#[test]
+fn what_no_worker_has_taken_waits_for_one() {
+    let mut bench = Bench::new(0, 4);
+    bench.add("http://a", "10.0.0.1", 3);
+    let frontier = &mut bench.frontier;
+    for (pick, ms) in frontier.pick(0, 100).into_iter().zip(1..) {
+        frontier.issued(0, StreamId { ms, seq: 0 }, pick);
+    }
+    // The second was read; the third may have been since.
+    let unread = StreamId { ms: 2, seq: 0 }..=frontier.newest_issued();
+    let census = frontier.census(&unread);
+    let of = |cause| census.get(&(TENANT, bench.dispatch, cause)).copied().unwrap_or_default();
+    assert_eq!([of(Cause::Request), of(Cause::Workers)], [1, 2]);
 }
