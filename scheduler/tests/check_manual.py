@@ -1,8 +1,9 @@
 """Judges crawls of static sites without any of our code.
 
-Arguments: nginx's log and the directory with the WARC files; then for each site its files, its port and the directory with
-its exports. Walks the files from index.html by html.parser and urllib as nginx serves them, and
-compares what is reachable with nginx's log, the exported jobs, the exported links and the archived responses, both ways.
+Arguments: nginx's log and the directory with the WARC files; then for each site its files, its port, the directory with
+its exports and how many of its files can be reached at least. Walks the files from index.html by html.parser and urllib as
+nginx serves them, and compares what is reachable with nginx's log, the exported jobs, the exported links and the archived
+responses, both ways.
 """
 
 import hashlib
@@ -20,8 +21,8 @@ from warcio.archiveiterator import ArchiveIterator
 class Site:
     """The files below a directory, as nginx serves them."""
 
-    def __init__(self, root: str, port: str, out: str) -> None:
-        self.root, self.out = pathlib.Path(root), pathlib.Path(out)
+    def __init__(self, root: str, port: str, out: str, files_min: str) -> None:
+        self.root, self.out, self.files_min = pathlib.Path(root), pathlib.Path(out), int(files_min)
         self.base = f"http://127.0.0.1:{port}"
         # URL to what it is: the file, the place it redirects to, or nothing.
         self.reachable: dict[str, pathlib.Path | str | None] = {}
@@ -73,7 +74,7 @@ def sha256(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-sites = [Site(*sys.argv[at : at + 3]) for at in range(3, len(sys.argv), 3)]
+sites = [Site(*sys.argv[at : at + 4]) for at in range(3, len(sys.argv), 4)]
 log, warc_dir = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 requested: dict[str, Counter[str]] = {site.base: Counter() for site in sites}
 for line in log.read_text().splitlines():
@@ -100,6 +101,9 @@ answered = 0
 for site in sites:
     name = site.root
     want = set(site.reachable)
+    files = {url: found for url, found in site.reachable.items() if isinstance(found, pathlib.Path)}
+    if len(files) < site.files_min:
+        fail(f"{name}: too few files to prove anything", f"{len(files)} of {site.files_min}")
     compare(f"{name}: nginx's log", set(requested[site.base]), want)
     once(f"{name}: requested more than once", requested[site.base])
 
@@ -107,7 +111,6 @@ for site in sites:
     answered += sum(1 for job in jobs if job["status"] is not None)
     once(f"{name}: logged more than once", Counter(job["url"] for job in jobs))
     compare(f"{name}: logged", {job["url"] for job in jobs if job["status"] is not None}, want)
-    files = {url: found for url, found in site.reachable.items() if isinstance(found, pathlib.Path)}
     compare(f"{name}: fetched", {job["url"] for job in jobs if job["status"] == 200}, set(files))
     moved = {url for url, found in site.reachable.items() if isinstance(found, str)}
     compare(f"{name}: redirected", {job["url"] for job in jobs if job["status"] == 301}, moved)

@@ -15,7 +15,7 @@ use crate::cluster::Cluster;
 
 /// A crawl with some jobs on servers of its own, and a worker that may commit them.
 pub struct Bench {
-    _cluster: Cluster,
+    pub cluster: Cluster,
     pub sql: tokio_postgres::Client,
     pub db: Db,
     pub worker: Incarnation,
@@ -47,7 +47,7 @@ impl Bench {
             &[&dispatch],
         )
         .await?;
-        Ok(Self { _cluster: cluster, sql, db, worker, dispatch })
+        Ok(Self { cluster, sql, db, worker, dispatch })
     }
 
     pub async fn job(&self, remake_of: Option<Uuid>) -> Result<JobKey> {
@@ -207,8 +207,14 @@ fn host(name: &str) -> HostUpdate {
 async fn what_cannot_be_stored_is_found_in_every_list() -> Result<()> {
     let bench = Bench::start().await?;
     // A NUL is no text to Postgres.
-    let retry =
-        |key: &JobKey, error: &str| Retry { key: key.clone(), delay_ms: 5, error: error.to_owned(), refusals: None };
+    let retry = |key: &JobKey, error: &str| Retry {
+        key: key.clone(),
+        delay_ms: 5,
+        error: error.to_owned(),
+        refusals: None,
+        status: None,
+        took_ms: None,
+    };
     let hold = |name: &str, reason: &str| Hold {
         host: name.to_owned(),
         word: Word::Refuses { ms: 60_000, reason: reason.to_owned() },

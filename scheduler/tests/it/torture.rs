@@ -16,12 +16,23 @@ const REFUSING: Ipv4Addr = Ipv4Addr::new(127, 0, 4, 2);
 /// Connections that were kept are closed under the next request.
 const STALE: Ipv4Addr = Ipv4Addr::new(127, 0, 4, 3);
 const API: Ipv4Addr = Ipv4Addr::new(127, 0, 4, 4);
+/// They wait for a request, and a handshake is none.
+const SILENT: [Ipv4Addr; 2] = [Ipv4Addr::new(127, 0, 4, 5), Ipv4Addr::new(127, 0, 4, 6)];
 /// Pages that are as they should be.
 const GOOD: usize = 40;
 /// Far above what it takes in a debug build; far below a bomb, or an endless head.
 const MEMORY_MIB_MAX: u64 = 400;
 /// Far above what it takes: 40 s on a quiet machine, of which the slowest page takes 30.
 const LIMIT: Duration = Duration::from_secs(300);
+
+/// What the workers are told of how long a server may take, and how much it may send.
+const PATIENCE: [(&str, &str); 5] = [
+    ("DODO_FETCH_CONNECT_MS", "1000"),
+    ("DODO_FETCH_HEAD_MS", "8000"),
+    ("DODO_FETCH_READ_MS", "5000"),
+    ("DODO_FETCH_TOTAL_MS", "30000"),
+    ("DODO_BODY_BYTES_MAX", "2000000"),
+];
 
 /// What each path must come to: its state, why its body is not whole (any of these words), and what its title or its
 /// reason must contain.
@@ -101,6 +112,8 @@ const EXPECTED: &[(&str, &str, &str, &str)] = &[
     ("/charset/raw", "ok", "", "/charset/raw"),
     ("/packed/good", "ok", "", "/packed/good"),
     ("/packed/bomb", "ok", "", "larger than"),
+    ("/packed/bomb-br", "ok", "", "larger than"),
+    ("/packed/bomb-zstd", "ok", "", "larger than"),
     ("/packed/cut", "ok", "", "not sound gzip"),
     ("/packed/twice", "ok", "", "/packed/twice"),
     ("/packed/twice-said-once", "ok", "", ""),
@@ -144,15 +157,7 @@ async fn a_crawl_survives_every_server() -> Result<()> {
     let refusing = Hostile::start(REFUSING, &REFUSED).await?;
     let kept = Hostile::start(STALE, &stale.iter().map(String::as_str).collect::<Vec<_>>()).await?;
     cluster.open(&[host.place.clone(), refusing.place.clone(), kept.place.clone()]);
-    for (name, value) in [
-        ("DODO_FETCH_CONNECT_MS", "1000"),
-        ("DODO_FETCH_HEAD_MS", "8000"),
-        ("DODO_FETCH_READ_MS", "5000"),
-        ("DODO_FETCH_TOTAL_MS", "30000"),
-        ("DODO_BODY_BYTES_MAX", "2000000"),
-    ] {
-        cluster.worker_env.push((name.to_owned(), value.to_owned()));
-    }
+    cluster.worker_env.extend(PATIENCE.map(|(name, value)| (name.to_owned(), value.to_owned())));
     let _scheduler = cluster.scheduler().await?;
     let mut worker = cluster.worker()?;
     let started = Instant::now();
@@ -235,6 +240,33 @@ async fn what_dies_with_its_connection_is_only_sent_again_if_that_was_old_and_ne
     cluster.wait_done(&dispatch, LIMIT).await?;
     let requests = api.hits().iter().filter(|hit| hit.path == "/head/closed").count();
     assert!(matches!(requests, 4 | 5), "{requests} requests at four tries");
+    Ok(())
+}
+
+/// Whether it is the first request of all, for robots.txt, or one for a page: what runs out is the patience for the
+/// connection, which is the shorter one, and that is said.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_is_never_answered_ends_as_a_connection_that_was_not_made() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let [strange, known] = [Hostile::start(SILENT[0], &[]).await?, Hostile::start(SILENT[1], &[]).await?];
+    cluster.open(&[strange.place.clone(), known.place.clone()]);
+    cluster.worker_env.extend(PATIENCE.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    cluster.worker_env.push(("DODO_RETRY_BASE_MS".to_owned(), "1".to_owned()));
+    let hosts = [&strange, &known].map(|site| format!("https://{}", site.place));
+    // As if it had answered when it was prepared.
+    let ready =
+        "INSERT INTO host (host, addresses, state, valid_until) VALUES ($1, $2, 'ready', now() + interval '1 hour')";
+    cluster.sql().await?.execute(ready, &[&hosts[1], &vec![SILENT[1].to_string()]]).await?;
+    let _scheduler = cluster.scheduler().await?;
+    let _worker = cluster.worker()?;
+    let urls = hosts.map(|host| format!("{host}/"));
+    let dispatch = cluster.post("/v1/crawls", &json!({ "urls": urls, "delay_ms": 0, "retries": 1 })).await?;
+    cluster.wait_done(&dispatch, LIMIT).await?;
+    let mut logged = Logged::default();
+    logged.add(&cluster.dodo_text(&["export", "pages", "--dispatch", &dispatch])?)?;
+    logged.check(&strange, &urls[0], "dead", "", "its host cannot be reached: timed out: operation timed out");
+    logged.check(&known, &urls[1], "dead", "", "timed out: operation timed out");
+    assert!(logged.wrong.is_empty(), "{}", logged.wrong.join("\n"));
     Ok(())
 }
 

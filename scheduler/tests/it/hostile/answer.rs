@@ -9,6 +9,18 @@ use crate::hostile::After;
 pub const OK: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n";
 /// A gigabyte of zeros.
 pub static BOMB: LazyLock<Vec<u8>> = LazyLock::new(|| gzip(&vec![0; 1 << 20]).repeat(1024));
+/// The same of brotli: every 14 bytes are 16 MiB, and the last byte is the end. Made by Node's zlib (quality 9, a window of
+/// 16 MiB), which was told to flush after each 16 MiB.
+static BROTLI_BOMB: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let first = b"\xcf\xff\xff\x7f\x00\x24\x00\xe2\xb1\x40\x72\xef\xff\x0d".as_slice();
+    let others = b"\xfc\xff\xff\x07\x40\x02\x20\x0e\x0b\x40\xf7\xfe\xdf\x00".repeat(63);
+    [first, &others, b"\x03"].concat()
+});
+/// The same of zstd: blocks of 128 KiB that are a byte and how often it comes (RFC 8878 3.1.1.2.2), and an empty last one.
+static ZSTD_BOMB: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let blocks = b"\x02\x00\x10\x00".repeat(8192);
+    [b"\x28\xb5\x2f\xfd\x00\x38".as_slice(), &blocks, b"\x01\x00\x00"].concat()
+});
 
 /// The answer of a path, and what becomes of the connection then.
 pub fn plain(path: &str, place: &str) -> Option<(Vec<u8>, After)> {
@@ -145,6 +157,8 @@ pub fn plain(path: &str, place: &str) -> Option<(Vec<u8>, After)> {
         // Encodings of the content.
         "/packed/good" => (packed("gzip", &gzip(title.as_bytes())), Keep),
         "/packed/bomb" => (packed("gzip", &BOMB), Keep),
+        "/packed/bomb-br" => (packed("br", &BROTLI_BOMB), Keep),
+        "/packed/bomb-zstd" => (packed("zstd", &ZSTD_BOMB), Keep),
         "/packed/cut" => {
             let body = gzip(title.repeat(100).as_bytes());
             (packed("gzip", &body[..body.len() / 2]), Keep)
