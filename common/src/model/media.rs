@@ -7,6 +7,18 @@ pub const TYPE_BYTES_MAX: usize = 255;
 /// What an answer without a `Content-Type` is (RFC 9110 8.3).
 const UNNAMED: &str = "application/octet-stream";
 
+/// Sitemaps, packed ones too, and feeds, as servers name them.
+const LISTINGS: [&str; 8] = [
+    "application/xml",
+    "text/xml",
+    "text/plain",
+    "application/gzip",
+    "application/x-gzip",
+    "application/rss+xml",
+    "application/atom+xml",
+    UNNAMED,
+];
+
 /// Which media types are kept: all of them, if none is named.
 #[derive(Clone, Debug, Default)]
 pub struct MediaTypes(Vec<String>);
@@ -24,6 +36,12 @@ impl MediaTypes {
             }
             None => Ok(MediaTypes(types.iter().map(|kind| kind.to_ascii_lowercase()).collect())),
         }
+    }
+
+    /// The same, and what sitemaps and feeds come as.
+    pub fn and_listings(&self) -> MediaTypes {
+        let more = LISTINGS.iter().filter(|_| !self.0.is_empty());
+        MediaTypes(self.0.iter().cloned().chain(more.map(|&kind| kind.to_owned())).collect())
     }
 
     /// `content_type` is that of the header, parameters and all.
@@ -77,6 +95,10 @@ mod tests {
         }
         assert!(!types(&["text/html"]).unwrap().keeps(None));
         assert!(types(&[]).unwrap().keeps(Some("anything")));
+        let listings = types(&["text/html"]).unwrap().and_listings();
+        let kept = |kind| listings.keeps(Some(kind));
+        assert!(kept("text/html") && kept("application/xml; charset=utf-8") && !kept("image/png"));
+        assert!(types(&[]).unwrap().and_listings().keeps(Some("anything")));
     }
 
     #[test]

@@ -264,8 +264,8 @@ async fn a_handshake_that_is_never_answered_ends_as_a_connection_that_was_not_ma
     cluster.wait_done(&dispatch, LIMIT).await?;
     let mut logged = Logged::default();
     logged.add(&cluster.dodo_text(&["export", "pages", "--dispatch", &dispatch])?)?;
-    logged.check(&strange, &urls[0], "dead", "", "its host cannot be reached: timed out: operation timed out");
-    logged.check(&known, &urls[1], "dead", "", "timed out: operation timed out");
+    logged.check(&strange, &urls[0], "dead", "", "its host cannot be reached: cannot connect: operation timed out");
+    logged.check(&known, &urls[1], "dead", "", "cannot connect: operation timed out");
     assert!(logged.wrong.is_empty(), "{}", logged.wrong.join("\n"));
     Ok(())
 }

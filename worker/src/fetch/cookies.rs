@@ -1,5 +1,6 @@
 //! The cookies of one crawl, as this worker has seen them (RFC 6265).
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Mutex;
 
@@ -16,13 +17,15 @@ const JAR_BYTES_MAX: usize = 256 << 10;
 /// The longest `Cookie` header that is sent, bytes: common servers take 8 KiB of a whole head.
 const HEADER_BYTES_MAX: usize = 6 << 10;
 
-/// Bounded: a jar that is full of cookies that are still good starts anew.
+/// Bounded: a full jar keeps the half that was set last.
 #[derive(Default)]
 pub struct Jar(Mutex<Kept>);
 
 #[derive(Default)]
 struct Kept {
     cookies: CookieStore,
+    /// Domain, path and name of each, in the order in which they were set; one that replaces another comes again.
+    order: Vec<(String, String, String)>,
     /// At least what they take: one that replaces another is counted beside it until the jar is full.
     bytes: usize,
 }
@@ -39,6 +42,7 @@ impl Jar {
             let Some(cookie) = read(text, url) else { continue };
             let mut kept = self.0.lock().expect("no panic under this lock");
             kept.bytes += COOKIE_BYTES_MIN + text.len();
+            kept.order.push((String::from(&cookie.domain), String::from(&cookie.path), cookie.name().to_owned()));
             // What it refuses, RFC 6265 5.3 tells to ignore.
             has_set |= kept.cookies.insert(cookie, url).is_ok();
             if kept.bytes > JAR_BYTES_MAX {
@@ -68,11 +72,22 @@ impl Jar {
 
 impl Kept {
     fn make_room(&mut self) {
-        let good: Vec<Cookie<'static>> = self.cookies.iter_unexpired().cloned().collect();
-        let bytes = good.iter().map(|cookie| COOKIE_BYTES_MIN + cookie.to_string().len()).sum();
-        // Less than half must be free, or there would be no end of counting.
-        let kept = if bytes > JAR_BYTES_MAX / 2 { Vec::new() } else { good };
-        self.bytes = if kept.is_empty() { 0 } else { bytes };
+        let (mut seen, mut kept, mut bytes) = (HashSet::new(), Vec::new(), 0);
+        for key in std::mem::take(&mut self.order).into_iter().rev() {
+            let (domain, path, name) = &key;
+            let good = self.cookies.get(domain, path, name).cloned().filter(|_| !seen.contains(&key));
+            let Some(cookie) = good else { continue };
+            bytes += COOKIE_BYTES_MIN + cookie.to_string().len();
+            // Half must be free, or there would be no end of counting.
+            if bytes > JAR_BYTES_MAX / 2 {
+                break;
+            }
+            kept.push(cookie.into_owned());
+            self.order.push(key.clone());
+            seen.insert(key);
+        }
+        self.order.reverse();
+        self.bytes = bytes.min(JAR_BYTES_MAX / 2);
         let cookies: Result<CookieStore, std::convert::Infallible> =
             CookieStore::from_cookies(kept.into_iter().map(Ok), false);
         self.cookies = cookies.unwrap_or_default();
@@ -175,7 +190,11 @@ mod tests {
         assert_eq!(sent(&jar, "http://a.test/"), ["session=1"], "what is replaced or over fills no jar");
         for n in 0..3000 {
             set(&jar, "http://a.test/", &[&format!("n{n}={}", &long[..1000])]);
+            if n % 50 == 0 {
+                set(&jar, "http://b.test/", &["session=2"]);
+            }
         }
+        assert_eq!(sent(&jar, "http://b.test/"), ["session=2"], "what is set again and again stays");
         let kept = jar.0.lock().unwrap();
         assert!(kept.cookies.iter_any().count() <= JAR_BYTES_MAX / 1512 + 1);
         drop(kept);

@@ -32,13 +32,14 @@ pub struct Preparation {
     pub requested: bool,
 }
 
-/// Prepares the host of `url`; `name` is its `scheme://authority`.
+/// Prepares the host `name`, its `scheme://authority`, for a crawl that calls itself `agent` and says so by `headers`.
 ///
 /// # Errors
 /// What the trouble of our proxy is: nothing was learned of the host.
 pub async fn prepare(
     fetcher: &Fetcher,
     name: &str,
+    (agent, headers): (&str, &HeaderMap),
     known: Option<&LoadedHost>,
     backoff_ms: i64,
 ) -> Result<Preparation, String> {
@@ -75,7 +76,7 @@ pub async fn prepare(
     let ask = Ask {
         url: &url,
         addresses: there.as_deref().unwrap_or(&addresses),
-        headers: &HeaderMap::new(),
+        headers,
         body_bytes_max: Some(ROBOTS_BYTES_MAX),
         media: None,
         once: false,
@@ -95,7 +96,10 @@ pub async fn prepare(
                 (200..=299, cut @ (None | Some(Cut::Length(_)))) => {
                     match rules_of(answer.content_encoding().as_deref(), &answer.body, cut.is_none()) {
                         Ok(body) => {
-                            update.crawl_delay_ms = Robots::parse(&body).crawl_delay_ms(AGENT).map(|ms| ms as i64);
+                            // Other crawls of the host may go by our own name.
+                            let robots = Robots::parse(&body);
+                            let delays = [agent, AGENT].map(|agent| robots.crawl_delay_ms(agent));
+                            update.crawl_delay_ms = delays.into_iter().flatten().max().map(|ms| ms as i64);
                             update.robots = Some(body);
                             update.robots_url = Some(url.to_string());
                         }

@@ -318,8 +318,8 @@ fn is_broken_off(error: &reqwest::Error) -> bool {
 /// One line with the innermost cause, which is what one wants to read.
 fn explain(error: &reqwest::Error) -> String {
     let kind = match error {
-        e if e.is_timeout() => "timed out",
         e if e.is_connect() => "cannot connect",
+        e if e.is_timeout() => "timed out",
         _ => "the request failed",
     };
     format!("{kind}: {}", innermost(error))

@@ -94,12 +94,14 @@ async fn fetch(ctx: &Context, entry: StreamId, job: &Job, host: Option<LoadedHos
         headers.extend(before.conditions());
     }
     let visit = Visit { ctx, job, crawl: &crawl, url: &url, robots: &robots, before: before.as_ref(), started_ms };
+    // On their way to pages, sitemaps are no pages.
+    let listings = (job.depth == 0 && job.hops > 0).then(|| crawl.media.and_listings());
     let ask = Ask {
         url: &url,
         addresses: &addresses,
         headers: &headers,
         body_bytes_max: None,
-        media: Some(&crawl.media),
+        media: Some(listings.as_ref().unwrap_or(&crawl.media)),
         once: false,
     };
     let mut done = match ctx.fetcher.get(ask).await {

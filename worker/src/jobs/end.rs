@@ -9,18 +9,19 @@ use dodo_common::db::commit::{Finished, Retry};
 use dodo_common::db::host::{Hold, HostState, Word};
 use dodo_common::db::pool::DbError;
 use dodo_common::db::schedule::LoadedHost;
-use dodo_common::model::job::{Job, Outcome};
+use dodo_common::model::job::{Job, JobKind, Outcome};
 use dodo_common::model::retry::{HOST_REFUSALS_MAX, Policy, REFUSALS_MAX, die};
 use dodo_common::model::source::api_origin;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::raw::RawEntry;
+use reqwest::header::{HeaderMap, USER_AGENT};
 use url::Url;
 
 use crate::committer::{Done, Effect};
 use crate::context::Context;
 use crate::fetch::fetched::Fetched;
 use crate::fetch::resolve::Resolved;
-use crate::fetch::{decode, host};
+use crate::fetch::{AGENT, decode, host};
 
 /// A host that cannot be prepared is left alone this long at most, milliseconds.
 const BACKOFF_MS_MAX: i64 = 600_000;
@@ -56,8 +57,19 @@ pub async fn ready(
 
 async fn prepare(ctx: &Context, entry: StreamId, job: &Job, known: Option<&LoadedHost>) -> Done {
     let backoff_ms = ctx.settings.retry_base_ms << known.map_or(0, |host| host.failures.clamp(0, 10));
+    let crawl = match job.kind {
+        JobKind::Crawl => match ctx.crawl(&job.key.tenant, job.dispatch).await {
+            Ok(crawl) => Some(crawl),
+            Err(error) => return unread(ctx, entry, job, "its crawl", &error).await,
+        },
+        _ => None,
+    };
+    let mut headers = HeaderMap::new();
+    headers.extend(crawl.as_ref().and_then(|crawl| Some((USER_AGENT, crawl.user_agent.clone()?))));
+    let caller = (crawl.as_ref().map_or(AGENT, |crawl| crawl.agent()), &headers);
     ctx.confirm().await;
-    let Ok(preparation) = host::prepare(&ctx.fetcher, &job.host, known, backoff_ms.min(BACKOFF_MS_MAX)).await else {
+    let backoff_ms = backoff_ms.min(BACKOFF_MS_MAX);
+    let Ok(preparation) = host::prepare(&ctx.fetcher, &job.host, caller, known, backoff_ms).await else {
         return Done::new(entry, Effect::Returned);
     };
     tracing::debug!(host = %job.host, job = %job.key.id, state = preparation.update.state.as_str(), "host prepared");
