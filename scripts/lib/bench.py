@@ -13,6 +13,7 @@ import bench_death
 import bench_fleet
 import bench_frontier
 import bench_limit
+import bench_memory
 import bench_polite
 import bench_rates
 from bench_row import Row, table
@@ -36,6 +37,7 @@ PARTS = {
     "tls": (bench_crawl.tls, False),
     "scale": (bench_crawl.scale, False),
     "memory": (bench_crawl.flat, False),
+    "held": (bench_memory.held, False),
     "polite": (bench_polite.polite, False),
     "pace": (bench_polite.pace, False),
 }
@@ -45,7 +47,7 @@ SIZES = {
     "jobs": (100_000, 100_000),
     "workers": (2, 2),
     "kills": (50, 200),
-    "minutes": (1, 30),
+    "minutes": (1, 60),
     "wiped": (100_000, 1_000_000),
     "backlog": (500_000, 10_000_000),
     "restarts": (100, 10_000),

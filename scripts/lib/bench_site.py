@@ -72,11 +72,14 @@ def start_nginx(work: pathlib.Path, site: pathlib.Path, secured: tuple[pathlib.P
 
 class SlowSite:
     """Answers each page `delay_s` late, or, where that is None, when [`release`] is called. `hits` holds each request's
-    path with the times at which it came. With `pages` its paths are numbers, of which each links to the two of a heap."""
+    path with the times at which it came. With `pages` its paths are numbers, of which each links to the two of a heap; each page
+    has at least so many `page_bytes`. `most` is how many requests it has held at once."""
 
-    def __init__(self, delay_s: float | None, pages: int = 0) -> None:
+    def __init__(self, delay_s: float | None, pages: int = 0, page_bytes: int = 0) -> None:
         self.delay_s = delay_s
         self.pages = pages
+        self.filler = "slow " * (page_bytes // 5)
+        self.waiting = self.most = 0
         self.hits: dict[str, list[float]] = {}
         self.lock = threading.Lock()
         self.loop = asyncio.new_event_loop()
@@ -123,8 +126,11 @@ class SlowSite:
                 else:
                     with self.lock:
                         self.hits.setdefault(path, []).append(time.time())
+                    self.waiting += 1
+                    self.most = max(self.most, self.waiting)
                     await (self.gate.wait() if self.delay_s is None else asyncio.sleep(self.delay_s))
-                    body = f"<!doctype html><title>{path}</title><p>slow{self.links(path)}".encode()
+                    self.waiting -= 1
+                    body = f"<!doctype html><title>{path}</title><p>slow{self.links(path)}{self.filler}".encode()
                     writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
