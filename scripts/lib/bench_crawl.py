@@ -29,7 +29,7 @@ TLS_PAGES, TLS_PAGE_BYTES = 4_000, 100_000
 CRAWL_WORKERS, DEFAULT_WORKERS = (1, 640), (2, 256)
 CRAWL_CONCURRENCY = 1024
 # Requests that a worker has under way at once, what each waits, and pages for each worker.
-SCALE_PERMITS, SCALE_LATENCY_S, SCALE_PAGES = 24, 0.05, 4_000
+SCALE_PERMITS, SCALE_LATENCY_S, SCALE_PAGES = 16, 0.05, 6_000
 # How often memory is looked at.
 LASTING_PAUSE_S = 5
 

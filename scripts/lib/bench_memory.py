@@ -42,7 +42,7 @@ def worker(options: argparse.Namespace) -> Row:
 
 
 def scheduler(options: argparse.Namespace) -> Row:
-    with Cluster(options.bin, 0) as cluster:
+    with Cluster(options.bin, 0, DODO_CONTACT="https://example.org/bench") as cluster:
         dispatch = cluster.api("/v1/crawls", {"urls": ["http://h.example/"], "delay_ms": 1000})["dispatch"]
         cluster.sql(FILL.format(dispatch=dispatch))
         until("the jobs are not counted", lambda: cluster.api("/v1/status")["jobs_pending"] > HOSTS)
