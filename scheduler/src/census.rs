@@ -45,15 +45,10 @@ impl Census {
         self.looked = now;
         self.next = now + Duration::from_millis(rand::rng().random_range(EVERY_MS));
         for ((tenant, dispatch, cause), count) in frontier.census(unread) {
-            self.add(tenant, dispatch, if cause == Cause::Turn { full } else { cause }, count * ms);
-        }
-    }
-
-    /// Adds what is known to be waited without a look.
-    pub fn add(&mut self, tenant: &str, dispatch: Uuid, cause: Cause, ms: i64) {
-        let key = (tenant.to_owned(), dispatch, cause);
-        if self.waited.len() < WAITED_MAX || self.waited.contains_key(&key) {
-            *self.waited.entry(key).or_default() += ms;
+            let key = (tenant.to_owned(), dispatch, if cause == Cause::Turn { full } else { cause });
+            if self.waited.len() < WAITED_MAX || self.waited.contains_key(&key) {
+                *self.waited.entry(key).or_default() += count * ms;
+            }
         }
     }
 

@@ -1,14 +1,13 @@
 //! Housekeeping: partitions ahead of time, old worker rows, entries whose occurrence went astray, results that left their
 //! stream unnoticed.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dodo_common::db::partition::{self, Ensured};
 use dodo_common::db::pool::DbResult;
 use dodo_common::db::{dispatch, manifest, worker};
-use dodo_common::stream::queue;
 use uuid::Uuid;
 
 use crate::context::{Context, Term};
@@ -53,7 +52,8 @@ pub async fn run(ctx: Arc<Context>, term: Term) {
         match look_for_lost(&ctx, &term, &mut waiting).await {
             Ok(0) => {}
             Ok(results) => tracing::warn!(results, "results that left their stream unnoticed are made again"),
-            Err(error) => tracing::warn!(%error, "cannot look for results that left their stream"),
+            // The dispatcher says what is away.
+            Err(error) => tracing::debug!(%error, "cannot look for results that left their stream"),
         }
         tokio::select! { () = term.over.cancelled() => return, () = tokio::time::sleep(EVERY) => {} }
     }
@@ -83,19 +83,10 @@ pub async fn tick(ctx: &Context, term: &Term) -> DbResult<Summary> {
 }
 
 /// A dispatch that waits for the archive from one look to the next may wait for a result that somebody deleted from its
-/// stream: nothing is behind it, so no segment will miss it. What is gone is made again; returns how many.
+/// stream: what is gone is made again; returns how many.
 async fn look_for_lost(ctx: &Context, term: &Term, waiting: &mut HashSet<Uuid>) -> Result<u64, WindowError> {
     let archiving = dispatch::archiving(&ctx.db).await?;
     let lasts = archiving.iter().any(|id| waiting.contains(id));
     *waiting = archiving;
-    if !lasts {
-        return Ok(0);
-    }
-    let gained = window::remake(ctx, term).await?;
-    let count = gained.len() as u64;
-    if count > 0 {
-        let hosts: BTreeSet<(String, String)> = gained.into_iter().collect();
-        queue::hint(&ctx.redis, hosts.into_iter().collect()).await?;
-    }
-    Ok(count)
+    if lasts { window::remake_at_ends(ctx, term).await } else { Ok(0) }
 }

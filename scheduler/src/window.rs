@@ -1,6 +1,6 @@
 //! The window in Redis: checked, made anew as a generation, rebuilt after a takeover.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 
 use dodo_common::db::generation::{self, Generation};
@@ -11,6 +11,7 @@ use dodo_common::fail;
 use dodo_common::model::job::JobKey;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::connection::StreamError;
+use dodo_common::stream::names::{RAW_STREAMS, archive_name};
 use dodo_common::stream::{control, queue, raw};
 use uuid::Uuid;
 
@@ -78,7 +79,7 @@ pub async fn renew(ctx: &Context, term: &Term, why: &str) -> Result<Generation, 
 
 /// Makes again what Redis lost before this generation. Idempotent: whoever is killed here, the next leader does it.
 pub async fn reconcile(ctx: &Context, term: &Term, generation: &Generation) -> Result<(), WindowError> {
-    let remade = remake(ctx, term).await?.len();
+    let remade = remake(ctx, term).await?;
     generation::set_reconciled(&ctx.db, term.epoch, generation.number).await?;
     fail::point_async("results-reconciled").await;
     if remade > 0 {
@@ -87,30 +88,53 @@ pub async fn reconcile(ctx: &Context, term: &Term, generation: &Generation) -> R
     Ok(())
 }
 
-/// Finds raw results whose entry is gone and makes them again; returns the (tenant, host) of each.
-pub async fn remake(ctx: &Context, term: &Term) -> Result<Vec<(String, String)>, WindowError> {
+/// Finds raw results whose entry is gone and makes them again; returns how many.
+async fn remake(ctx: &Context, term: &Term) -> Result<u64, WindowError> {
     let mut after: Option<RawKey> = None;
-    let mut remade = Vec::new();
+    let mut remade = 0;
     loop {
         let page = raw_result::page(&ctx.db, after.as_ref(), RECONCILE_BATCH).await?;
         let Some(last) = page.last().cloned() else { return Ok(remade) };
-        let mut by_stream: HashMap<String, Vec<RawKey>> = HashMap::new();
-        for key in page {
-            by_stream.entry(key.stream.clone()).or_default().push(key);
-        }
-        let mut lost = Vec::new();
-        for (stream, keys) in by_stream {
-            let ids: Vec<StreamId> = keys.iter().map(|key| key.id).collect();
-            let present = raw::present(&ctx.redis, &format!("dodo:{stream}"), &ids).await?;
-            lost.extend(
-                keys.into_iter().zip(present).filter(|(key, at)| *at != Some(key.generation)).map(|(key, _)| key),
-            );
-        }
-        if !lost.is_empty() {
-            remade.extend(raw_result::remake(&ctx.db, term.epoch, &lost).await?);
-        }
+        remade += remake_gone(ctx, term, page).await?.len() as u64;
         after = Some(last);
     }
+}
+
+/// The same for results that somebody has deleted from their stream without a new generation. Those between two entries the
+/// archiver finds missing when it gets there; these have nothing before them, or nothing behind them.
+pub async fn remake_at_ends(ctx: &Context, term: &Term) -> Result<u64, WindowError> {
+    let mut remade = 0;
+    for stream in RAW_STREAMS {
+        loop {
+            let ends = raw::ends(&ctx.redis, stream).await?;
+            let page = raw_result::outside(&ctx.db, archive_name(stream), ends, RECONCILE_BATCH).await?;
+            let gained = remake_gone(ctx, term, page).await?;
+            if gained.is_empty() {
+                break;
+            }
+            remade += gained.len() as u64;
+            queue::hint(&ctx.redis, gained.into_iter().collect::<BTreeSet<_>>().into_iter().collect()).await?;
+        }
+    }
+    Ok(remade)
+}
+
+/// Makes again what of these is gone; returns the (tenant, host) of each.
+async fn remake_gone(ctx: &Context, term: &Term, page: Vec<RawKey>) -> Result<Vec<(String, String)>, WindowError> {
+    let mut by_stream: HashMap<String, Vec<RawKey>> = HashMap::new();
+    for key in page {
+        by_stream.entry(key.stream.clone()).or_default().push(key);
+    }
+    let mut lost = Vec::new();
+    for (stream, keys) in by_stream {
+        let ids: Vec<StreamId> = keys.iter().map(|key| key.id).collect();
+        let present = raw::present(&ctx.redis, &format!("dodo:{stream}"), &ids).await?;
+        lost.extend(keys.into_iter().zip(present).filter(|(key, at)| *at != Some(key.generation)).map(|(key, _)| key));
+    }
+    if lost.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(raw_result::remake(&ctx.db, term.epoch, &lost).await?)
 }
 
 /// True once every live worker works in this generation: what the others held is dropped by them, or

@@ -212,7 +212,7 @@ WITH j AS MATERIALIZED (
 SELECT id, NULL AS tenant, NULL AS host FROM won
 UNION ALL SELECT DISTINCT NULL::uuid, tenant, host FROM scheduled";
 
-/// Tries of a job that are kept: more than a policy allows; beyond them the first ones tell enough.
+/// Tries of a job that are kept: the last ones, more than a policy allows.
 const TRIES_KEPT: i32 = 20;
 const RETRY: &str = "-- retry-jobs
 WITH j AS MATERIALIZED (
@@ -227,8 +227,8 @@ WITH j AS MATERIALIZED (
 UPDATE crawl_schedule c
    SET attempt = c.attempt + CASE WHEN l.refusals IS NULL THEN 1::int2 ELSE 0::int2 END,
        refusals = c.refusals + CASE WHEN l.refusals IS NULL THEN 0::int2 ELSE 1::int2 END, last_error = l.error, run_at = clock_timestamp() + l.delay_ms * interval '1 millisecond',
-       tries = CASE WHEN jsonb_array_length(c.tries) >= $10 THEN c.tries ELSE coalesce(c.tries, '[]') || jsonb_build_object(
-         'at', clock_timestamp(), 'ms', l.took_ms, 'status', l.status, 'worker', $9::uuid, 'error', l.error) END
+       tries = CASE WHEN jsonb_array_length(c.tries) >= $10 THEN c.tries - 0 ELSE coalesce(c.tries, '[]') END || jsonb_build_object(
+         'at', clock_timestamp(), 'ms', l.took_ms, 'status', l.status, 'worker', $9::uuid, 'error', l.error)
   FROM locked l WHERE c.ctid = l.place";
 
 /// Commits a batch as `worker`. A batch that the data spoils is bisected down to the one bad job, which

@@ -119,15 +119,36 @@ pub async fn page(db: &Db, after: Option<&RawKey>, limit: i64) -> DbResult<Vec<R
             &[&after.tenant, &after.stream, &(after.id.ms as i64), &(after.id.seq as i64), &after.generation, &limit],
         )
         .await?;
-    Ok(rows
-        .iter()
-        .map(|row| RawKey {
-            tenant: row.get(0),
-            stream: row.get(1),
-            id: StreamId { ms: row.get::<_, i64>(2) as u64, seq: row.get::<_, i64>(3) as u64 },
-            generation: row.get(4),
-        })
-        .collect())
+    Ok(rows.iter().map(key_of).collect())
+}
+
+/// Rows of a stream before its first entry or behind its last one, of all if it is empty, that no planned segment covers.
+pub async fn outside(db: &Db, stream: &str, ends: Option<(StreamId, StreamId)>, limit: i64) -> DbResult<Vec<RawKey>> {
+    let client = db.client().await?;
+    // All of them are behind an end that comes before every id.
+    let (first, last) = ends.unwrap_or((StreamId::MIN, StreamId::MIN));
+    let rows = client
+        .query(
+            concat!(
+                "-- results-outside
+             SELECT tenant, stream, ms, seq, generation FROM raw_result r
+              WHERE stream = $1 AND ((ms, seq) < ($2, $3) OR (ms, seq) > ($4, $5)) AND NOT ",
+                is_held!(),
+                " LIMIT $6"
+            ),
+            &[&stream, &(first.ms as i64), &(first.seq as i64), &(last.ms as i64), &(last.seq as i64), &limit],
+        )
+        .await?;
+    Ok(rows.iter().map(key_of).collect())
+}
+
+fn key_of(row: &tokio_postgres::Row) -> RawKey {
+    RawKey {
+        tenant: row.get(0),
+        stream: row.get(1),
+        id: StreamId { ms: row.get::<_, i64>(2) as u64, seq: row.get::<_, i64>(3) as u64 },
+        generation: row.get(4),
+    }
 }
 
 /// Results whose entry is gone are made again: the row goes, a new job names the one it replaces, and the loss is noted.

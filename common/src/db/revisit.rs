@@ -16,7 +16,8 @@ pub struct Revisited {
     /// The page had been visited before.
     pub again: bool,
     pub spared: Option<Spared>,
-    /// What sitemaps say of pages that it found: the jobs, if they come to be, and their first interval, milliseconds.
+    /// Its dispatch, and what sitemaps say of pages: the hashes of their URLs, and their first interval, milliseconds.
+    pub dispatch: Uuid,
     pub hints: Vec<(Uuid, i64)>,
     /// What sitemaps say of pages, known ones too: the hashes of their URLs, and when they were modified, milliseconds since
     /// the epoch.
@@ -67,13 +68,16 @@ delta AS (
    GROUP BY 1, 2)
 SELECT DISTINCT tenant, host FROM scheduled";
 
-/// The jobs were scheduled in this transaction, those whose pages had not been seen: nobody else has them.
+/// What is told of a page that waits for its first visit, whoever has found it. A row that another commit holds is being
+/// ended: it is passed over.
 const HINT: &str = "-- hint-intervals
-WITH k AS MATERIALIZED (SELECT * FROM unnest($1::text[], $2::uuid[], $3::jsonb[]) AS k(tenant, id, plan)),
-fresh AS MATERIALIZED (
+WITH k AS MATERIALIZED (SELECT * FROM unnest($1::text[], $2::uuid[], $3::uuid[], $4::jsonb[]) AS k(tenant, dispatch, hash, plan)),
+first AS MATERIALIZED (
   SELECT s.place, k.plan FROM k, LATERAL (
-    SELECT c.ctid AS place FROM crawl_schedule c WHERE c.tenant = k.tenant AND c.id = k.id) s)
-UPDATE crawl_schedule c SET payload = fresh.plan FROM fresh WHERE c.ctid = fresh.place";
+    SELECT u.job FROM url u WHERE u.tenant = k.tenant AND u.hash = k.hash AND u.dispatch = k.dispatch OFFSET 0) u, LATERAL (
+    SELECT c.ctid AS place FROM crawl_schedule c WHERE c.tenant = k.tenant AND c.id = u.job AND c.payload IS NULL
+       FOR UPDATE SKIP LOCKED) s)
+UPDATE crawl_schedule c SET payload = first.plan FROM first WHERE c.ctid = first.place";
 
 /// The next visits of pages that were modified later than they were visited last are due now, or as soon as the bounds of
 /// their crawl allow. A row that another commit holds is passed over: it is being ended, or brought forward already; so no
@@ -114,7 +118,8 @@ pub(crate) struct Prepared<'a> {
     not_sent: Vec<Option<i64>>,
     not_stored: Vec<Option<i64>>,
     hint_tenant: Vec<&'a str>,
-    hint_id: Vec<Uuid>,
+    hint_dispatch: Vec<Uuid>,
+    hint_hash: Vec<Uuid>,
     hint_plan: Vec<serde_json::Value>,
     modified_tenant: Vec<&'a str>,
     modified_id: Vec<Uuid>,
@@ -144,7 +149,8 @@ pub(crate) async fn prepare<'a>(client: &Client, finished: &[&'a Finished]) -> D
         not_sent: Vec::new(),
         not_stored: Vec::new(),
         hint_tenant: Vec::new(),
-        hint_id: Vec::new(),
+        hint_dispatch: Vec::new(),
+        hint_hash: Vec::new(),
         hint_plan: Vec::new(),
         modified_tenant: Vec::new(),
         modified_id: Vec::new(),
@@ -170,9 +176,10 @@ pub(crate) async fn prepare<'a>(client: &Client, finished: &[&'a Finished]) -> D
         };
         p.not_sent.push(not_sent);
         p.not_stored.push(not_stored);
-        for (id, interval_ms) in &revisited.hints {
+        for (hash, interval_ms) in &revisited.hints {
             p.hint_tenant.push(&job.key.tenant);
-            p.hint_id.push(*id);
+            p.hint_dispatch.push(revisited.dispatch);
+            p.hint_hash.push(*hash);
             p.hint_plan.push(json(&Plan { interval_ms: Some(*interval_ms), ..Plan::default() })?);
         }
         for (hash, modified_ms) in &revisited.modified {
@@ -217,10 +224,12 @@ pub(crate) async fn schedule(tx: &Transaction<'_>, p: Option<&Prepared<'_>>) -> 
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Tells jobs that were just found what a sitemap says of them.
+/// Tells jobs, those that were just found too, what a sitemap says of them.
 pub(crate) async fn hint(tx: &Transaction<'_>, p: Option<&Prepared<'_>>) -> DbResult<()> {
-    if let Some(p) = p.filter(|p| !p.hint_id.is_empty()) {
-        tx.execute(&p.hint, &[&p.hint_tenant, &p.hint_id, &p.hint_plan]).await.map_err(DbError::of)?;
+    if let Some(p) = p.filter(|p| !p.hint_hash.is_empty()) {
+        let hints: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+            [&p.hint_tenant, &p.hint_dispatch, &p.hint_hash, &p.hint_plan];
+        tx.execute(&p.hint, &hints).await.map_err(DbError::of)?;
     }
     Ok(())
 }

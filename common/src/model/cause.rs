@@ -37,7 +37,7 @@ pub enum Cause {
     Suspects,
     /// A proxy: every one of its region is in quarantine.
     Quarantine,
-    /// A worker: the window is full.
+    /// A worker: the window is full, or nobody has taken what is issued.
     Workers,
     /// The archive, which is behind.
     Backpressure,

@@ -74,6 +74,16 @@ pub fn check_headers<'a>(headers: impl IntoIterator<Item = (&'a String, &'a Stri
     Ok(())
 }
 
+/// The same for a crawl, whose name is no header: robots.txt is obeyed as it speaks to that name, and a contact goes with it.
+pub fn check_crawl_headers<'a>(
+    headers: impl IntoIterator<Item = (&'a String, &'a String)> + Clone,
+) -> Result<(), String> {
+    match headers.clone().into_iter().find(|(name, _)| name.eq_ignore_ascii_case("user-agent")) {
+        Some((name, _)) => Err(format!("header {name} is the crawl's name: say user_agent instead")),
+        None => check_headers(headers),
+    }
+}
+
 /// An object of texts. These are secrets, and the usual complaint quotes what it found.
 pub fn texts<'de, D: Deserializer<'de>>(input: D) -> Result<BTreeMap<String, String>, D::Error> {
     let Value::Object(map) = Value::deserialize(input)? else {

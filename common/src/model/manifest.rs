@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::clock::Millis;
-use crate::model::header::{check_headers, texts};
+use crate::model::header::{check_crawl_headers, check_headers, texts};
 use crate::model::record::has_nul;
 use crate::model::revisit::Revisit;
 use crate::model::scope::ScopeKind;
@@ -259,7 +259,10 @@ impl Entry {
             }
             headers.insert("cookie".to_owned(), cookies.join("; "));
         }
-        check_headers(&headers)?;
+        match self.service.as_str() {
+            "crawl" | "page" => check_crawl_headers(&headers)?,
+            _ => check_headers(&headers)?,
+        }
         Ok(Checked { service: self.service, url: self.url, headers, options: self.options, schedule })
     }
 

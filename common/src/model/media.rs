@@ -8,7 +8,7 @@ pub const TYPE_BYTES_MAX: usize = 255;
 const UNNAMED: &str = "application/octet-stream";
 
 /// Sitemaps, packed ones too, and feeds, as servers name them.
-const LISTINGS: [&str; 8] = [
+const LISTINGS: [&str; 10] = [
     "application/xml",
     "text/xml",
     "text/plain",
@@ -16,6 +16,8 @@ const LISTINGS: [&str; 8] = [
     "application/x-gzip",
     "application/rss+xml",
     "application/atom+xml",
+    "application/rdf+xml",
+    "binary/octet-stream",
     UNNAMED,
 ];
 

@@ -202,6 +202,14 @@ pub async fn first(redis: &Redis, stream: &str) -> StreamResult<Option<StreamId>
     Ok(range(redis, stream, StreamId { ms: 0, seq: 0 }, None, 1).await?.first().map(|stored| stored.id))
 }
 
+/// The first and the last entry. They come as a whole, as that of [`first`].
+pub async fn ends(redis: &Redis, stream: &str) -> StreamResult<Option<(StreamId, StreamId)>> {
+    let mut command = redis::cmd("XREVRANGE");
+    command.arg(stream).arg("+").arg("-").arg("COUNT").arg(1);
+    let last = stored_of(stream, redis.run(async |c| command.query_async(c).await).await?)?;
+    Ok(first(redis, stream).await?.zip(last.first().map(|stored| stored.id)))
+}
+
 /// What a stream holds, at a glance: the price of a look does not grow with it.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {

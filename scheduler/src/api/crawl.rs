@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use dodo_common::clock::Millis;
 use dodo_common::db::dispatch::{self, Submission, Submitted};
-use dodo_common::model::header::{check_headers, texts};
+use dodo_common::model::header::{check_crawl_headers, texts};
 use dodo_common::model::job::TENANT_DEFAULT;
 use dodo_common::model::revisit::Revisit;
 use dodo_common::model::spec::{CrawlSpec, Nofollow, NoopSpec};
@@ -345,7 +345,7 @@ pub fn checked(request: CrawlRequest, contact: &str, now: Millis) -> ApiResult<C
         start_at: start_at.map_err(bad_request)?,
     };
     terms.check().map_err(bad_request)?;
-    check_headers(&request.headers).map_err(bad_request)?;
+    check_crawl_headers(&request.headers).map_err(bad_request)?;
     Ok(CheckedCrawl { spec, key: request.key, seeds, terms, headers: request.headers })
 }
 

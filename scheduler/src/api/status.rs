@@ -230,9 +230,10 @@ pub async fn metrics(State(api): State<Api>) -> String {
         }
     }
     if let Ok(views) = views(&api.ctx).await {
-        // A series stays as it was set last: those that are gone come first, as another one may have their place.
-        let (gone, living): (Vec<_>, Vec<_>) =
+        let (mut gone, living): (Vec<_>, Vec<_>) =
             views.into_iter().partition(|view| matches!(view.state.as_str(), "lost" | "ended"));
+        // A series stays as it was set last. Another worker may have the place of one that is gone.
+        gone.retain(|view| living.iter().all(|other| other.slot != view.slot));
         let gone = gone.into_iter().map(|view| WorkerView { in_flight: 0, held_bytes: 0, settled: 0, ..view });
         for view in gone.chain(living) {
             let labels = [

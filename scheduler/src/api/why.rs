@@ -1,6 +1,6 @@
 //! Why: everything that was decided about a URL or a job, in sentences.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -23,10 +23,12 @@ use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::url::{Canonical, canonical, ruled};
 use dodo_common::model::url_rules::UrlRules;
 use dodo_common::storage::key::SegmentKey;
+use dodo_common::storage::packing::Sidecar;
 use dodo_common::storage::segment::read_sidecar;
 use dodo_common::stream::question::{self, Standing, Waiting};
 use dodo_common::stream::queue;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use url::Url;
 use uuid::Uuid;
 
@@ -36,11 +38,11 @@ use crate::context::Context;
 
 /// The product token robots.txt groups are matched against; the worker's.
 const AGENT: &str = "dodo";
-/// Crawls, the latest ones, whose own spelling of a URL is looked for, and whose scope is judged where none has seen it.
+/// Crawls, the latest ones and those of its jobs, whose own spelling of a URL is looked for, and whose scope is judged.
 const CRAWLS_MAX: i64 = 5;
-/// Records whose place in their object is looked up, those of the latest jobs, and how long the store may take for each.
+/// Records whose place in their object is looked up, those of the latest jobs, and how long the store may take for all.
 const RECORDS_MAX: usize = 10;
-const RECORD_TIME: Duration = Duration::from_secs(3);
+const RECORDS_TIME: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub struct WhyQuery {
@@ -135,9 +137,11 @@ pub async fn why(State(api): State<Api>, Params(query): Params<WhyQuery>) -> Api
     }
     lines.extend(views.iter().filter_map(|view| view.scope_line(&jobs)));
     let mut archived = Vec::new();
+    let mut sidecars = Sidecars { until: Instant::now() + RECORDS_TIME, read: HashMap::new() };
     for (age, job) in jobs.iter().enumerate().rev() {
         lines.extend(job_lines(ctx, job).await?);
-        let Some((line, record)) = record_line(ctx, job, age < RECORDS_MAX).await? else { continue };
+        let sought = (age < RECORDS_MAX).then_some(&mut sidecars);
+        let Some((line, record)) = record_line(ctx, job, sought).await? else { continue };
         lines.push(line);
         archived.extend(record);
     }
@@ -218,6 +222,7 @@ fn standing_line(standing: Option<&Standing>) -> String {
     if let Some(until) = until_ms {
         let what = match cause {
             Cause::Quarantine => "the first of its proxies is tried at",
+            Cause::Proxy => "its proxy is free again at",
             _ => "its host is free again at",
         };
         line.push_str(&format!("; {what} {}", moment(*until)));
@@ -433,9 +438,9 @@ async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>> {
     if job.state == "pending" {
         let due = job.run_at.map_or(String::new(), |at| format!(", due at {at}"));
         lines.extend(job.tries.iter().map(try_line));
-        lines.push(format!("It is pending with {} tries behind it{due}.", job.attempt));
-        let last = job.reason.as_ref().filter(|_| job.tries.is_empty());
-        lines.extend(last.map(|why| format!("Its last try: {why}.")));
+        lines.push(format!("It is pending with {} tries behind it{}{due}.", job.attempt, for_nothing(job)));
+        let told = job.tries.last().map(|last| &last.error);
+        lines.extend(job.reason.as_ref().filter(|why| told != Some(why)).map(|why| format!("Its last try: {why}.")));
         if let Some(dispatch) = dispatch::get(&ctx.db, TENANT_DEFAULT, job.dispatch).await? {
             let revisit = serde_json::from_value::<CrawlSpec>(dispatch.spec).ok().and_then(|spec| spec.revisit);
             lines.extend(revisit.map(|Revisit { min_s, max_s }| {
@@ -457,7 +462,7 @@ async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>> {
     if let Some(address) = &job.address {
         end.push_str(&format!(" from {address}"));
     }
-    end.push_str(&format!(" at try {}", job.attempt + 1));
+    end.push_str(&format!(" at try {}{}", job.attempt + 1, for_nothing(job)));
     if let Some(at) = job.finished_at {
         end.push_str(&format!(", {}", at.trunc_subsecs(3)));
     }
@@ -471,6 +476,15 @@ async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>> {
     Ok(lines)
 }
 
+/// Tries that were refused, or found nobody, cost none.
+fn for_nothing(job: &JobReport) -> String {
+    match job.tries.len().saturating_sub(job.attempt.max(0) as usize) {
+        0 => String::new(),
+        1 => ", and one that did not count".to_owned(),
+        n => format!(", and {n} that did not count"),
+    }
+}
+
 fn try_line(Try { at, ms, status, worker, error }: &Try) -> String {
     let mut line = format!("A try failed {}", at.trunc_subsecs(3));
     line.extend(status.map(|status| format!(" with status {status}")));
@@ -479,8 +493,12 @@ fn try_line(Try { at, ms, status, worker, error }: &Try) -> String {
     line
 }
 
-/// Where the result of a job is, and the record itself, if it is `sought` and the store tells.
-async fn record_line(ctx: &Context, job: &JobReport, sought: bool) -> ApiResult<Option<(String, Option<Archived>)>> {
+/// Where the result of a job is, and the record itself, if it is sought and the store tells.
+async fn record_line(
+    ctx: &Context,
+    job: &JobReport,
+    sought: Option<&mut Sidecars>,
+) -> ApiResult<Option<(String, Option<Archived>)>> {
     let (Some(stream), Some(generation), Some(id)) = (&job.raw_stream, job.raw_generation, &job.raw_id) else {
         return Ok(None);
     };
@@ -488,7 +506,10 @@ async fn record_line(ctx: &Context, job: &JobReport, sought: bool) -> ApiResult<
     let line = match segment::place_of(&ctx.db, TENANT_DEFAULT, stream, generation, entry).await? {
         Some(Place::Verified(key, at)) => {
             let mut line = format!("Its result {id} is archived in {key}, verified {at}");
-            let record = if sought { record_of(ctx, job.id, &key, entry).await } else { Ok(None) };
+            let record = match sought {
+                Some(sidecars) => sidecars.record(ctx, job.id, &key, entry).await,
+                None => Ok(None),
+            };
             match &record {
                 Ok(Some(record)) => {
                     line.push_str(&format!(": {} bytes from byte {} on are its record.", record.bytes, record.offset));
@@ -507,14 +528,32 @@ async fn record_line(ctx: &Context, job: &JobReport, sought: bool) -> ApiResult<
     Ok(Some((line, None)))
 }
 
-/// The place of an entry in its object; none where that has no members, as those of items.
-async fn record_of(ctx: &Context, job: Uuid, key: &str, entry: StreamId) -> anyhow::Result<Option<Archived>> {
-    let (segment, _) = SegmentKey::parse(key).context("its key is not one of ours")?;
-    let sidecar =
-        tokio::time::timeout(RECORD_TIME, read_sidecar(&ctx.store, &segment)).await.context("the store is slow")??;
-    let found = sidecar.entries.binary_search_by_key(&entry, |(id, ..)| *id).ok();
-    Ok(found.map(|index| {
-        let (_, offset, bytes) = sidecar.entries[index];
-        Archived { job, key: key.to_owned(), offset, bytes }
-    }))
+/// What the store has told of segments, as long as it does.
+struct Sidecars {
+    until: Instant,
+    read: HashMap<String, Sidecar>,
+}
+
+impl Sidecars {
+    /// The place of an entry in its object; none where that has no members, as those of items.
+    async fn record(
+        &mut self,
+        ctx: &Context,
+        job: Uuid,
+        key: &str,
+        entry: StreamId,
+    ) -> anyhow::Result<Option<Archived>> {
+        if !self.read.contains_key(key) {
+            let (segment, _) = SegmentKey::parse(key).context("its key is not one of ours")?;
+            let reading = read_sidecar(&ctx.store, &segment);
+            let sidecar = tokio::time::timeout_at(self.until, reading).await.context("the store is slow")??;
+            self.read.insert(key.to_owned(), sidecar);
+        }
+        let entries = &self.read[key].entries;
+        let found = entries.binary_search_by_key(&entry, |(id, ..)| *id).ok();
+        Ok(found.map(|index| {
+            let (_, offset, bytes) = entries[index];
+            Archived { job, key: key.to_owned(), offset, bytes }
+        }))
+    }
 }

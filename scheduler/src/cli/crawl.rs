@@ -7,13 +7,14 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use dodo_common::db::dispatch::{Dispatch, Progress};
-use dodo_common::model::header::check_headers;
+use dodo_common::model::header::check_crawl_headers;
 use dodo_common::model::media::MediaTypes;
 use dodo_common::model::pattern::Patterns;
 use dodo_common::model::revisit::Revisit;
 use dodo_common::model::spec::Nofollow;
 use dodo_common::model::url_rules::{UrlRule, UrlRules};
 use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::header::HeaderName;
 use uuid::Uuid;
 
 use crate::api::crawl::CrawlRequest;
@@ -74,9 +75,10 @@ pub struct CrawlFlags {
     /// What it calls itself, as examplebot/1.0; robots.txt is read for that product, the contact is appended [default: dodo]
     #[arg(long)]
     pub user_agent: Option<String>,
-    /// A header of its requests; what may be a credential goes to the hosts of the start pages only; may be given more than once
+    /// A header of its requests; what may be a credential goes to the hosts of the start pages only, and is better given by
+    /// @FILE, which holds one a line, as other users see a command line; may be given more than once
     // Plain text here: clap would repeat a wrong one, and with it a credential.
-    #[arg(long, value_name = "NAME: VALUE")]
+    #[arg(long, value_name = "NAME: VALUE|@FILE")]
     pub header: Vec<String>,
     /// Region of the proxies that its requests leave by, as DODO_PROXIES names it [default: any]
     #[arg(long)]
@@ -161,16 +163,28 @@ fn pattern(text: &str) -> Result<String, String> {
 
 /// Headers by their names; one line about the first that is wrong, without its value.
 fn headers(given: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
-    let mut headers = BTreeMap::new();
+    let mut lines = Vec::new();
     for text in given {
+        match text.strip_prefix('@') {
+            None => lines.push(text.clone()),
+            Some(file) => {
+                let text = std::fs::read_to_string(file).with_context(|| format!("--header: cannot read {file}"))?;
+                lines.extend(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned));
+            }
+        }
+    }
+    let mut headers = BTreeMap::new();
+    for text in lines {
+        // What is no name may be a part of the value.
         let (name, value) = text
             .split_once(':')
+            .map(|(name, value)| (name.trim(), value))
+            .filter(|(name, _)| HeaderName::from_bytes(name.as_bytes()).is_ok())
             .context("--header: a name and a colon are missing; say --header 'Accept-Language: de'")?;
-        let name = name.trim();
         let before = headers.insert(name.to_owned(), value.trim().to_owned());
         ensure!(before.is_none(), "--header: {name:?} is given twice; leave one out");
     }
-    check_headers(&headers).map_err(|why| anyhow::anyhow!("--header: {why}"))?;
+    check_crawl_headers(&headers).map_err(|why| anyhow::anyhow!("--header: {why}"))?;
     Ok(headers)
 }
 

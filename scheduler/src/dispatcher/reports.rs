@@ -36,7 +36,11 @@ impl Dispatcher<'_> {
         for settled in report.settled {
             let job = match settled.verdict {
                 Verdict::Finished { page, fresh, .. } => SettledJob { page, fresh, ..SettledJob::default() },
-                Verdict::Retried { in_ms } => SettledJob { due_in_ms: Some(in_ms.max(1)), ..SettledJob::default() },
+                Verdict::Retried { in_ms } => {
+                    let held = settled.hold_ms.is_some_and(|ms| ms > 0);
+                    let again = Some(if held { Cause::Hold } else { Cause::Errors });
+                    SettledJob { due_in_ms: Some(in_ms.max(1)), again, ..SettledJob::default() }
+                }
                 Verdict::Prepared => SettledJob { reload_host: true, due_in_ms: Some(0), ..SettledJob::default() },
                 // Ended by a commit whose answer was lost, perhaps as a page.
                 Verdict::Gone => SettledJob { page: settled.requested, due_in_ms: Some(0), ..SettledJob::default() },
@@ -45,11 +49,6 @@ impl Dispatcher<'_> {
             };
             // A host that asked to wait may have refused too often: its row says so.
             let reload_host = job.reload_host || settled.hold_ms.is_some();
-            if let (Verdict::Retried { in_ms }, None) = (&settled.verdict, settled.hold_ms)
-                && let Some((tenant, dispatch)) = self.frontier.issued_for(settled.entry)
-            {
-                self.census.add(tenant, dispatch, Cause::Errors, *in_ms);
-            }
             let Settled { requested, ended_ms_ago, hold_ms, answered, proxy, .. } = settled;
             let job = SettledJob { requested, ended_ms_ago, hold_ms, answered, proxy, reload_host, ..job };
             self.frontier.settled(now, settled.entry, &job);

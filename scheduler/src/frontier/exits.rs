@@ -155,15 +155,19 @@ impl Exits {
     /// The address of the proxy that was chosen, or what to wait for. `flow` is woken by what it waits for, where that is no
     /// moment.
     pub fn allow(&mut self, now: Millis, ExitId(index): ExitId, flow: FlowId) -> Result<Arc<str>, Wait> {
-        let limit = Limit { concurrency: self.bounds.concurrency, delay_ms: self.bounds.delay_ms };
-        let exit = &mut self.exits[index];
-        exit.clock.allows(&limit, now).map_err(|wait| {
+        self.would_allow(now, ExitId(index)).inspect_err(|wait| {
             if wait.until.is_none() {
-                exit.wait(flow);
+                self.exits[index].wait(flow);
             }
-            Wait { cause: Cause::Proxy, ..wait }
         })?;
-        Ok(Arc::clone(&exit.address))
+        Ok(Arc::clone(&self.exits[index].address))
+    }
+
+    /// The same, and nobody waits.
+    pub fn would_allow(&self, now: Millis, ExitId(index): ExitId) -> Result<(), Wait> {
+        let limit = Limit { concurrency: self.bounds.concurrency, delay_ms: self.bounds.delay_ms };
+        let allowed = self.exits[index].clock.allows(&limit, now);
+        allowed.map_err(|wait| Wait { cause: Cause::Proxy, ..wait })
     }
 
     /// Whether anything may leave by a region now.
@@ -257,7 +261,11 @@ impl Exits {
             }
             Some(ProxyWord::Blocked | ProxyWord::Failed) => {
                 if self.refusals.len() >= REFUSALS_MAX && !self.refusals.contains_key(host) {
-                    self.refusals.clear();
+                    // Those that are avoided, or that refuse everybody, are worth knowing.
+                    self.refusals.retain(|_, known| known.matters(now));
+                    if self.refusals.len() >= REFUSALS_MAX {
+                        self.refusals.clear();
+                    }
                 }
                 let refusals = self.refusals.entry(host.to_owned()).or_default();
                 refusals.bad(index, now.saturating_add(self.bounds.quarantine_ms))
@@ -306,6 +314,10 @@ impl Refusals {
             *mark = Mark::Everywhere;
         }
         *mark == Mark::At(exit)
+    }
+
+    fn matters(&self, now: Millis) -> bool {
+        self.mark == Some(Mark::Everywhere) || self.by.iter().any(|streak| streak.avoided_until > now)
     }
 
     fn avoids(&self, exit: usize, now: Millis) -> bool {

@@ -52,6 +52,8 @@ pub struct Flow {
     /// The schedule may hold more due jobs than the buffer took.
     pub more: bool,
     pub in_ring: bool,
+    /// Of the last job that is to be tried again: its dispatch, and what it waits for until a refill brings it back.
+    pub again: Option<(Uuid, Cause)>,
     /// What it waited for when it was looked at last.
     pub waits: Cause,
 }
@@ -72,6 +74,7 @@ impl Flow {
             timers: 0,
             more: false,
             in_ring: false,
+            again: None,
             waits: Cause::Turn,
         }
     }

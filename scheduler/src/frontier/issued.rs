@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use dodo_common::clock::Millis;
+use dodo_common::model::cause::Cause;
 use dodo_common::model::job::JobKey;
 use dodo_common::model::proxy::ProxyWord;
 use dodo_common::model::stream_id::StreamId;
@@ -55,6 +56,8 @@ pub struct SettledJob {
     pub proxy: Option<ProxyWord>,
     /// Its row is still there, due in so many milliseconds.
     pub due_in_ms: Option<Millis>,
+    /// That is another try; what it waits for meanwhile.
+    pub again: Option<Cause>,
     /// Its dispatch is paused.
     pub idle: bool,
 }
@@ -75,11 +78,6 @@ impl Frontier {
     /// The last of the entries that are not settled.
     pub fn newest_issued(&self) -> StreamId {
         self.issued.keys().max().copied().unwrap_or_default()
-    }
-
-    /// Whose job an entry is: (tenant, dispatch), until it is settled.
-    pub fn issued_for(&self, entry: StreamId) -> Option<(&str, Uuid)> {
-        self.issued.get(&entry).map(|issued| (issued.key.tenant.as_str(), issued.dispatch))
     }
 
     /// Records the stream entry of a picked job.
@@ -157,7 +155,12 @@ impl Frontier {
                     }
                     self.look_again(id);
                 }
-                Some(id) => self.refill_at(now + in_ms + 1, id),
+                Some(id) => {
+                    if let Some(flow) = self.flows.get_mut(id) {
+                        flow.again = settled.again.map(|cause| (issued.dispatch, cause));
+                    }
+                    self.refill_at(now + in_ms + 1, id);
+                }
                 None => {}
             }
         }

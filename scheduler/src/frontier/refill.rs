@@ -99,6 +99,7 @@ impl Frontier {
         let unknown = flow.dispatches().filter(|dispatch| self.budgets.get(*dispatch).is_none());
         self.unknown_dispatches.extend(unknown.map(|dispatch| (tenant.clone(), dispatch)));
         if !flow.is_empty() {
+            flow.again = None;
             self.places.look_up_once(flow.host);
         }
         if !flow.more {

@@ -12,13 +12,13 @@ use uuid::Uuid;
 
 use crate::frontier::Frontier;
 use crate::frontier::budget::Room;
-use crate::frontier::exits::Gate;
-use crate::frontier::place::HostId;
+use crate::frontier::host_budget::HostRoom;
 use crate::politeness::{NEVER, Wait};
 
 impl Frontier {
-    /// What the jobs of each (tenant, dispatch) wait for: one for each request under way, and one for each flow whose next
-    /// job waits for something else, or has stepped aside. Of the issued entries those that are `unread` wait for a worker.
+    /// What the jobs of each (tenant, dispatch) wait for: one for each request under way, one for each flow whose next job
+    /// waits for something else or has stepped aside, and one for each flow that has nothing but tries to repeat. Of the
+    /// issued entries those that are `unread` wait for a worker.
     pub fn census(&self, unread: &RangeInclusive<StreamId>) -> HashMap<(&str, Uuid, Cause), i64> {
         let mut census = HashMap::new();
         let mut count = |tenant, dispatch, cause| *census.entry((tenant, dispatch, cause)).or_default() += 1;
@@ -32,8 +32,16 @@ impl Frontier {
                 count(&flow.tenant, aside.job.dispatch, Cause::Quarantine);
             }
             let cause = if flow.in_ring { Cause::Turn } else { flow.waits };
-            if let Some(job) = flow.front().filter(|_| cause != Cause::Busy) {
-                count(&flow.tenant, job.dispatch, cause);
+            match flow.front() {
+                Some(job) if cause != Cause::Busy => count(&flow.tenant, job.dispatch, cause),
+                Some(_) => {}
+                // Nothing else is to be done there meanwhile.
+                None if flow.taken == 0 && flow.timers > 0 => {
+                    if let Some((dispatch, cause)) = flow.again {
+                        count(&flow.tenant, dispatch, cause);
+                    }
+                }
+                None => {}
             }
         }
         census
@@ -50,14 +58,21 @@ impl Frontier {
                 if !of.exempt && rules.room() != Room::Some {
                     return Some(Wait::event(Cause::Budget));
                 }
+                let given =
+                    rules.host.zip(known).map(|(rules, host)| self.host_budgets.room(&rules, (of.dispatch, host)));
+                if !of.exempt && matches!(given, Some(HostRoom::Later | HostRoom::None(_))) {
+                    return Some(Wait::event(Cause::Budget));
+                }
                 if of.host.is_empty() {
                     return None;
                 }
-                if self.exits.gate(now, &rules.region) == Gate::Shut {
-                    return Some(self.exits.shut(now, &rules.region));
-                }
-                let host = known?;
-                self.places.would_allow(now, host, &rules.limit()).err().or_else(|| self.waits_for_proxy(host))
+                let exit = match self.exits.choose(now, &of.host, &rules.region) {
+                    Ok(exit) => exit,
+                    Err(wait) => return Some(wait),
+                };
+                let allowed = self.places.would_allow(now, known?, &rules.limit());
+                // A place at a proxy is asked for last.
+                allowed.err().or_else(|| self.exits.would_allow(now, exit?).err())
             })
         };
         Standing {
@@ -66,11 +81,5 @@ impl Frontier {
             in_flight: clock.map_or(0, |clock| clock.in_flight),
             last_completion_ms: clock.map(|clock| clock.last_completion_ms).filter(|at| *at > NEVER),
         }
-    }
-
-    /// A place at a proxy is asked for last.
-    fn waits_for_proxy(&self, host: HostId) -> Option<Wait> {
-        let mut flows = self.places.get(host)?.flows.iter().filter_map(|id| self.flows.get(*id));
-        flows.find(|flow| !flow.in_ring && flow.waits == Cause::Proxy).map(|flow| Wait::event(flow.waits))
     }
 }

@@ -58,7 +58,10 @@ async fn wishes_go_to_every_host_and_credentials_to_the_seeds_alone() -> Result<
     let seed = format!("http://{first}/");
     let body = json!({ "urls": [seed], "scope": "any", "delay_ms": 0,
                        "headers": { "Accept-Language": "de", "Authorization": "Bearer hush-hush" } });
-    let flags = ["--header", "accept-language: de", "--header", "Authorization:Bearer hush-hush"];
+    let secret = cluster.dir.path().join("headers.txt");
+    std::fs::write(&secret, "\nAuthorization:Bearer hush-hush\n")?;
+    let secret = format!("@{}", secret.display());
+    let flags = ["--header", "accept-language: de", "--header", &secret];
     let mut dispatches = Vec::new();
     for by_tool in [false, true] {
         asked.lock().expect("no panic under this lock").clear();
@@ -143,7 +146,9 @@ async fn a_wrong_header_is_refused_in_one_line_without_its_value() -> Result<()>
 
     for (headers, word) in [
         (&["hush-hush"][..], "say --header 'Accept-Language: de'"),
-        (&["a b: hush"], "\"a b\" is no header name"),
+        (&["a b: hush"], "a name and a colon are missing"),
+        (&["User-Agent: hush"], "say user_agent"),
+        (&["@/no/such/file"], "cannot read /no/such/file"),
         (&["x: hush", "x: hush"], "given twice"),
         (&["Host: hush"], "leave it out"),
     ] {

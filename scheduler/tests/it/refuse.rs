@@ -108,7 +108,7 @@ async fn a_host_that_refuses_for_ever_ends_its_jobs() -> Result<()> {
     for job in &jobs {
         let reason = job["reason"].as_str().unwrap_or_default();
         assert_eq!(job["state"], "dead", "{job}");
-        assert!(reason.starts_with("its host refuses: the server answered 429, 20 times in a row"), "{job}");
+        assert!(reason.starts_with("its host is left alone: the server answered 429, 20 times in a row"), "{job}");
     }
     let asked = hits.lock().expect("no panic under this lock").iter().filter(|(path, _)| path != "/robots.txt").count();
     assert_eq!(asked, 20);

@@ -72,7 +72,9 @@ async fn answer(State(site): State<Site>, request: Request) -> Response {
     let response = match path.as_str() {
         "/robots.txt" => format!("Sitemap: http://{}/sitemap.xml\n", site.place).into_response(),
         "/sitemap.xml" => {
-            let url = format!("<url><loc>{}</loc><changefreq>always</changefreq></url>", site.url("/listed"));
+            // What `/lead` has led to, too.
+            let known = if site.hits("/lead").is_empty() { "/listed" } else { "/known" };
+            let url = format!("<url><loc>{}</loc><changefreq>always</changefreq></url>", site.url(known));
             ([("content-type", "text/xml")], format!("<urlset>{url}</urlset>")).into_response()
         }
         "/start.xml" => {
@@ -94,6 +96,7 @@ async fn answer(State(site): State<Site>, request: Request) -> Response {
             let links = ["stable", "dated", "moving", "gone", "liar"].map(|to| format!("<a href=/{to}>x</a>"));
             Html(links.concat()).into_response()
         }
+        "/lead" => Html("<a href=/known>x</a><a href=/unknown>x</a>").into_response(),
         "/stable" if header("if-none-match") == Some("W/\"s\"") => not_modified(),
         "/stable" => ([("etag", "W/\"s\"")], Html(body_of(&path))).into_response(),
         "/dated" if header("if-modified-since") == Some(DATE) => not_modified(),
@@ -375,5 +378,27 @@ async fn only_what_is_gone_is_given_up() -> Result<()> {
     let seen = visits(&cluster, &dispatch, &site).await?;
     let pending = ["/shaky", "/walled", "/gone"].map(|path| seen[path].pending.len());
     assert_eq!(pending, [1, 1, 0], "{seen:?}");
+    Ok(())
+}
+
+/// A link had found the page before the sitemap was read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sitemap_says_how_often_a_page_changes_whoever_has_found_it() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let site = Site::start(&mut cluster).await?;
+    let _processes = [cluster.scheduler().await?, cluster.worker()?];
+    // One request at a time: the sitemap comes before the links.
+    let body = json!({ "urls": [site.url("/lead")], "delay_ms": 100, "revisit": { "min_s": 1, "max_s": 3600 } });
+    let dispatch = cluster.post("/v1/crawls", &body).await?;
+    let has_come = async || Ok(["/known", "/unknown"].iter().all(|path| !site.hits(path).is_empty()));
+    cluster.until("the first visits", LIMIT, has_come).await?;
+    let scheduled = async || {
+        let seen = visits(&cluster, &dispatch, &site).await?;
+        Ok(["/known", "/unknown"].iter().all(|path| seen.get(*path).is_some_and(|visits| !visits.ended.is_empty())))
+    };
+    cluster.until("their next ones", LIMIT, scheduled).await?;
+    let seen = visits(&cluster, &dispatch, &site).await?;
+    let first = |path: &str| seen[path].ended.get(1).or(seen[path].pending.first()).and_then(|visit| visit.1);
+    assert_eq!((first("/known"), first("/unknown")), (Some(1000), Some(60_000)), "{seen:?}");
     Ok(())
 }

@@ -240,6 +240,8 @@ async fn the_last_entries_leave_the_stream_unnoticed() -> Result<()> {
     run.cluster.sql().await?.execute("DELETE FROM archive_segment WHERE verified_at IS NULL", &[]).await?;
     run.cluster.s3.set_fault(Fault::None);
     run.workers.push(run.cluster.worker()?);
+    // It is looked for twice a minute, and must wait from one look to the next.
+    run.cluster.wait_done(&run.dispatch, 2 * LIMIT).await?;
     run.judge().await
 }
 

@@ -22,6 +22,8 @@ use crate::fetch::proxy::FetchError;
 use crate::fetch::resolve::Resolved;
 use crate::fetch::{AGENT, Ask, Fetcher};
 
+/// However long a server that is out of order asks us to wait, its robots.txt is asked for again after this, milliseconds.
+const ROBOTS_WAIT_MS_MAX: i64 = 3_600_000;
 /// Redirects of a robots.txt that are followed (RFC 9309 2.3.1.2: at least five).
 const ROBOTS_HOPS_MAX: i16 = 5;
 
@@ -56,7 +58,6 @@ pub async fn prepare(
         .map(|host| host.addresses.iter().filter_map(|address| address.parse().ok()).collect())
         .unwrap_or_default();
     if resolved.is_empty() {
-        update.robots_status = before.out_of_order;
         resolve(fetcher, api_origin(name).unwrap_or(name), before, backoff_ms, &mut update).await;
         if api_origin(name).is_some() && update.state == HostState::New {
             // An API is asked by agreement: it has no robots.txt to read first.
@@ -88,7 +89,7 @@ pub async fn prepare(
             update.robots_status = Some(answer.status as i16);
             match (answer.status, &answer.cut) {
                 // Whom a site blocks, it does not show its rules. That there are none is believed at the last try: by then
-                // the proxy is in quarantine, and another one has asked.
+                // others have asked, if there are any.
                 (..=428 | 430..=499, _) if answer.block.is_some() && before.failures + 1 < before.failures_max() => {
                     let sign = answer.block.unwrap_or_default();
                     fail(&mut update, before, backoff_ms, format!("robots.txt looks blocked: {sign}"));
@@ -115,15 +116,20 @@ pub async fn prepare(
                 }
                 (300..=399, _) => match answer.location() {
                     Some(to) if hops < ROBOTS_HOPS_MAX => {
-                        if let Err(why) = redirect(fetcher, &url, &to, hops, &mut update).await {
-                            fail(&mut update, before, backoff_ms, why);
+                        match redirect(fetcher, &url, &to, hops, &mut update).await {
+                            // The way there is no answer yet.
+                            Ok(()) if update.state == HostState::New => before.go_on(&mut update),
+                            Ok(()) => {}
+                            Err(why) => fail(&mut update, before, backoff_ms, why),
                         }
                     }
                     // Too many redirects, or none to follow: unavailable, so nothing is forbidden.
                     _ => {}
                 },
                 (429 | 500..=599, _) => {
-                    let wait = answer.retry_after_ms(Clock::System.now_ms()).unwrap_or(backoff_ms).max(backoff_ms);
+                    let asked =
+                        answer.retry_after_ms(Clock::System.now_ms()).map_or(0, |ms| ms.min(ROBOTS_WAIT_MS_MAX));
+                    let wait = asked.max(backoff_ms);
                     let why = format!("robots.txt answered {}", answer.status);
                     let before = Before { out_of_order: update.robots_status, ..before };
                     fail(&mut update, before, wait, why);
@@ -184,7 +190,8 @@ fn is_text(body: &[u8]) -> bool {
 /// A preparation that failed: the host waits, and is dead after the last one (RFC 9309 2.3.1.4: while
 /// robots.txt cannot be reached, everything is forbidden).
 fn fail(update: &mut HostUpdate, before: Before, wait_ms: i64, why: String) {
-    update.failures = before.failures + 1;
+    before.go_on(update);
+    update.failures += 1;
     update.last_error = Some(why);
     if update.failures >= before.failures_max() {
         update.state = HostState::Dead;
@@ -211,6 +218,11 @@ impl Before {
         Self { failures: known.map_or(0, |host| host.failures), out_of_order }
     }
 
+    /// What they were stays known, whatever this one finds.
+    fn go_on(self, update: &mut HostUpdate) {
+        (update.failures, update.robots_status) = (self.failures, self.out_of_order.or(update.robots_status));
+    }
+
     /// In an outage a server may be away for a moment, too.
     fn failures_max(self) -> i32 {
         if self.out_of_order.is_some() { OUTAGES_MAX } else { FAILURES_MAX }
@@ -227,8 +239,8 @@ async fn resolve(fetcher: &Fetcher, name: &str, before: Before, backoff_ms: i64,
         Resolved::Addresses(addresses) => {
             update.addresses = addresses.iter().map(ToString::to_string).collect();
             update.state = HostState::New;
-            update.failures = before.failures;
             update.valid_ms = 0;
+            before.go_on(update);
         }
         Resolved::Refused(why) => {
             update.state = HostState::Refused;

@@ -39,7 +39,8 @@ const NO_TUNNEL: &str = "tunnel error: unsuccessful";
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum FetchError {
-    /// No connection was made to the addresses that its host was pinned to, or to a server without its certificate.
+    /// No connection was made to the addresses that its host was pinned to, or to a server without its certificate; nor by a
+    /// proxy that answers.
     Unreachable(String),
     /// The site's failure, as far as one can tell.
     Failed(String),
@@ -123,10 +124,10 @@ impl Uplink {
         }
         if cause == NO_TUNNEL {
             // It answers, and has not reached the site: whose fault that is, it does not say.
-            return FetchError::Failed(format!("the proxy {} did not connect to the site", self.proxy));
+            return FetchError::Unreachable(format!("the proxy {} did not connect to the site", self.proxy));
         }
         match self.probe().await {
-            Ok(()) => FetchError::Failed(why),
+            Ok(()) => FetchError::Unreachable(why),
             Err(why) => self.in_trouble(why),
         }
     }

@@ -44,6 +44,8 @@ use crate::jobs::{declaration, end};
 struct Said {
     /// The fingerprint of its words, where the crawl wants to know.
     print: Option<u64>,
+    /// It is a sitemap or a feed.
+    listing: bool,
     /// A meta element asks not to be indexed.
     noindex: bool,
     /// The URL that it says is its own.
@@ -104,9 +106,11 @@ async fn fetch(ctx: &Context, entry: StreamId, job: &Job, host: Option<LoadedHos
         media: Some(listings.as_ref().unwrap_or(&crawl.media)),
         once: false,
     };
+    let mut status = None;
     let mut done = match ctx.fetcher.get(ask).await {
         Ok(fetched) => {
             let head_ms = fetched.head_ms;
+            status = Some(fetched.status);
             let mut done = visit.judge(entry, fetched);
             done.head_ms = Some(head_ms);
             done
@@ -115,7 +119,7 @@ async fn fetch(ctx: &Context, entry: StreamId, job: &Job, host: Option<LoadedHos
         Err(FetchError::Unreachable(why)) => unreachable(ctx, entry, job, &addresses, &why).await,
         Err(FetchError::Proxy(_)) => return Done::new(entry, Effect::Returned),
     };
-    end::timed(&mut done, started_ms, ctx.clock.now_ms());
+    end::timed(&mut done, started_ms, ctx.clock.now_ms(), status);
     done.requested = true;
     done
 }
@@ -162,10 +166,7 @@ impl Visit<'_> {
             return retry(ctx, entry, job, why);
         }
         let why = cut.map(|cut| match cut {
-            Cut::Unwanted => {
-                let kind = fetched.content_type().unwrap_or_default();
-                clean(&format!("content type {kind:?} is none that its crawl keeps; the body was not read"))
-            }
+            Cut::Unwanted => unwanted(&fetched),
             cut => clean(&format!("the body is cut: {cut}")),
         });
         let why = why.or(blocked);
@@ -194,6 +195,11 @@ impl Visit<'_> {
             Err(why) => finished.reason = Some(why),
         }
         keep_unknown(ctx, job, found, &mut finished);
+        if outcome == Outcome::Ok && !said.listing && !crawl.media.keeps(fetched.content_type().as_deref()) {
+            // It was read only since it might have been a sitemap.
+            finished.outcome = Outcome::Unwanted;
+            note(&unwanted(&fetched), &mut finished);
+        }
         if let Some(canonical) = said.canonical.filter(|canonical| declaration::names_another(crawl, url, canonical)) {
             note(&format!("canonical: {}", canonical.text), &mut finished);
         }
@@ -213,8 +219,7 @@ impl Visit<'_> {
         if let Some(before) = self.before.filter(|_| is_there) {
             let kept = same.map(|original| (original, Spared::Storage(finished.body_bytes)));
             let mut revisited = before.answered(ctx, job, &finished, &fetched, kept);
-            let hinted = |found: &Found| Some((found.id, *said.hints.get(&UrlHash::from_uuid(found.hash))?));
-            revisited.hints = finished.found.iter().filter_map(hinted).collect();
+            revisited.hints = said.hints.into_iter().map(|(hash, ms)| (hash.to_uuid(), ms)).collect();
             revisited.modified = said.modified;
             finished.revisited = Some(revisited);
         }
@@ -343,6 +348,7 @@ impl Visit<'_> {
             let Some(canonical) = said.canonical.clone() else { return Ok(Vec::new()) };
             return Ok(self.follow(vec![Link { to: canonical, nofollow: false }], nofollow(), finished));
         };
+        said.listing = true;
         keep_links(listing.entries.iter(), finished);
         if self.before.is_some() {
             said.hints.extend(hints_of(&listing));
@@ -417,6 +423,11 @@ impl Visit<'_> {
         finished.digest = Some(member.payload_digest);
         raw_entry(ctx, job, about.to_string().into_bytes(), member.bytes)
     }
+}
+
+fn unwanted(fetched: &Fetched) -> String {
+    let kind = fetched.content_type().unwrap_or_default();
+    clean(&format!("content type {kind:?} is none that its crawl keeps; the body is neither read nor kept"))
 }
 
 /// A page that asks not to be indexed: its links, its figures and its digest, by which a change is told, are all that

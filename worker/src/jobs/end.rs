@@ -48,7 +48,7 @@ pub async fn ready(
         HostState::Ready => return Ok(ready),
         HostState::Refused => finish(entry, job, Outcome::Refused, &why()),
         HostState::Dead if job.host_refusals >= HOST_REFUSALS_MAX => {
-            finish(entry, job, Outcome::Dead, &format!("its host refuses: {}", why()))
+            finish(entry, job, Outcome::Dead, &format!("its host is left alone: {}", why()))
         }
         HostState::Dead => finish(entry, job, Outcome::Dead, &format!("its host cannot be reached: {}", why())),
         HostState::New | HostState::Held => prepare(ctx, entry, job, Some(&ready)).await,
@@ -56,7 +56,9 @@ pub async fn ready(
 }
 
 async fn prepare(ctx: &Context, entry: StreamId, job: &Job, known: Option<&LoadedHost>) -> Done {
-    let backoff_ms = ctx.settings.retry_base_ms << known.map_or(0, |host| host.failures.clamp(0, 10));
+    // One that was dead begins anew.
+    let failures = known.filter(|host| host.state != HostState::Dead).map_or(0, |host| host.failures.clamp(0, 10));
+    let backoff_ms = ctx.settings.retry_base_ms << failures;
     let crawl = match job.kind {
         JobKind::Crawl => match ctx.crawl(&job.key.tenant, job.dispatch).await {
             Ok(crawl) => Some(crawl),
@@ -89,23 +91,24 @@ pub fn is_refusal(fetched: &Fetched) -> bool {
 pub fn refused(ctx: &Context, entry: StreamId, job: &Job, fetched: &Fetched) -> Done {
     let why = format!("the server answered {}", fetched.status);
     let mut done = match fetched.status {
-        429 | 503 => put_off(ctx, entry, job, hold_ms(ctx, job, fetched), Some(fetched.status as i16), &why),
+        429 | 503 => put_off(ctx, entry, job, hold_ms(ctx, job, fetched), &why),
         _ => retry(ctx, entry, job, &why),
     };
-    let status = Some(fetched.status as i16);
-    match &mut done.effect {
-        Effect::Finished { job, .. } => job.status = status,
-        Effect::Retry(retry) => retry.status = status,
-        _ => {}
+    if let Effect::Finished { job, .. } = &mut done.effect {
+        job.status = Some(fetched.status as i16);
     }
     done
 }
 
-/// Says of a request that has brought nothing when it was sent and how long that took: its host may be slow.
-pub fn timed(done: &mut Done, started_ms: Millis, now_ms: Millis) {
+/// Says of a request that has brought nothing when it was sent, how long that took, as its host may be slow, and with what
+/// status it was answered, if it was.
+pub fn timed(done: &mut Done, started_ms: Millis, now_ms: Millis, status: Option<u16>) {
     let took_ms = (now_ms - started_ms).clamp(0, i64::from(i32::MAX)) as i32;
     match &mut done.effect {
-        Effect::Retry(retry) => retry.took_ms = Some(took_ms),
+        Effect::Retry(retry) => {
+            retry.took_ms = Some(took_ms);
+            retry.status = status.map(|status| status as i16);
+        }
         Effect::Finished { job, .. } => {
             job.started_ms.get_or_insert(started_ms);
             job.fetch_ms.get_or_insert(took_ms);
@@ -132,14 +135,17 @@ pub fn hold_of(ctx: &Context, job: &Job, fetched: &Fetched, why: &str) -> Hold {
 }
 
 /// The host is left alone for so long, and the job returns behind the others without a try less, but not for ever.
-fn put_off(ctx: &Context, entry: StreamId, job: &Job, ms: Millis, status: Option<i16>, why: &str) -> Done {
+fn put_off(ctx: &Context, entry: StreamId, job: &Job, ms: Millis, why: &str) -> Done {
     let policy = Policy::of(job.kind).scaled(ctx.settings.retry_base_ms);
     let mut done = if job.refusals + 1 >= REFUSALS_MAX {
         finish(entry, job, Outcome::Dead, &format!("{why}, {REFUSALS_MAX} times"))
     } else {
         let delay_ms = ms.saturating_add(policy.wait_ms(job.refusals, die(job)));
         let (key, refusals) = (job.key.clone(), Some(job.refusals));
-        Done::new(entry, Effect::Retry(Retry { key, delay_ms, error: clean(why), refusals, status, took_ms: None }))
+        Done::new(
+            entry,
+            Effect::Retry(Retry { key, delay_ms, error: clean(why), refusals, status: None, took_ms: None }),
+        )
     };
     done.hold = Some(Hold { host: job.host.clone(), word: Word::Refuses { ms, reason: clean(why) } });
     done
@@ -199,16 +205,15 @@ pub async fn unread(ctx: &Context, entry: StreamId, job: &Job, what: &str, error
 /// A request that found nobody at the addresses of its host. They are good for a day, but a site may move sooner. Where it has
 /// not, that is the host's affair, as 429 and 503 are: an outage must not cost its jobs their tries.
 pub async fn unreachable(ctx: &Context, entry: StreamId, job: &Job, pinned: &[IpAddr], why: &str) -> Done {
+    let policy = Policy::of(job.kind).scaled(ctx.settings.retry_base_ms);
+    let mut done = put_off(ctx, entry, job, policy.ceiling_ms(job.host_refusals.clamp(0, 30) as i16), why);
     if let Ok(url) = Url::parse(api_origin(&job.host).unwrap_or(&job.host))
         && let Resolved::Addresses(addresses) = ctx.fetcher.resolver.resolve(&url).await
         && addresses.iter().any(|address| !pinned.contains(address))
     {
-        let mut done = retry(ctx, entry, job, why);
         done.hold = Some(Hold { host: job.host.clone(), word: Word::Moved });
-        return done;
     }
-    let policy = Policy::of(job.kind).scaled(ctx.settings.retry_base_ms);
-    put_off(ctx, entry, job, policy.ceiling_ms(job.host_refusals.clamp(0, 30) as i16), None, why)
+    done
 }
 
 /// The raw result of a job, as this worker writes it; an entry of `items` has no body.

@@ -61,10 +61,15 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
         fail::point_async("call-answered").await;
     }
     match answer {
-        Ok(answer) => store(ctx, entry, &job, &paging, known, answer),
+        Ok(answer) => store(ctx, entry, &job, &paging, known, answer).await,
         Err(NoAnswer::Unsent) if once => {
             take_back(ctx, &job).await;
             Done::new(entry, Effect::Returned)
+        }
+        // Nobody has heard the call.
+        Err(why @ NoAnswer::Unreachable(..)) if once => {
+            take_back(ctx, &job).await;
+            paging::again(ctx, entry, &job, sent_ms, why).await
         }
         Err(why) if once => end_once(ctx, entry, &job, why),
         Err(why) => paging::again(ctx, entry, &job, sent_ms, why).await,
@@ -85,7 +90,14 @@ fn round_of(job: &Job) -> Option<i32> {
     job.payload.as_ref()?["round"].as_i64().map(|round| round as i32)
 }
 
-fn store(ctx: &Context, entry: StreamId, job: &Job, paging: &Paging, known: LoadedPaging, answer: Answer) -> Done {
+async fn store(
+    ctx: &Context,
+    entry: StreamId,
+    job: &Job,
+    paging: &Paging,
+    known: LoadedPaging,
+    answer: Answer,
+) -> Done {
     let spec = &paging.spec;
     let hold = spec.document.rate_limit.as_ref().and_then(|limit| {
         let ms = paging::rate_hold_ms(limit, &answer.fetched.headers, ctx.clock.now_ms())?;
@@ -99,7 +111,12 @@ fn store(ctx: &Context, entry: StreamId, job: &Job, paging: &Paging, known: Load
         Err(why) if spec.document.at_most_once => {
             return end_once(ctx, entry, job, NoAnswer::Malformed(Box::new(answer.fetched), why));
         }
-        Err(why) => return end::retry(ctx, entry, job, &why),
+        Err(why) => {
+            let answered = NoAnswer::Malformed(Box::new(answer.fetched), why);
+            let mut done = paging::again(ctx, entry, job, answer.started_ms, answered).await;
+            done.hold = hold;
+            return done;
+        }
     };
     let (mut paged, reason) = match follow(spec, job, known.metadata, &items, &answer.value) {
         Ok(following) => following,

@@ -48,6 +48,7 @@ pub async fn run(ctx: &Context, entry: StreamId, row: Loaded, address: Option<&s
 async fn run_here(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     let refuses = (row.job.host_refusals > 0).then(|| row.job.host.clone());
     let (key, kind, dispatch) = (row.job.key.clone(), row.job.kind, row.job.dispatch);
+    let visit = (kind == JobKind::Crawl && row.job.payload.is_some()).then(|| row.job.clone());
     let mut done = match caught(run_kind(ctx, entry, row)).await {
         Ok(done) => done,
         Err(why) => {
@@ -58,6 +59,9 @@ async fn run_here(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
             let finished = Finished::new(key, outcome, Some(end::clean(&format!("it panicked: {why}"))));
             let mut done = Done::new(entry, Effect::Finished { job: Box::new(finished), raw: None, dispatch });
             done.requested = true;
+            if let Some(visit) = visit {
+                revisit::missed(ctx, &visit, &mut done).await;
+            }
             done
         }
     };

@@ -61,6 +61,15 @@ pub enum NoAnswer {
     Malformed(Box<Fetched>, String),
 }
 
+impl NoAnswer {
+    fn status(&self) -> Option<u16> {
+        match self {
+            NoAnswer::Refused(fetched) | NoAnswer::Malformed(fetched, _) => Some(fetched.status),
+            NoAnswer::Unsent | NoAnswer::Lost(_) | NoAnswer::Unreachable(..) => None,
+        }
+    }
+}
+
 /// Asks the API, with the credential where it belongs. Texts of errors never hold it.
 pub async fn ask(ctx: &Context, paging: &Paging, url: &Url, host: &LoadedHost) -> Result<Answer, NoAnswer> {
     let mut url = url.clone();
@@ -102,6 +111,7 @@ pub async fn ask(ctx: &Context, paging: &Paging, url: &Url, host: &LoadedHost) -
 
 /// What comes of a job that was sent then, and is without an answer, which may be asked again.
 pub async fn again(ctx: &Context, entry: StreamId, job: &Job, sent_ms: Millis, why: NoAnswer) -> Done {
+    let status = why.status();
     let mut done = match why {
         NoAnswer::Unsent => return Done::new(entry, Effect::Returned),
         NoAnswer::Lost(why) => retry(ctx, entry, job, &why),
@@ -114,7 +124,7 @@ pub async fn again(ctx: &Context, entry: StreamId, job: &Job, sent_ms: Millis, w
         }
         NoAnswer::Malformed(_, why) => retry(ctx, entry, job, &why),
     };
-    end::timed(&mut done, sent_ms, ctx.clock.now_ms());
+    end::timed(&mut done, sent_ms, ctx.clock.now_ms(), status);
     done.requested = true;
     done
 }

@@ -101,14 +101,15 @@ impl Before {
         }
         let at_ms = finished.started_ms.unwrap_or_default();
         let next = self.plan.after(&self.bounds, job.key.id, at_ms, Some(seen));
-        self.followed_by(next, kept.map(|(_, spared)| spared))
+        self.followed_by(job, next, kept.map(|(_, spared)| spared))
     }
 
-    fn followed_by(&self, next: Option<Plan>, spared: Option<Spared>) -> Box<Revisited> {
+    fn followed_by(&self, job: &Job, next: Option<Plan>, spared: Option<Spared>) -> Box<Revisited> {
         Box::new(Revisited {
             next: next.map(|plan| (Uuid::now_v7(), plan)),
             again: self.plan.last.is_some(),
             spared,
+            dispatch: job.dispatch,
             hints: Vec::new(),
             modified: Vec::new(),
             min_ms: self.bounds.min_s * 1000,
@@ -127,7 +128,11 @@ pub async fn missed(ctx: &Context, job: &Job, done: &mut Done) {
     }
     let crawl = match ctx.crawl(&job.key.tenant, job.dispatch).await {
         Ok(crawl) => crawl,
-        Err(error) => return *done = unread(ctx, done.entry, job, "its crawl", &error).await,
+        Err(error) => {
+            let unread = unread(ctx, done.entry, job, "its crawl", &error).await;
+            done.effect = unread.effect;
+            return;
+        }
     };
     if let Some(bounds) = crawl.spec.revisit {
         let before = Before { bounds, plan: plan_of(job), original: None };
@@ -140,7 +145,7 @@ pub async fn missed(ctx: &Context, job: &Job, done: &mut Done) {
         if next.is_none() && before.plan.last.is_some() {
             note(&format!("gone at {FAILURES_MAX} visits in a row, and not visited any more"), finished);
         }
-        finished.revisited = Some(before.followed_by(next, None));
+        finished.revisited = Some(before.followed_by(job, next, None));
     }
 }
 

@@ -110,3 +110,28 @@ fn what_no_worker_has_taken_waits_for_one() {
     let of = |cause| census.get(&(TENANT, bench.dispatch, cause)).copied().unwrap_or_default();
     assert_eq!([of(Cause::Request), of(Cause::Workers)], [1, 2]);
 }
+
+#[test]
+fn what_has_only_tries_to_repeat_waits_for_them() {
+    let mut bench = Bench::new(0, 4);
+    bench.add("http://a", "10.0.0.1", 2);
+    let frontier = &mut bench.frontier;
+    for (pick, ms) in frontier.pick(0, 100).into_iter().zip(1..) {
+        frontier.issued(0, StreamId { ms, seq: 0 }, pick);
+    }
+    let of = |frontier: &Frontier, cause| {
+        frontier.census(&NOTHING).get(&(TENANT, bench.dispatch, cause)).copied().unwrap_or_default()
+    };
+    let again = |cause| SettledJob { due_in_ms: Some(5000), again: Some(cause), ..SettledJob::default() };
+    frontier.settled(1, StreamId { ms: 1, seq: 0 }, &again(Cause::Errors));
+    assert_eq!([of(frontier, Cause::Request), of(frontier, Cause::Errors)], [1, 0], "another is under way there");
+    frontier.settled(2, StreamId { ms: 2, seq: 0 }, &again(Cause::Hold));
+    assert_eq!([of(frontier, Cause::Hold), of(frontier, Cause::Errors)], [1, 0], "one for the host");
+    let due = vec![due_job(bench.dispatch)];
+    frontier.refilled(
+        6000,
+        Refill { tenant: TENANT.to_owned(), host: "http://a".to_owned(), due, ..Refill::default() },
+        100,
+    );
+    assert_eq!([of(frontier, Cause::Hold), of(frontier, Cause::Turn)], [0, 1]);
+}
