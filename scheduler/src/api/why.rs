@@ -1,38 +1,32 @@
 //! Why: everything that was decided about a URL or a job, in sentences.
 
-use std::collections::{BTreeSet, HashMap};
-use std::time::Duration;
+mod job;
+mod record;
 
-use anyhow::Context as _;
+use std::collections::BTreeSet;
+
 use axum::Json;
 use axum::extract::State;
-use chrono::{DateTime, SubsecRound as _, Utc};
+use chrono::{DateTime, Utc};
 use dodo_common::clock::Millis;
 use dodo_common::db::dispatch;
-use dodo_common::db::explain::{self, HostReport, JobReport, Try};
+use dodo_common::db::explain::{self, HostReport, JobReport};
 use dodo_common::db::host::HostState;
-use dodo_common::db::segment::{self, Place};
 use dodo_common::db::worker::{self, consumer_name};
 use dodo_common::model::cause::Cause;
-use dodo_common::model::job::{ALONE_CRASHES_MAX, Outcome, SUSPECT_CRASHES, TENANT_DEFAULT};
-use dodo_common::model::revisit::{Last, Revisit};
+use dodo_common::model::job::{Outcome, TENANT_DEFAULT};
 use dodo_common::model::robots::Robots;
 use dodo_common::model::source::api_origin;
 use dodo_common::model::spec::CrawlSpec;
-use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::url::{Canonical, canonical, ruled};
-use dodo_common::model::url_rules::UrlRules;
-use dodo_common::storage::key::SegmentKey;
-use dodo_common::storage::packing::Sidecar;
-use dodo_common::storage::segment::read_sidecar;
 use dodo_common::stream::question::{self, Standing, Waiting};
 use dodo_common::stream::queue;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
-use url::Url;
 use uuid::Uuid;
 
 use crate::api::extract::Params;
+use crate::api::why::job::{is_suspect, job_lines};
+use crate::api::why::record::{Archived, Sidecars, record_line};
 use crate::api::{Api, ApiResult, bad_request, not_found};
 use crate::context::Context;
 
@@ -40,9 +34,8 @@ use crate::context::Context;
 const AGENT: &str = "dodo";
 /// Crawls, the latest ones and those of its jobs, whose own spelling of a URL is looked for, and whose scope is judged.
 const CRAWLS_MAX: i64 = 5;
-/// Records whose place in their object is looked up, those of the latest jobs, and how long the store may take for all.
+/// Records whose place in their object is looked up: those of the latest jobs.
 const RECORDS_MAX: usize = 10;
-const RECORDS_TIME: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub struct WhyQuery {
@@ -65,16 +58,6 @@ pub struct Why {
     /// Where the records of the finished jobs lie.
     #[serde(default)]
     pub archived: Vec<Archived>,
-}
-
-/// A record of the archive: a gzip member, which one range request reads.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Archived {
-    pub job: Uuid,
-    /// Of its object in the bucket.
-    pub key: String,
-    pub offset: u64,
-    pub bytes: u64,
 }
 
 /// Who has an issued job.
@@ -137,7 +120,7 @@ pub async fn why(State(api): State<Api>, Params(query): Params<WhyQuery>) -> Api
     }
     lines.extend(views.iter().filter_map(|view| view.scope_line(&jobs)));
     let mut archived = Vec::new();
-    let mut sidecars = Sidecars { until: Instant::now() + RECORDS_TIME, read: HashMap::new() };
+    let mut sidecars = Sidecars::default();
     for (age, job) in jobs.iter().enumerate().rev() {
         lines.extend(job_lines(ctx, job).await?);
         let sought = (age < RECORDS_MAX).then_some(&mut sidecars);
@@ -351,209 +334,5 @@ impl View {
             // Given as a start, a sitemap, or where one leads.
             (false, true) => format!("As a link it would be out of the scope of crawl {crawl}: {reason}."),
         })
-    }
-}
-
-/// It runs alone: too many workers were lost while they held it.
-fn is_suspect(job: &JobReport) -> bool {
-    job.state == "pending" && job.crashes >= SUSPECT_CRASHES
-}
-
-/// Who was lost with it, and what follows of that.
-fn crash_line(job: &JobReport) -> Option<String> {
-    let (crashes, alone) = (job.crashes, job.alone_crashes);
-    let then = match () {
-        () if crashes == 0 => return None,
-        () if is_suspect(job) => {
-            format!(": it is a suspect and runs alone; {ALONE_CRASHES_MAX} losses while it does end it")
-        }
-        () => String::new(),
-    };
-    let workers = if crashes == 1 { "1 worker was".to_owned() } else { format!("{crashes} workers were") };
-    Some(format!("{workers} lost while holding it, {alone} of them while running nothing else{then}."))
-}
-
-/// Where a job was found: on the page of another, or in the robots.txt of that page's host, as that is now.
-async fn found_on(ctx: &Context, job: &JobReport, page: Uuid) -> ApiResult<String> {
-    let Some(JobReport { host, url: Some(page), .. }) = explain::job(&ctx.db, TENANT_DEFAULT, page).await? else {
-        return Ok(format!("found by job {page}"));
-    };
-    if job.depth == 0 {
-        let robots = explain::host(&ctx.db, &host).await?.and_then(|host| host.robots).unwrap_or_default();
-        let base = Url::parse(&host).ok();
-        let rules = spec_of(ctx, job.dispatch).await?.and_then(|crawl| crawl.rules().ok());
-        let rules = rules.as_ref().unwrap_or(UrlRules::none());
-        let is_it = |line: &String| {
-            ruled(line, base.as_ref(), rules).is_ok_and(|sitemap| job.url.as_deref() == Some(sitemap.url.as_str()))
-        };
-        if Robots::parse(&robots).sitemaps().iter().any(is_it) {
-            return Ok(format!("named as a sitemap by the robots.txt of {host}"));
-        }
-    }
-    Ok(format!("found on {page}"))
-}
-
-/// Of a page that is visited again: which visit this is, and what came of the one before.
-fn visit_line(job: &JobReport) -> Option<String> {
-    let visit = job.visit.as_ref()?;
-    let Last { visits, job: before, seen, failures, .. } = visit.last.as_ref()?;
-    let (number, s) = (visits + 1, visit.interval_ms.unwrap_or_default() as f64 / 1000.0);
-    let mut line = format!("It is visit {number} of the page, {s:.1} s after visit {visits} by job {before}");
-    if let Some(at) = visit.modified_ms {
-        line.push_str(&format!(" or sooner, since a sitemap says that the page was modified at {}", moment(at)));
-    }
-    line.extend(seen.etag.as_ref().map(|etag| format!(", ETag {etag}")));
-    line.extend(seen.last_modified.as_ref().map(|date| format!(", Last-Modified {date}")));
-    if *failures > 0 {
-        line.push_str(&format!("; the last {failures} have found no page"));
-    }
-    line.push_str(match job.state.as_str() {
-        "ok" | "noindex" if job.unchanged => ". It found the page as it had been.",
-        "ok" | "noindex" => ". It found that the page had changed.",
-        _ => ".",
-    });
-    Some(line)
-}
-
-async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>> {
-    let mut lines = Vec::new();
-    let page = job.page.map_or(String::new(), |page| match job.total_pages {
-        Some(total) if total > 0 => format!(" (page {page} of {total})"),
-        _ => format!(" (page {page})"),
-    });
-    let origin = match job.found_on {
-        Some(page) => found_on(ctx, job, page).await?,
-        None if job.kind == "crawl" => "given as a start".to_owned(),
-        None => format!("a {} job{page}", job.kind),
-    };
-    lines.push(format!(
-        "Job {} of dispatch {}: {origin}, at depth {}, scheduled {}.",
-        job.id, job.dispatch, job.depth, job.created_at
-    ));
-    if let Some(before) = job.remake_of {
-        lines.push(format!("It makes the result of job {before} again, which Redis lost before it was archived."));
-    }
-    lines.extend(crash_line(job));
-    lines.extend(visit_line(job));
-    if job.state == "pending" {
-        let due = job.run_at.map_or(String::new(), |at| format!(", due at {at}"));
-        lines.extend(job.tries.iter().map(try_line));
-        lines.push(format!("It is pending with {} tries behind it{}{due}.", job.attempt, for_nothing(job)));
-        let told = job.tries.last().map(|last| &last.error);
-        lines.extend(job.reason.as_ref().filter(|why| told != Some(why)).map(|why| format!("Its last try: {why}.")));
-        if let Some(dispatch) = dispatch::get(&ctx.db, TENANT_DEFAULT, job.dispatch).await? {
-            let revisit = serde_json::from_value::<CrawlSpec>(dispatch.spec).ok().and_then(|spec| spec.revisit);
-            lines.extend(revisit.map(|Revisit { min_s, max_s }| {
-                format!("Its crawl visits each page every {min_s} to {max_s} s, as often as it changes.")
-            }));
-            lines.extend(dispatch.paused_at.map(|at| format!("Its dispatch is paused since {at}.")));
-            lines.extend(dispatch.note.map(|note| format!("Its dispatch is ending: {note}.")));
-        }
-        return Ok(lines);
-    }
-    lines.extend(job.tries.iter().map(try_line));
-    let mut end = format!("It ended {}", job.state);
-    if let Some(status) = job.status {
-        end.push_str(&format!(" with status {status}"));
-    }
-    if let Some(ms) = job.fetch_ms {
-        end.push_str(&format!(" in {ms} ms"));
-    }
-    if let Some(address) = &job.address {
-        end.push_str(&format!(" from {address}"));
-    }
-    end.push_str(&format!(" at try {}{}", job.attempt + 1, for_nothing(job)));
-    if let Some(at) = job.finished_at {
-        end.push_str(&format!(", {}", at.trunc_subsecs(3)));
-    }
-    if let Some(worker) = job.worker {
-        end.push_str(&format!(", by worker {worker}"));
-    }
-    lines.push(format!("{end}."));
-    lines.extend(job.reason.as_ref().map(|why| format!("Reason: {why}.")));
-    lines.extend(job.location.as_ref().map(|to| format!("It redirects to {to}.")));
-    lines.extend(job.digest.as_ref().map(|digest| format!("Its body has the digest {digest}.")));
-    Ok(lines)
-}
-
-/// Tries that were refused, or found nobody, cost none.
-fn for_nothing(job: &JobReport) -> String {
-    match job.tries.len().saturating_sub(job.attempt.max(0) as usize) {
-        0 => String::new(),
-        1 => ", and one that did not count".to_owned(),
-        n => format!(", and {n} that did not count"),
-    }
-}
-
-fn try_line(Try { at, ms, status, worker, error }: &Try) -> String {
-    let mut line = format!("A try failed {}", at.trunc_subsecs(3));
-    line.extend(status.map(|status| format!(" with status {status}")));
-    line.extend(ms.map(|ms| format!(" after {ms} ms")));
-    line.push_str(&format!(", by worker {worker}: {error}."));
-    line
-}
-
-/// Where the result of a job is, and the record itself, if it is sought and the store tells.
-async fn record_line(
-    ctx: &Context,
-    job: &JobReport,
-    sought: Option<&mut Sidecars>,
-) -> ApiResult<Option<(String, Option<Archived>)>> {
-    let (Some(stream), Some(generation), Some(id)) = (&job.raw_stream, job.raw_generation, &job.raw_id) else {
-        return Ok(None);
-    };
-    let Ok(entry) = id.parse() else { return Ok(None) };
-    let line = match segment::place_of(&ctx.db, TENANT_DEFAULT, stream, generation, entry).await? {
-        Some(Place::Verified(key, at)) => {
-            let mut line = format!("Its result {id} is archived in {key}, verified {at}");
-            let record = match sought {
-                Some(sidecars) => sidecars.record(ctx, job.id, &key, entry).await,
-                None => Ok(None),
-            };
-            match &record {
-                Ok(Some(record)) => {
-                    line.push_str(&format!(": {} bytes from byte {} on are its record.", record.bytes, record.offset));
-                }
-                Ok(None) => line.push('.'),
-                Err(error) => line.push_str(&format!("; where in it cannot be told: {error:#}.")),
-            }
-            return Ok(Some((line, record.ok().flatten())));
-        }
-        Some(Place::Planned(key)) => format!("Its result {id} is on its way to {key}."),
-        Some(Place::Lost(job)) => {
-            format!("Redis lost its result {id} before it was archived: job {job} makes it again.")
-        }
-        None => format!("Its result is entry {id} of {stream}, not archived yet."),
-    };
-    Ok(Some((line, None)))
-}
-
-/// What the store has told of segments, as long as it does.
-struct Sidecars {
-    until: Instant,
-    read: HashMap<String, Sidecar>,
-}
-
-impl Sidecars {
-    /// The place of an entry in its object; none where that has no members, as those of items.
-    async fn record(
-        &mut self,
-        ctx: &Context,
-        job: Uuid,
-        key: &str,
-        entry: StreamId,
-    ) -> anyhow::Result<Option<Archived>> {
-        if !self.read.contains_key(key) {
-            let (segment, _) = SegmentKey::parse(key).context("its key is not one of ours")?;
-            let reading = read_sidecar(&ctx.store, &segment);
-            let sidecar = tokio::time::timeout_at(self.until, reading).await.context("the store is slow")??;
-            self.read.insert(key.to_owned(), sidecar);
-        }
-        let entries = &self.read[key].entries;
-        let found = entries.binary_search_by_key(&entry, |(id, ..)| *id).ok();
-        Ok(found.map(|index| {
-            let (_, offset, bytes) = entries[index];
-            Archived { job, key: key.to_owned(), offset, bytes }
-        }))
     }
 }
