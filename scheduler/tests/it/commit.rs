@@ -294,8 +294,8 @@ async fn a_page_goes_on_by_one_job() -> Result<()> {
         let revisited =
             Revisited { next, again, spared: again.then_some(Spared::Transfer(70)), ..Revisited::default() };
         let found = page(key, ms);
-        let hints = vec![(found.found[0].id, 5), (Uuid::now_v7(), 6)];
-        Finished { revisited: Some(Box::new(Revisited { hints, ..revisited })), ..found }
+        let (dispatch, hints) = (bench.dispatch, vec![(found.found[0].hash, 5), (Uuid::now_v7(), 6)]);
+        Finished { revisited: Some(Box::new(Revisited { dispatch, hints, ..revisited })), ..found }
     };
     let commit = async |finished: Finished| {
         let batch = Batch { finished: vec![finished], ..Batch::default() };
