@@ -53,7 +53,7 @@ pub struct Flow {
     pub more: bool,
     pub in_ring: bool,
     /// Of the last job that is to be tried again: its dispatch, and what it waits for until a refill brings it back.
-    pub again: Option<(Uuid, Cause)>,
+    pub again: Option<Box<(Uuid, Cause)>>,
     /// What it waited for when it was looked at last.
     pub waits: Cause,
 }

@@ -157,7 +157,7 @@ impl Frontier {
                 }
                 Some(id) => {
                     if let Some(flow) = self.flows.get_mut(id) {
-                        flow.again = settled.again.map(|cause| (issued.dispatch, cause));
+                        flow.again = settled.again.map(|cause| Box::new((issued.dispatch, cause)));
                     }
                     self.refill_at(now + in_ms + 1, id);
                 }

@@ -37,8 +37,8 @@ impl Frontier {
                 Some(_) => {}
                 // Nothing else is to be done there meanwhile.
                 None if flow.taken == 0 && flow.timers > 0 => {
-                    if let Some((dispatch, cause)) = flow.again {
-                        count(&flow.tenant, dispatch, cause);
+                    if let Some(again) = &flow.again {
+                        count(&flow.tenant, again.0, again.1);
                     }
                 }
                 None => {}
