@@ -81,13 +81,16 @@ def memory(roots: list[int]) -> list[tuple[str, float, float | None]]:
 
 
 def resident_mib(pid: int) -> float:
-    status = pathlib.Path(f"/proc/{pid}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")) / 1024
+    return status_mib(pid, "VmRSS")
 
 
 def peak_mib(pid: int) -> float:
+    return status_mib(pid, "VmHWM")
+
+
+def status_mib(pid: int, field: str) -> float:
     status = pathlib.Path(f"/proc/{pid}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) / 1024
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{field}:")) / 1024
 
 
 def open_files(pid: int) -> int:

@@ -2,6 +2,8 @@
 
 /// What is read of a file, RFC 9309 2.5: the least that a crawler must read, and what Google reads.
 pub const ROBOTS_BYTES_MAX: usize = 500 * 1024;
+/// Redirects of a file that are followed (RFC 9309 2.3.1.2: at least five).
+pub const ROBOTS_HOPS_MAX: i16 = 5;
 /// What is read of a line; the rest is cut off, where Google's parser cuts (robots.cc: 8 * 2083 bytes, the last of them
 /// for its end). Without a star, a rule that long matches no URL that we fetch.
 pub const LINE_BYTES_MAX: usize = 8 * 2083 - 1;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use dodo_common::model::robots::{ROBOTS_BYTES_MAX, Robots as Rules};
+use dodo_common::model::robots::{ROBOTS_BYTES_MAX, ROBOTS_HOPS_MAX, Robots as Rules};
 use dodo_common::model::url::{canonical, ruled, steps};
 use dodo_common::model::url_rules::UrlRules;
 use percent_encoding::{AsciiSet, percent_encode};
@@ -15,9 +15,6 @@ use url::Url;
 
 use crate::cli::crawl::RuleFlags;
 use crate::cli::say;
-
-/// Redirects of a robots.txt that are followed: as many as the crawler follows (RFC 9309 2.3.1.2: at least five).
-const HOPS_MAX: usize = 5;
 
 #[derive(Args, Debug)]
 pub struct Robots {
@@ -93,7 +90,7 @@ fn client() -> reqwest::ClientBuilder {
 /// It cannot be reached, and the crawler would hold the host.
 async fn fetch(http: &reqwest::Client, source: &str) -> anyhow::Result<Vec<u8>> {
     let mut url = Url::parse(source).with_context(|| format!("{source} is no URL"))?;
-    for _ in 0..=HOPS_MAX {
+    for _ in 0..=ROBOTS_HOPS_MAX {
         let answer = http.get(url.clone()).send().await.with_context(|| format!("cannot fetch {url}"))?;
         match answer.status().as_u16() {
             200..=299 => return body(answer, &url).await,

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use dodo_common::clock::Clock;
 use dodo_common::db::host::{DEAD_MS, FAILURES_MAX, HostState, HostUpdate, OUTAGES_MAX, RobotsAt, VALID_MS};
 use dodo_common::db::schedule::LoadedHost;
-use dodo_common::model::robots::{ROBOTS_BYTES_MAX, Robots};
+use dodo_common::model::robots::{ROBOTS_BYTES_MAX, ROBOTS_HOPS_MAX, Robots};
 use dodo_common::model::source::api_origin;
 use dodo_common::model::url::canonical;
 use reqwest::header::HeaderMap;
@@ -24,8 +24,6 @@ use crate::fetch::{AGENT, Ask, Fetcher};
 
 /// However long a server that is out of order asks us to wait, its robots.txt is asked for again after this, milliseconds.
 const ROBOTS_WAIT_MS_MAX: i64 = 3_600_000;
-/// Redirects of a robots.txt that are followed (RFC 9309 2.3.1.2: at least five).
-const ROBOTS_HOPS_MAX: i16 = 5;
 
 /// A preparation: what to write of the host, and whether a request was sent.
 #[derive(Debug)]

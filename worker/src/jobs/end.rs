@@ -117,37 +117,47 @@ pub fn timed(done: &mut Done, started_ms: Millis, now_ms: Millis, status: Option
     }
 }
 
+fn policy(ctx: &Context, job: &Job) -> Policy {
+    Policy::of(job.kind).scaled(ctx.settings.retry_base_ms)
+}
+
+/// For how long a host is left alone that says nothing of it, milliseconds: longer each time.
+fn ceiling_ms(ctx: &Context, job: &Job) -> Millis {
+    policy(ctx, job).ceiling_ms(job.host_refusals.clamp(0, 30) as i16)
+}
+
+fn refuses(job: &Job, ms: Millis, why: &str) -> Hold {
+    Hold { host: job.host.clone(), word: Word::Refuses { ms, reason: clean(why) } }
+}
+
 /// For how long 429 and 503 ask the host to be left alone, milliseconds; longer each time. What they say of it is the
 /// least (RFC 9110 10.2.3): nothing, or too little again and again, is no leave to go on.
 fn hold_ms(ctx: &Context, job: &Job, fetched: &Fetched) -> i64 {
-    let policy = Policy::of(job.kind).scaled(ctx.settings.retry_base_ms);
-    let ceiling_ms = policy.ceiling_ms(job.host_refusals.clamp(0, 30) as i16);
+    let ceiling_ms = ceiling_ms(ctx, job);
     match fetched.retry_after_ms(ctx.clock.now_ms()) {
-        Some(asked_ms) => asked_ms.max(ceiling_ms.min(ASKED_BASES_MAX * policy.base_ms)),
+        Some(asked_ms) => asked_ms.max(ceiling_ms.min(ASKED_BASES_MAX * policy(ctx, job).base_ms)),
         None => ceiling_ms,
     }
 }
 
 /// What 429 and 503 mean for the host.
 pub fn hold_of(ctx: &Context, job: &Job, fetched: &Fetched, why: &str) -> Hold {
-    let ms = hold_ms(ctx, job, fetched);
-    Hold { host: job.host.clone(), word: Word::Refuses { ms, reason: why.to_owned() } }
+    refuses(job, hold_ms(ctx, job, fetched), why)
 }
 
 /// The host is left alone for so long, and the job returns behind the others without a try less, but not for ever.
 fn put_off(ctx: &Context, entry: StreamId, job: &Job, ms: Millis, why: &str) -> Done {
-    let policy = Policy::of(job.kind).scaled(ctx.settings.retry_base_ms);
     let mut done = if job.refusals + 1 >= REFUSALS_MAX {
         finish(entry, job, Outcome::Dead, &format!("{why}, {REFUSALS_MAX} times"))
     } else {
-        let delay_ms = ms.saturating_add(policy.wait_ms(job.refusals, die(job)));
+        let delay_ms = ms.saturating_add(policy(ctx, job).wait_ms(job.refusals, die(job)));
         let (key, refusals) = (job.key.clone(), Some(job.refusals));
         Done::new(
             entry,
             Effect::Retry(Retry { key, delay_ms, error: clean(why), refusals, status: None, took_ms: None }),
         )
     };
-    done.hold = Some(Hold { host: job.host.clone(), word: Word::Refuses { ms, reason: clean(why) } });
+    done.hold = Some(refuses(job, ms, why));
     done
 }
 
@@ -184,8 +194,7 @@ pub fn retry(ctx: &Context, entry: StreamId, job: &Job, why: &str) -> Done {
     if is_last_try(job) {
         return finish(entry, job, Outcome::Dead, why);
     }
-    let policy = Policy::of(job.kind).scaled(ctx.settings.retry_base_ms);
-    let delay_ms = policy.wait_ms(job.key.attempt, die(job));
+    let delay_ms = policy(ctx, job).wait_ms(job.key.attempt, die(job));
     let (key, error) = (job.key.clone(), clean(why));
     Done::new(entry, Effect::Retry(Retry { key, delay_ms, error, refusals: None, status: None, took_ms: None }))
 }
@@ -205,8 +214,7 @@ pub async fn unread(ctx: &Context, entry: StreamId, job: &Job, what: &str, error
 /// A request that found nobody at the addresses of its host. They are good for a day, but a site may move sooner. Where it has
 /// not, that is the host's affair, as 429 and 503 are: an outage must not cost its jobs their tries.
 pub async fn unreachable(ctx: &Context, entry: StreamId, job: &Job, pinned: &[IpAddr], why: &str) -> Done {
-    let policy = Policy::of(job.kind).scaled(ctx.settings.retry_base_ms);
-    let mut done = put_off(ctx, entry, job, policy.ceiling_ms(job.host_refusals.clamp(0, 30) as i16), why);
+    let mut done = put_off(ctx, entry, job, ceiling_ms(ctx, job), why);
     if let Ok(url) = Url::parse(api_origin(&job.host).unwrap_or(&job.host))
         && let Resolved::Addresses(addresses) = ctx.fetcher.resolver.resolve(&url).await
         && addresses.iter().any(|address| !pinned.contains(address))

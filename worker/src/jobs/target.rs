@@ -105,8 +105,8 @@ pub fn listed(
 }
 
 /// The sitemaps that the robots.txt of a seed's host names, if this is a seed: no other job at depth 0 has made no hop.
-/// They may lie anywhere that is not excluded: a site says by its robots.txt that others hold its sitemaps (sitemaps.org, "Sitemaps &
-/// Cross Submits"). What they list is held to the scope.
+/// They may lie anywhere that is not excluded: a site says by its robots.txt that others hold its sitemaps (sitemaps.org,
+/// "Sitemaps & Cross Submits"). What they list is held to the scope.
 pub fn named(job: &Job, crawl: &Crawl, url: &Url, robots: &Robots) -> Vec<Target> {
     if !crawl.spec.sitemaps || crawl.spec.depth == 0 || job.depth > 0 || job.hops > 0 {
         return Vec::new();
