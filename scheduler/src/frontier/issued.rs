@@ -83,7 +83,7 @@ impl Frontier {
     /// Records the stream entry of a picked job.
     pub fn issued(&mut self, now: Millis, entry: StreamId, pick: Pick) {
         let Pick { key, host, dispatch, alone, proxy, exempt, stay } = pick;
-        let host = self.places.id_or_new(&host);
+        let host = stay.host().unwrap_or_else(|| self.places.id_or_new(&host));
         self.issued.insert(entry, Issued { key, host, stay, proxy, dispatch, alone, exempt, issued_ms: now });
     }
 

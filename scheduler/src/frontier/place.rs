@@ -57,6 +57,13 @@ pub struct Stay {
     addresses: SmallVec<[IpAddr; 1]>,
 }
 
+impl Stay {
+    /// Whose request it is; none without a host.
+    pub fn host(&self) -> Option<HostId> {
+        self.hosts.first().copied()
+    }
+}
+
 #[derive(Debug)]
 pub struct Places {
     hosts: SlotMap<HostId, Host>,
@@ -329,13 +336,13 @@ impl Places {
 
     /// The row of the host of a stay has changed.
     pub fn look_up_own(&mut self, stay: &Stay) {
-        if let Some(id) = stay.hosts.first() {
-            self.look_up(*id);
+        if let Some(id) = stay.host() {
+            self.look_up(id);
         }
     }
 
     fn own(&mut self, stay: &Stay) -> Option<&mut Host> {
-        self.hosts.get_mut(*stay.hosts.first()?)
+        self.hosts.get_mut(stay.host()?)
     }
 
     /// Paces that have changed since they were asked for last, and are worth writing down: at most `count`.
