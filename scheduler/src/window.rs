@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use dodo_common::db::generation::{self, Generation};
 use dodo_common::db::pool::{DbError, DbResult};
 use dodo_common::db::raw::{self as raw_result, RawKey};
-use dodo_common::db::{schedule, worker};
+use dodo_common::db::{load, schedule, worker};
 use dodo_common::fail;
 use dodo_common::model::job::JobKey;
 use dodo_common::model::stream_id::StreamId;
@@ -157,7 +157,7 @@ pub async fn adopt(ctx: &Context, frontier: &mut Frontier) -> Result<StreamId, W
     frontier.complete_all(now);
     for batch in outstanding.chunks(schedule::BATCH_MAX) {
         let keys: Vec<JobKey> = batch.iter().map(|(entry, _)| entry.key.clone()).collect();
-        let loaded = schedule::load(&ctx.db, &keys).await?;
+        let loaded = load::jobs(&ctx.db, &keys).await?;
         let known = loaded.rows.into_iter().map(|row| (row.job.key, (row.job.host, row.job.dispatch)));
         let unknown = loaded.unknown.into_iter().map(|job| (job.key, (job.host, job.dispatch)));
         let rows: HashMap<JobKey, (String, Uuid)> = known.chain(unknown).collect();

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dodo_common::db::load::Loaded;
 use dodo_common::db::pool::DbError;
-use dodo_common::db::schedule::Loaded;
 use dodo_common::db::suspect;
 use dodo_common::fail;
 use dodo_common::model::job::JobKey;
@@ -13,9 +13,10 @@ use dodo_common::stream::queue::JobEntry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument as _;
 
-use crate::committer::{Done, Effect, Results};
+use crate::committer::Results;
 use crate::consumer::{UNKNOWN_PAUSE, load, span_of};
 use crate::context::Context;
+use crate::done::{Done, Effect};
 use crate::jobs;
 
 /// A database that does not answer is asked again this often.

@@ -3,28 +3,29 @@
 //! Every step can be the last one of this process; a successor finds the plan and resumes it:
 //! plan (a row with the hash) -> put -> verify -> record (the row; raw results go) -> trim.
 
+mod encode;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use dodo_common::db::dispatch;
 use dodo_common::db::pool::{Db, DbError, Session};
 use dodo_common::db::raw::{self as raw_result, EntryKey, EntryState};
 use dodo_common::db::segment::{self, Segment};
 use dodo_common::fail;
 use dodo_common::model::stream_id::StreamId;
-use dodo_common::model::surt::surt;
-use dodo_common::storage::cdxj::CdxFields;
+use dodo_common::storage;
 use dodo_common::storage::key::SegmentKey;
 use dodo_common::storage::object::{Store, StoreError};
-use dodo_common::storage::segment::{self as encode, Encoded, PageEntry};
+use dodo_common::storage::segment::Encoded;
 use dodo_common::stream::connection::{Redis, StreamError};
-use dodo_common::stream::names::{PAGES, RAW_STREAMS, archive_name, group_of};
+use dodo_common::stream::names::{RAW_STREAMS, archive_name, group_of};
 use dodo_common::stream::raw::{self, Extent, Stored};
 use dodo_common::stream::{queue, status};
-use url::Url;
 
+use crate::archiver::encode::{by_tenant, encode_segment, plan_of};
 use crate::consumer::is_generation;
 use crate::context::Context;
 
@@ -205,14 +206,14 @@ async fn read_range(archiver: &Archiver, stream: &str, plan: &Segment) -> anyhow
 
 async fn is_written(archiver: &Archiver, plan: &Segment) -> anyhow::Result<bool> {
     let (key, _) = SegmentKey::parse(&plan.key).context("a planned key is not one of ours")?;
-    match encode::verify(&archiver.store, &key).await {
+    match storage::segment::verify(&archiver.store, &key).await {
         Ok(sidecar) => Ok(sidecar.sha256 == plan.sha256),
-        Err(encode::SegmentError::Store(error @ StoreError::NotFound { .. })) => {
+        Err(storage::segment::SegmentError::Store(error @ StoreError::NotFound { .. })) => {
             tracing::debug!(%error, "the object of a plan was not written");
             Ok(false)
         }
         // Half written: the plan can only be given up if the store says so, not because it is away.
-        Err(encode::SegmentError::Mismatch { .. }) => Ok(false),
+        Err(storage::segment::SegmentError::Mismatch { .. }) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
@@ -352,62 +353,6 @@ async fn judge(archiver: &Archiver, stream: &str, batch: &[Stored]) -> anyhow::R
     Ok(raw_result::judge(&archiver.db, archive_name(stream), &keys).await?)
 }
 
-fn by_tenant(entries: Vec<Stored>) -> std::collections::BTreeMap<String, Vec<Stored>> {
-    let mut tenants = std::collections::BTreeMap::<String, Vec<Stored>>::new();
-    for stored in entries {
-        tenants.entry(stored.entry.tenant.clone()).or_default().push(stored);
-    }
-    tenants
-}
-
-/// Deterministic: the same entries give the same bytes. Nothing for no entries.
-fn encode_segment(stream: &str, tenant: &str, generation: i64, entries: &[Stored]) -> anyhow::Result<Option<Encoded>> {
-    if entries.is_empty() {
-        return Ok(None);
-    }
-    let (name, generation) = (archive_name(stream), generation as u64);
-    let encoded = if stream == PAGES {
-        let pages = entries.iter().map(page_of).collect::<anyhow::Result<Vec<_>>>()?;
-        encode::encode_warc(tenant, name, generation, &pages)?
-    } else {
-        let items = entries
-            .iter()
-            .map(|stored| Ok((stored.id, serde_json::from_slice(&stored.entry.about)?)))
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        encode::encode_ndjson(tenant, name, generation, &items)?
-    };
-    Ok(Some(encoded))
-}
-
-fn page_of(stored: &Stored) -> anyhow::Result<PageEntry<'_>> {
-    let about: serde_json::Value = serde_json::from_slice(&stored.entry.about)?;
-    let text = |name: &str| about[name].as_str().map(str::to_owned);
-    let Some(url) = text("url") else { bail!("entry {} of pages has no URL", stored.id) };
-    let cdx = CdxFields {
-        surt: surt(&Url::parse(&url)?),
-        url,
-        date_ms: about["date_ms"].as_i64().unwrap_or_default(),
-        mime: text("mime"),
-        status: about["status"].as_u64().unwrap_or_default() as u16,
-        digest: text("digest").unwrap_or_default(),
-    };
-    Ok(PageEntry { id: stored.id, member: &stored.entry.body, cdx })
-}
-
-fn plan_of(stream: &str, tenant: &str, generation: i64, encoded: &Encoded) -> Segment {
-    Segment {
-        tenant: tenant.to_owned(),
-        generation,
-        stream: archive_name(stream).to_owned(),
-        first: encoded.sidecar.first,
-        last: encoded.sidecar.last,
-        key: encoded.key.data(),
-        entries: encoded.sidecar.count as i32,
-        bytes: encoded.sidecar.bytes as i64,
-        sha256: encoded.sidecar.sha256.clone(),
-    }
-}
-
 /// Puts (unless it is there already), verifies and records one segment, with the entries that it has. Returns how many results
 /// are made again.
 async fn finish(
@@ -416,9 +361,9 @@ async fn finish(
     made: Option<(&Encoded, &HashSet<StreamId>)>,
 ) -> anyhow::Result<usize> {
     if let Some((encoded, _)) = made {
-        encode::put_segment(&archiver.store, encoded).await?;
+        storage::segment::put_segment(&archiver.store, encoded).await?;
         fail::point_async("archive-uploaded").await;
-        encode::verify_put(&archiver.store, encoded).await?;
+        storage::segment::verify_put(&archiver.store, encoded).await?;
     }
     let mut remade = 0;
     loop {

@@ -4,13 +4,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dodo_common::db::commit::{self, Batch, Committed, Finished, Found, Retry};
-use dodo_common::db::host::{Hold, HostUpdate};
+use dodo_common::db::commit::{self, Batch, Committed};
+use dodo_common::db::host::Hold;
 use dodo_common::db::pool::DbError;
 use dodo_common::db::tally::Novelty;
 use dodo_common::fail;
-use dodo_common::model::job::{JobKey, Outcome};
-use dodo_common::model::proxy::ProxyWord;
+use dodo_common::model::job::Outcome;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::url::UrlHash;
 use dodo_common::stream::queue;
@@ -21,6 +20,7 @@ use uuid::Uuid;
 
 use crate::consumer::is_generation;
 use crate::context::Context;
+use crate::done::{Done, Effect};
 use crate::pressure::Held;
 use crate::seen::{Claim, Seen};
 
@@ -40,78 +40,6 @@ const FOUND_MAX: usize = 50_000;
 const LINKS_BYTES_MAX: usize = 32 << 20;
 /// A server that does not answer is asked again this often.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// What came of a job, before it is committed.
-#[derive(Debug)]
-pub enum Effect {
-    /// It ended; its raw result, if any, goes to the named stream first.
-    Finished { job: Box<Finished>, raw: Option<(&'static str, RawEntry)>, dispatch: Uuid },
-    /// Its row stays with its next attempt.
-    Retry(Retry),
-    /// Its host was prepared; the row is unchanged.
-    Prepared,
-    /// Its row was gone.
-    Gone,
-    /// Its dispatch is paused; the row is unchanged.
-    Paused,
-    /// It has not been started, or our proxy did not let it out.
-    Returned,
-}
-
-impl Effect {
-    /// The try that it ends.
-    fn key(&self) -> Option<&JobKey> {
-        match self {
-            Effect::Finished { job, .. } => Some(&job.key),
-            Effect::Retry(retry) => Some(&retry.key),
-            Effect::Prepared | Effect::Gone | Effect::Paused | Effect::Returned => None,
-        }
-    }
-}
-
-/// One settled entry of the jobs stream.
-#[derive(Debug)]
-pub struct Done {
-    pub entry: StreamId,
-    pub effect: Effect,
-    /// What was learned of the host.
-    pub host: Option<HostUpdate>,
-    /// What its answer says of its host.
-    pub hold: Option<Hold>,
-    pub requested: bool,
-    /// How long its host took to answer it, milliseconds; that is the latency, which a long body is no part of.
-    pub head_ms: Option<i32>,
-    /// What its request says of the proxy that the leader chose.
-    pub proxy: Option<ProxyWord>,
-    /// Its request, if there was one, was over by then.
-    pub ended: Instant,
-}
-
-impl Done {
-    /// What is known when its request is over.
-    pub fn new(entry: StreamId, effect: Effect) -> Self {
-        Self {
-            entry,
-            effect,
-            host: None,
-            hold: None,
-            requested: false,
-            head_ms: None,
-            proxy: None,
-            ended: Instant::now(),
-        }
-    }
-
-    /// What it takes to hold it until it is committed, but for a small fixed part.
-    pub fn bytes(&self) -> u64 {
-        let Effect::Finished { job, raw, .. } = &self.effect else { return 0 };
-        let raw = raw.as_ref().map_or(0, |(_, entry)| entry.about.len() + entry.body.len());
-        let kept = job.paged.as_ref().and_then(|paged| paged.kept.as_ref()).map_or(0, Vec::len);
-        let found: usize = job.found.iter().map(|found| size_of::<Found>() + found.url.len() + found.host.len()).sum();
-        let modified = job.revisited.as_ref().map_or(0, |revisited| size_of_val(revisited.modified.as_slice()));
-        (raw + kept + found + modified + job.links.as_ref().map_or(0, String::len)) as u64
-    }
-}
 
 /// What a job has made, with the room that it takes until it is settled.
 struct Item {
@@ -414,83 +342,4 @@ async fn report(ctx: &Context, ended: Ended, committed: Committed) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A job that has found links of these hashes.
-    fn finding(hashes: impl IntoIterator<Item = u128>) -> Done {
-        let key = JobKey { tenant: "default".to_owned(), id: Uuid::from_u128(1), attempt: 0 };
-        let mut job = Finished::new(key, Outcome::Ok, None);
-        let found = |hash| Found {
-            id: Uuid::nil(),
-            hash: Uuid::from_u128(hash),
-            url: String::new(),
-            host: String::new(),
-            depth: 0,
-            hops: 0,
-        };
-        job.found = hashes.into_iter().map(found).collect();
-        Done::new(StreamId::default(), Effect::Finished { job: Box::new(job), raw: None, dispatch: Uuid::nil() })
-    }
-
-    #[test]
-    fn links_that_were_seen_meanwhile_are_only_counted() {
-        let (seen, mut done) = (Seen::default(), [finding([1, 2, 3]), finding([]), finding([2, 4])]);
-        seen.remember(Uuid::nil(), [UrlHash(2), UrlHash(3)].into_iter());
-        seen.remember(Uuid::from_u128(9), [UrlHash(4)].into_iter());
-        forget_known(&seen, &mut done);
-        let left = done.iter().map(|d| {
-            let Effect::Finished { job, .. } = &d.effect else { panic!("it has ended") };
-            (job.found.iter().map(|found| found.hash.as_u128()).collect::<Vec<_>>(), job.known_count)
-        });
-        assert_eq!(left.collect::<Vec<_>>(), [(vec![1], 2), (vec![], 0), (vec![4], 1)]);
-    }
-
-    #[test]
-    fn a_batch_that_finds_too_many_links_is_split() {
-        let sizes = |counts: &[usize]| -> Vec<usize> {
-            parts(counts.iter().map(|count| finding(0..*count as u128)).collect()).iter().map(Vec::len).collect()
-        };
-        assert_eq!(sizes(&[0, 50, 50]), [3]);
-        assert_eq!(sizes(&[1, FOUND_MAX - 1, 0, 1, 5]), [3, 2]);
-        assert_eq!(sizes(&[FOUND_MAX + 1, 0, 1]), [2, 1]);
-        assert_eq!(sizes(&[FOUND_MAX, FOUND_MAX, FOUND_MAX]), [1, 1, 1]);
-        let linking = |bytes| {
-            let mut done = finding([]);
-            let Effect::Finished { job, .. } = &mut done.effect else { panic!("it has ended") };
-            job.links = Some("x".repeat(bytes));
-            done
-        };
-        let half = LINKS_BYTES_MAX / 2;
-        let done = [half, half, 1, LINKS_BYTES_MAX + 1].map(linking);
-        assert_eq!(parts(done.into()).iter().map(Vec::len).collect::<Vec<_>>(), [2, 1, 1]);
-    }
-
-    #[test]
-    fn a_job_twice_in_a_batch_ends_once() {
-        let key = |attempt| JobKey { tenant: "default".to_owned(), id: Uuid::from_u128(1), attempt };
-        let finished = |attempt| Effect::Finished {
-            job: Box::new(Finished::new(key(attempt), Outcome::Ok, None)),
-            raw: None,
-            dispatch: Uuid::nil(),
-        };
-        let retry = |attempt| {
-            Effect::Retry(Retry {
-                key: key(attempt),
-                delay_ms: 5,
-                error: String::new(),
-                refusals: None,
-                status: None,
-                took_ms: None,
-            })
-        };
-        let effects = [finished(0), finished(0), retry(0), retry(1), Effect::Prepared, finished(2), retry(1)];
-        let done = effects.into_iter().zip(1..).map(|(effect, ms)| Done::new(StreamId { ms, seq: 0 }, effect));
-        let (batch, ended) = batch_of(done.collect());
-        assert_eq!((batch.finished.len(), batch.retried.len(), ended.dispatches.len()), (2, 1, 2));
-        assert_eq!(ended.entries.len(), 7, "every entry is settled");
-        let gone: Vec<u64> =
-            ended.entries.iter().filter(|s| s.verdict == Verdict::Gone).map(|settled| settled.entry.ms).collect();
-        assert_eq!(gone, [2, 3, 7]);
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dodo_common::db::schedule::{self, Loaded, Unknown};
+use dodo_common::db::load::{self, Loaded, Unknown};
 use dodo_common::fail;
 use dodo_common::model::job::{Job, JobKey, JobKind};
 use dodo_common::model::url::UrlHash;
@@ -15,8 +15,9 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::alone;
-use crate::committer::{Done, Effect, Results};
+use crate::committer::Results;
 use crate::context::Context;
+use crate::done::{Done, Effect};
 use crate::jobs;
 
 /// A server that does not answer is asked again this often.
@@ -147,7 +148,7 @@ pub fn span_of(ctx: &Context, job: &Job, proxy: Option<&str>) -> tracing::Span {
 /// incarnation ends meanwhile.
 pub async fn load(ctx: &Context, keys: &[JobKey]) -> Option<(HashMap<JobKey, Loaded>, HashSet<JobKey>)> {
     loop {
-        match schedule::load(&ctx.db, keys).await {
+        match load::jobs(&ctx.db, keys).await {
             Ok(batch) => {
                 if let Some(Unknown { kind, .. }) = batch.unknown.first() {
                     let jobs = batch.unknown.len();

@@ -6,6 +6,7 @@ pub mod committer;
 pub mod consumer;
 pub mod content;
 pub mod context;
+pub mod done;
 pub mod extract;
 pub mod fetch;
 pub mod heart;

@@ -6,13 +6,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::db::control;
 use crate::db::leader;
-use crate::db::pool::{Db, DbError, DbResult, Transaction};
-use crate::db::schedule;
-use crate::model::spec::{CrawlSpec, NoopSpec};
+use crate::db::pool::{Db, DbError, DbResult};
 use crate::model::terms::Terms;
-use crate::model::url::Canonical;
 use crate::run_tx;
 
 /// Delta rows rolled up in one tick.
@@ -121,77 +117,6 @@ pub struct Dispatch {
     pub version: i64,
 }
 
-/// How a dispatch is submitted, whatever its work.
-#[derive(Clone, Debug, Default)]
-pub struct Submission<'a> {
-    /// A known key returns the dispatch that has it, whatever else was asked.
-    pub key: Option<&'a str>,
-    /// The dispatch that starts it.
-    pub parent: Option<Uuid>,
-    pub terms: Terms,
-    /// They go with its requests and nowhere else.
-    pub headers: BTreeMap<String, String>,
-}
-
-/// A dispatch that was submitted, or found under its key.
-#[derive(Clone, Debug)]
-pub struct Submitted {
-    pub id: Uuid,
-    /// False: the key was known and nothing was scheduled.
-    pub created: bool,
-    pub scheduled: i64,
-}
-
-/// Submits a crawl.
-pub async fn submit_crawl(
-    db: &Db,
-    tenant: &str,
-    spec: &CrawlSpec,
-    seeds: &[Canonical],
-    submission: &Submission<'_>,
-) -> DbResult<Submitted> {
-    let value = serde_json::to_value(spec).map_err(|error| DbError::Input(error.to_string()))?;
-    run_tx!(db, "submit-crawl", tenant: tenant, |tx| {
-        submit_crawl_in(tx, tenant, &value, seeds, submission).await
-    })
-}
-
-/// The same within a transaction.
-pub(crate) async fn submit_crawl_in(
-    tx: &Transaction<'_>,
-    tenant: &str,
-    spec: &serde_json::Value,
-    seeds: &[Canonical],
-    submission: &Submission<'_>,
-) -> DbResult<Submitted> {
-    let id = Uuid::now_v7();
-    if let Some(known) = insert(tx, tenant, id, ("crawl", spec), submission).await? {
-        return Ok(Submitted { id: known, created: false, scheduled: 0 });
-    }
-    keep_headers(tx, tenant, id, &submission.headers).await?;
-    let scheduled = schedule::submit_seeds(tx, tenant, id, seeds, &submission.terms).await?;
-    Ok(Submitted { id, created: true, scheduled })
-}
-
-/// Keeps the headers of a dispatch where only workers read them.
-pub(crate) async fn keep_headers(
-    tx: &Transaction<'_>,
-    tenant: &str,
-    id: Uuid,
-    headers: &BTreeMap<String, String>,
-) -> DbResult<()> {
-    if headers.is_empty() {
-        return Ok(());
-    }
-    let value = serde_json::to_value(headers).map_err(|error| DbError::Input(error.to_string()))?;
-    tx.execute(
-        "-- keep-headers\nINSERT INTO dispatch_secret (tenant, dispatch, headers) VALUES ($1, $2, $3)",
-        &[&tenant, &id, &value],
-    )
-    .await?;
-    Ok(())
-}
-
 /// The headers of a dispatch, for the worker that sends them.
 pub async fn headers(db: &Db, tenant: &str, id: Uuid) -> DbResult<BTreeMap<String, String>> {
     let client = db.client().await?;
@@ -203,89 +128,6 @@ pub async fn headers(db: &Db, tenant: &str, id: Uuid) -> DbResult<BTreeMap<Strin
         .await?;
     let Some(row) = row else { return Ok(BTreeMap::new()) };
     serde_json::from_value(row.get(0)).map_err(|error| DbError::Input(format!("dispatch {id} has no headers: {error}")))
-}
-
-/// Submits no-op jobs, one for each payload, all in one transaction.
-pub async fn submit_noops(
-    db: &Db,
-    tenant: &str,
-    spec: &NoopSpec,
-    payloads: &[Option<serde_json::Value>],
-    submission: &Submission<'_>,
-) -> DbResult<Submitted> {
-    run_tx!(db, "submit-noops", tenant: tenant, |tx| { submit_noops_in(tx, tenant, spec, payloads, submission).await })
-}
-
-/// The same within a transaction.
-pub(crate) async fn submit_noops_in(
-    tx: &Transaction<'_>,
-    tenant: &str,
-    spec: &NoopSpec,
-    payloads: &[Option<serde_json::Value>],
-    submission: &Submission<'_>,
-) -> DbResult<Submitted> {
-    let id = Uuid::now_v7();
-    let spec = serde_json::to_value(spec).map_err(|error| DbError::Input(error.to_string()))?;
-    if let Some(known) = insert(tx, tenant, id, ("noop", &spec), submission).await? {
-        return Ok(Submitted { id: known, created: false, scheduled: 0 });
-    }
-    let mut scheduled = 0;
-    for batch in payloads.chunks(schedule::BATCH_MAX) {
-        scheduled += schedule::submit_noops(tx, tenant, id, batch, &submission.terms).await?;
-    }
-    Ok(Submitted { id, created: true, scheduled })
-}
-
-/// Inserts the row; returns the id of the dispatch that has the key already.
-pub(crate) async fn insert(
-    tx: &Transaction<'_>,
-    tenant: &str,
-    id: Uuid,
-    (kind, spec): (&str, &serde_json::Value),
-    Submission { key, parent, terms, .. }: &Submission<'_>,
-) -> DbResult<Option<Uuid>> {
-    let (paused_at, ending, note) = match *parent {
-        Some(parent) => control::inherited(tx, tenant, parent).await?,
-        None => Default::default(),
-    };
-    let statement = tx
-        .prepare_cached(
-            "-- insert-dispatch
-             WITH d AS (INSERT INTO dispatch (tenant, id, kind, key, spec, parent, paused_at, ending, note,
-                               max_bytes, max_seconds, retries, priority, start_at)
-                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
-                        ON CONFLICT (tenant, key) DO NOTHING RETURNING tenant, id)
-             INSERT INTO dispatch_progress (tenant, dispatch) SELECT tenant, id FROM d",
-        )
-        .await?;
-    let inserted = tx
-        .execute(
-            &statement,
-            &[
-                &tenant,
-                &id,
-                &kind,
-                &key,
-                &spec,
-                &parent,
-                &paused_at,
-                &ending,
-                &note,
-                &terms.max_bytes,
-                &terms.max_seconds,
-                &terms.retries,
-                &terms.priority,
-                &terms.start_at,
-            ],
-        )
-        .await?;
-    if inserted == 1 {
-        return Ok(None);
-    }
-    let row = tx
-        .query_one("-- dispatch-by-key\nSELECT id FROM dispatch WHERE tenant = $1 AND key = $2", &[&tenant, &key])
-        .await?;
-    Ok(Some(row.get(0)))
 }
 
 /// The spec of a dispatch, for the worker's cache.

@@ -8,15 +8,15 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::clock::Millis;
-use crate::db::dispatch::{self, Submission, Submitted};
 use crate::db::leader;
 use crate::db::pool::{Db, DbError, DbResult, Transaction};
 use crate::db::raw::authorise_worker;
 use crate::db::source;
+use crate::db::submit::{self, Submission, Submitted};
 use crate::db::worker::Incarnation;
 use crate::model::job::JobKey;
 use crate::model::manifest::{Checked, Options, Reason, Schedule, crawl_spec};
-use crate::model::source::PagedSpec;
+use crate::model::paged::PagedSpec;
 use crate::run_tx;
 
 /// Refreshes that are remembered, for the metric.
@@ -107,7 +107,7 @@ pub async fn record(
                 let mut dispatch = None;
                 if let Ok(entries) = content {
                     let spec = json!({ "manifest": read.name, "hash": read.hash, "entries": entries.len() });
-                    dispatch::insert(tx, tenant, id, ("manifest", &spec), &Submission::default()).await?;
+                    submit::insert(tx, tenant, id, ("manifest", &spec), &Submission::default()).await?;
                     insert_entries(tx, tenant, id, entries).await?;
                     dispatch = Some(id);
                 }
@@ -363,7 +363,7 @@ pub async fn start(
                 let (spec, seed) = crawl_spec(&service, &url, &options).map_err(DbError::Input)?;
                 let hosts = vec![seed.host.clone()];
                 let spec = serde_json::to_value(&spec).map_err(input)?;
-                let submitted = dispatch::submit_crawl_in(tx, &job.tenant, &spec, &[seed], &submission).await?;
+                let submitted = submit::crawl_in(tx, &job.tenant, &spec, &[seed], &submission).await?;
                 Started { submitted, hosts }
             }
             name => {

@@ -9,7 +9,7 @@ use crate::db::pool::{Client, Db, DbResult, Transaction};
 use crate::db::raw::authorise_worker;
 use crate::db::worker::Incarnation;
 use crate::model::job::{JobKey, JobKind};
-use crate::model::source::{Metadata, ROUNDS_MAX};
+use crate::model::paged::{Metadata, ROUNDS_MAX};
 use crate::run_tx;
 
 /// Jobs that one job may put behind itself.

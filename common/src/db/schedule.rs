@@ -1,16 +1,11 @@
-//! `crawl_schedule`: submitted, refilled into the frontier, loaded by workers, skipped.
+//! `crawl_schedule` as the scheduler reads it: what is due, what will be, what ends without being issued.
 
 use chrono::{DateTime, Utc};
-use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::db::host::{self, HostState, RobotsAt};
 use crate::db::leader;
-use crate::db::pool::{Db, DbResult, Transaction};
-use crate::model::job::{ALONE_CRASHES_MAX, Job, JobKey, JobKind, Outcome, SUSPECT_CRASHES};
-use crate::model::source::Metadata;
-use crate::model::terms::Terms;
-use crate::model::url::Canonical;
+use crate::db::pool::{Db, DbResult};
+use crate::model::job::{ALONE_CRASHES_MAX, Outcome, SUSPECT_CRASHES};
 use crate::run_tx;
 
 /// Jobs in one statement.
@@ -58,122 +53,6 @@ pub struct Refill {
     pub due: Vec<DueJob>,
     /// How far it came: it has found as many as it was to, or passed over as many as it may. None: nothing is due behind.
     pub upto: Option<Position>,
-}
-
-/// A job with what its worker must know before it sends anything.
-#[derive(Clone, Debug)]
-pub struct Loaded {
-    pub job: Job,
-    pub host: Option<LoadedHost>,
-    pub paging: LoadedPaging,
-    pub leave: Leave,
-    /// The spec of its dispatch, where that is one of no-op jobs; those of others are larger, and kept by the worker.
-    pub noop: Option<serde_json::Value>,
-}
-
-/// Whether the dispatch of a job lets it run.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Leave {
-    #[default]
-    Run,
-    /// Not now.
-    Paused,
-    /// Not any more: how it ends, and why.
-    Ending(Outcome, String),
-}
-
-/// What is known of a page dispatch before any request of it leaves.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct LoadedPaging {
-    /// The count, and how often it has changed; none before it was asked for.
-    pub metadata: Option<(Metadata, i32)>,
-    /// The job that has stored this very page.
-    pub stored_by: Option<Uuid>,
-}
-
-/// What [`load`] found of a batch.
-#[derive(Debug, Default)]
-pub struct Batch {
-    pub rows: Vec<Loaded>,
-    /// Jobs of a kind that this binary does not know: a newer one has made them.
-    pub unknown: Vec<Unknown>,
-}
-
-#[derive(Clone, Debug)]
-pub struct Unknown {
-    pub key: JobKey,
-    pub kind: String,
-    pub dispatch: Uuid,
-    pub host: String,
-}
-
-#[derive(Clone, Debug)]
-pub struct LoadedHost {
-    pub addresses: Vec<String>,
-    pub state: HostState,
-    /// Addresses and robots are known and not too old.
-    pub fresh: bool,
-    pub robots_url: Option<String>,
-    pub robots_hops: i16,
-    pub robots_at: Option<RobotsAt>,
-    pub failures: i32,
-    pub version: i64,
-    pub last_error: Option<String>,
-    pub robots_status: Option<i16>,
-}
-
-/// Schedules the seeds of a dispatch; seeds it has seen already are left out. Returns how many are new.
-pub async fn submit_seeds(
-    tx: &Transaction<'_>,
-    tenant: &str,
-    dispatch: Uuid,
-    seeds: &[Canonical],
-    terms: &Terms,
-) -> DbResult<i64> {
-    let ids: Vec<Uuid> = seeds.iter().map(|_| Uuid::now_v7()).collect();
-    let hashes: Vec<Uuid> = seeds.iter().map(|seed| seed.hash.to_uuid()).collect();
-    let urls: Vec<&str> = seeds.iter().map(|seed| seed.url.as_str()).collect();
-    let hosts: Vec<&str> = seeds.iter().map(|seed| seed.host.as_str()).collect();
-    let statement = tx
-        .prepare_cached(
-            "-- submit-seeds
-             WITH f AS (SELECT * FROM unnest($3::uuid[], $4::uuid[], $5::text[], $6::text[]) AS f(id, hash, url, host)),
-             fresh AS (
-               INSERT INTO url (tenant, dispatch, hash, job) SELECT $1, $2, hash, id FROM f ORDER BY hash
-               ON CONFLICT DO NOTHING RETURNING job),
-             scheduled AS (
-               INSERT INTO crawl_schedule (tenant, id, dispatch, kind, host, url, url_hash, priority, run_at)
-               SELECT $1, f.id, $2, 'crawl', f.host, f.url, f.hash, $7, coalesce($8, now()) FROM fresh JOIN f ON f.id = fresh.job RETURNING 1),
-             delta AS (
-               INSERT INTO dispatch_delta (tenant, dispatch, scheduled) SELECT $1, $2, count(*) FROM scheduled)
-             SELECT count(*) FROM scheduled",
-        )
-        .await?;
-    let row = tx
-        .query_one(&statement, &[&tenant, &dispatch, &ids, &hashes, &urls, &hosts, &terms.rank(), &terms.start_at])
-        .await?;
-    Ok(row.get(0))
-}
-
-/// Schedules no-op jobs, at most [`BATCH_MAX`] at once; each payload becomes an entry of `items`.
-pub async fn submit_noops(
-    tx: &Transaction<'_>,
-    tenant: &str,
-    dispatch: Uuid,
-    payloads: &[Option<serde_json::Value>],
-    terms: &Terms,
-) -> DbResult<i64> {
-    let ids: Vec<Uuid> = payloads.iter().map(|_| Uuid::now_v7()).collect();
-    let statement = tx
-        .prepare_cached(
-            "-- submit-noops
-             WITH delta AS (INSERT INTO dispatch_delta (tenant, dispatch, scheduled) VALUES ($1, $2, cardinality($3::uuid[])))
-             INSERT INTO crawl_schedule (tenant, id, dispatch, kind, payload, priority, run_at)
-             SELECT $1, id, $2, 'noop', payload, $5, coalesce($6, now()) FROM unnest($3::uuid[], $4::jsonb[]) AS n(id, payload)",
-        )
-        .await?;
-    let count = tx.execute(&statement, &[&tenant, &dispatch, &ids, &payloads, &terms.rank(), &terms.start_at]).await?;
-    Ok(count as i64)
 }
 
 /// The priorities of a host `k` that has jobs, each by one descent of the index: what is due of one is then a range of
@@ -330,100 +209,6 @@ pub async fn scan_hosts(db: &Db, after: Option<&(String, String)>, limit: i64) -
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Loads the rows of a batch of stream entries; what is gone or has moved on is not in the answer.
-pub async fn load(db: &Db, keys: &[JobKey]) -> DbResult<Batch> {
-    let tenants: Vec<&str> = keys.iter().map(|key| key.tenant.as_str()).collect();
-    let ids: Vec<Uuid> = keys.iter().map(|key| key.id).collect();
-    let attempts: Vec<i16> = keys.iter().map(|key| key.attempt).collect();
-    let client = db.client().await?;
-    let statement = client
-        .prepare_cached(
-            "-- load-jobs
-             SELECT s.tenant, s.id, s.attempt, s.dispatch, s.kind, s.host, s.depth, s.hops, s.url, s.payload,
-                    h.addresses, h.state, h.valid_until > clock_timestamp(), h.robots_url, h.robots_hops, h.failures,
-                    h.version, h.last_error, s.page, s.total_pages, s.remake_of, m.total_items, m.total_pages, m.round, p.job,
-                    d.paused_at IS NOT NULL, d.ending, d.note, d.retries, s.refusals, coalesce(h.refusals, 0),
-                    CASE s.kind WHEN 'noop' THEN d.spec END, h.robots_host, h.robots_address, h.robots_status
-               FROM unnest($1::text[], $2::uuid[], $3::int2[]) AS k(tenant, id, attempt),
-               LATERAL (SELECT * FROM crawl_schedule c
-                         WHERE c.tenant = k.tenant AND c.id = k.id AND c.attempt = k.attempt OFFSET 0) s
-               LEFT JOIN host h ON h.host = s.host
-               LEFT JOIN dispatch d ON d.tenant = s.tenant AND d.id = s.dispatch
-               -- Of the other kinds nothing is looked up: an outer join by itself looks first and compares kinds then.
-               LEFT JOIN LATERAL (SELECT * FROM page_metadata m WHERE s.kind IN ('page_dispatch', 'get_metadata', 'get_page')
-                                     AND m.tenant = s.tenant AND m.dispatch = s.dispatch OFFSET 0) m ON true
-               LEFT JOIN LATERAL (SELECT * FROM page_scrape p WHERE s.kind = 'get_page' AND p.tenant = s.tenant
-                                     AND p.dispatch = s.dispatch AND p.page = s.page AND p.total_pages = s.total_pages
-                                   OFFSET 0) p ON true",
-        )
-        .await?;
-    let rows = client.query(&statement, &[&tenants, &ids, &attempts]).await?;
-    let mut batch = Batch::default();
-    for row in &rows {
-        let key = JobKey { tenant: row.get(0), id: row.get(1), attempt: row.get(2) };
-        match JobKind::parse(row.get(4)) {
-            Some(kind) => batch.rows.push(loaded(row, key, kind)),
-            None => {
-                batch.unknown.push(Unknown { key, kind: row.get(4), dispatch: row.get(3), host: row.get(5) });
-            }
-        }
-    }
-    Ok(batch)
-}
-
-fn loaded(row: &Row, key: JobKey, kind: JobKind) -> Loaded {
-    let paused = row.get::<_, Option<bool>>(25).unwrap_or_default();
-    let is_remake = row.get::<_, Option<Uuid>>(20).is_some();
-    Loaded {
-        job: Job {
-            key,
-            dispatch: row.get(3),
-            kind,
-            host: row.get(5),
-            depth: row.get(6),
-            hops: row.get(7),
-            url: row.get(8),
-            payload: row.get(9),
-            page: row.get::<_, Option<i32>>(18).zip(row.get(19)),
-            remake_of: row.get(20),
-            retries: row.get(28),
-            refusals: row.get(29),
-            host_refusals: row.get(30),
-        },
-        paging: LoadedPaging {
-            metadata: row
-                .get::<_, Option<i64>>(21)
-                .map(|total_items| (Metadata { total_items, total_pages: row.get(22) }, row.get(23))),
-            stored_by: row.get(24),
-        },
-        leave: leave(paused, row.get(26), row.get(27), is_remake),
-        noop: row.get(31),
-        host: row.get::<_, Option<Vec<String>>>(10).map(|addresses| LoadedHost {
-            addresses,
-            state: HostState::parse(row.get(11)),
-            fresh: row.get(12),
-            robots_url: row.get(13),
-            robots_hops: row.get(14),
-            robots_at: host::robots_at(row.get(32), row.get(33)),
-            failures: row.get(15),
-            version: row.get(16),
-            last_error: row.get(17),
-            robots_status: row.get(34),
-        }),
-    }
-}
-
-/// What is made again had counted before its dispatch spent its budget: it may run, and only its user can end it.
-fn leave(paused: bool, ending: Option<&str>, note: Option<String>, is_remake: bool) -> Leave {
-    match ending.map(|ending| if ending == Outcome::Budget.as_str() { Outcome::Budget } else { Outcome::Cancelled }) {
-        Some(outcome) if outcome == Outcome::Cancelled || !is_remake => {
-            Leave::Ending(outcome, note.unwrap_or_default())
-        }
-        _ if paused => Leave::Paused,
-        _ => Leave::Run,
-    }
-}
-
 /// A stretch of a tenant's schedule.
 #[derive(Clone, Debug, Default)]
 pub struct Stretch {
@@ -510,25 +295,4 @@ pub async fn backlog(db: &Db) -> DbResult<(i64, i64)> {
         )
         .await?;
     Ok((row.get(0), row.get(1)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_made_again_runs_though_its_budget_is_spent() {
-        let leave = |paused, ending, is_remake| leave(paused, ending, Some("why".to_owned()), is_remake);
-        let ends = |outcome| Leave::Ending(outcome, "why".to_owned());
-        assert_eq!([leave(false, None, false), leave(false, None, true)], [Leave::Run, Leave::Run]);
-        assert_eq!([leave(true, None, false), leave(true, None, true)], [Leave::Paused, Leave::Paused]);
-        let spent = [leave(false, Some("budget"), false), leave(true, Some("budget"), false)];
-        assert_eq!(spent, [ends(Outcome::Budget), ends(Outcome::Budget)]);
-        assert_eq!(
-            [leave(false, Some("budget"), true), leave(true, Some("budget"), true)],
-            [Leave::Run, Leave::Paused]
-        );
-        let cancelled = [leave(false, Some("cancelled"), false), leave(false, Some("cancelled"), true)];
-        assert_eq!(cancelled, [ends(Outcome::Cancelled), ends(Outcome::Cancelled)]);
-    }
 }

@@ -5,10 +5,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::db::dispatch::{self, Submission, Submitted};
 use crate::db::pool::{Db, DbError, DbResult, Transaction};
+use crate::db::submit::{self, Submission, Submitted};
 use crate::db::timer;
-use crate::model::source::{Document, PagedSpec};
+use crate::model::paged::PagedSpec;
+use crate::model::source::Document;
 use crate::run_tx;
 
 /// A stored source.
@@ -91,10 +92,10 @@ pub(crate) async fn submit_in(
     let terms = &submission.terms;
     let value = serde_json::to_value(spec).map_err(|error| DbError::Input(error.to_string()))?;
     let id = Uuid::now_v7();
-    if let Some(known) = dispatch::insert(tx, tenant, id, ("paged", &value), &submission).await? {
+    if let Some(known) = submit::insert(tx, tenant, id, ("paged", &value), &submission).await? {
         return Ok(Submitted { id: known, created: false, scheduled: 0 });
     }
-    dispatch::keep_headers(tx, tenant, id, &submission.headers).await?;
+    submit::keep_headers(tx, tenant, id, &submission.headers).await?;
     tx.execute(
         "-- submit-pages
          WITH delta AS (INSERT INTO dispatch_delta (tenant, dispatch, scheduled) VALUES ($1, $2, 1))

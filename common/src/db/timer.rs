@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::db::dispatch::{self, Submission, Submitted};
 use crate::db::leader;
 use crate::db::pool::{Db, DbError, DbResult, Transaction};
 use crate::db::source;
-use crate::model::source::PagedSpec;
+use crate::db::submit::{self, Submission, Submitted};
+use crate::model::paged::PagedSpec;
 use crate::model::spec::{CrawlSpec, NoopSpec};
 use crate::model::terms::Terms;
 use crate::model::url::Canonical;
@@ -203,11 +203,9 @@ pub async fn fire(
         let submitted = match work {
             Work::Crawl { spec, seeds } => {
                 let spec = serde_json::to_value(spec).map_err(|error| DbError::Input(error.to_string()))?;
-                dispatch::submit_crawl_in(tx, &due.tenant, &spec, seeds, &submission).await?
+                submit::crawl_in(tx, &due.tenant, &spec, seeds, &submission).await?
             }
-            Work::Noop { spec, payloads } => {
-                dispatch::submit_noops_in(tx, &due.tenant, spec, payloads, &submission).await?
-            }
+            Work::Noop { spec, payloads } => submit::noops_in(tx, &due.tenant, spec, payloads, &submission).await?,
             Work::Paged { spec } => source::submit_in(tx, &due.tenant, spec, &submission).await?,
         };
         tx.execute(

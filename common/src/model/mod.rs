@@ -6,6 +6,7 @@ pub mod header;
 pub mod job;
 pub mod manifest;
 pub mod media;
+pub mod paged;
 pub mod pattern;
 pub mod proxy;
 pub mod proxy_pool;

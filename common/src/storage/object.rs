@@ -2,7 +2,8 @@
 //!
 //! Every call is bounded in time and in tries, and every error is one line that names what to mend and no secret.
 
-use std::error::Error as _;
+mod error;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,7 +12,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
-use object_store::client::{HttpError, HttpErrorKind};
 use object_store::list::{PaginatedListOptions, PaginatedListStore as _};
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -22,6 +22,9 @@ use object_store::{
 use url::{Host, Url};
 
 use crate::clock::Millis;
+use crate::storage::object::error::one_line;
+
+pub use crate::storage::object::error::StoreError;
 
 /// To open a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -83,30 +86,6 @@ pub enum PutOutcome {
     /// There was an object of that key already, and it was left alone. It may be the caller's own, put by a try whose
     /// answer got lost: compare before concluding anything.
     Exists,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    #[error("S3 settings are not usable: {0}")]
-    Settings(String),
-    #[error("S3 endpoint {endpoint} is unreachable: {reason}")]
-    Unreachable { endpoint: String, reason: String },
-    #[error("bucket {bucket} does not exist: create it, or set DODO_S3_BUCKET")]
-    BucketMissing { bucket: String },
-    #[error(
-        "access to bucket {bucket} is denied ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and its policy"
-    )]
-    AccessDenied { bucket: String, code: String },
-    #[error("no object {key}")]
-    NotFound { key: String },
-    #[error("`{key}` is not an object key: {reason}")]
-    InvalidKey { key: String, reason: String },
-    #[error("{what} is above its bound of {bound}")]
-    Bound { what: String, bound: u64 },
-    #[error("S3 did not finish {operation} {key} within {seconds} s")]
-    TimedOut { operation: &'static str, key: String, seconds: u64 },
-    #[error("S3 refused {operation} {key}: {reason}")]
-    Refused { operation: &'static str, key: String, reason: String },
 }
 
 impl Store {
@@ -177,7 +156,7 @@ impl Store {
         let options = PaginatedListOptions { max_keys: Some(1), ..PaginatedListOptions::default() };
         match tokio::time::timeout(CHECK_TIMEOUT, client.list_paginated(None, options)).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(self.explain("list", "of it", &error)),
+            Ok(Err(error)) => Err(StoreError::of("list", "of it", self.names(), &error)),
             Err(_) => Err(StoreError::Unreachable {
                 endpoint: endpoint.clone(),
                 reason: format!("no answer within {} s", CHECK_TIMEOUT.as_secs()),
@@ -330,36 +309,10 @@ impl Store {
         call: impl Future<Output = Result<T, BackendError>>,
     ) -> Result<T, StoreError> {
         match tokio::time::timeout(CALL_TIMEOUT, call).await {
-            Ok(outcome) => outcome.map_err(|error| self.explain(operation, key, &error)),
+            Ok(outcome) => outcome.map_err(|error| StoreError::of(operation, key, self.names(), &error)),
             Err(_) => {
                 let seconds = CALL_TIMEOUT.as_secs();
                 Err(StoreError::TimedOut { operation, key: key.to_owned(), seconds })
-            }
-        }
-    }
-
-    /// Turns the library's nested error, which quotes whole XML answers, into one line.
-    fn explain(&self, operation: &'static str, key: &str, error: &BackendError) -> StoreError {
-        let (endpoint, bucket) = self.names();
-        if matches!(error, BackendError::NotFound { .. }) && answer_code(error).as_deref() != Some("NoSuchBucket") {
-            return StoreError::NotFound { key: key.to_owned() };
-        }
-        if let Some(reason) = transport_failure(error) {
-            return StoreError::Unreachable { endpoint, reason };
-        }
-        match (answer_status(error), answer_code(error)) {
-            // A listing has no object to miss, and a HEAD's answer has no code.
-            (Some(404), _) => StoreError::BucketMissing { bucket },
-            (Some(status @ (401 | 403)), code) => {
-                StoreError::AccessDenied { bucket, code: code.unwrap_or_else(|| format!("HTTP {status}")) }
-            }
-            (status, code) => {
-                let reason = match (status, code) {
-                    (Some(status), Some(code)) => format!("{code} (HTTP {status})"),
-                    (Some(status), None) => format!("HTTP {status}"),
-                    (None, _) => one_line(&error.to_string()),
-                };
-                StoreError::Refused { operation, key: key.to_owned(), reason }
             }
         }
     }
@@ -419,96 +372,5 @@ fn bound(key: &str, size_bytes: u64) -> Result<(), StoreError> {
     Err(StoreError::Bound { what: format!("{key} with {size_bytes} bytes"), bound: OBJECT_BYTES_MAX })
 }
 
-/// The `<Code>` of the server's XML answer, which the library keeps only as text.
-fn answer_code(error: &BackendError) -> Option<String> {
-    let text = error.to_string();
-    let (_, rest) = text.split_once("<Code>")?;
-    let (code, _) = rest.split_once("</Code>")?;
-    Some(one_line(code))
-}
-
-/// The status of the server's answer, likewise.
-fn answer_status(error: &BackendError) -> Option<u16> {
-    let text = error.to_string();
-    let (_, rest) = text.split_once("status code: ")?;
-    rest.get(..3)?.parse().ok()
-}
-
-/// Why no answer came, if none did: the innermost cause, such as `Connection refused (os error 111)`.
-fn transport_failure(error: &BackendError) -> Option<String> {
-    let mut cause = error.source()?;
-    let mut failed = false;
-    loop {
-        if let Some(http) = cause.downcast_ref::<HttpError>() {
-            failed |= !matches!(http.kind(), HttpErrorKind::Decode | HttpErrorKind::Unknown);
-        }
-        match cause.source() {
-            Some(inner) => cause = inner,
-            None => return failed.then(|| one_line(&cause.to_string())),
-        }
-    }
-}
-
-fn one_line(text: &str) -> String {
-    const CHARS_MAX: usize = 160;
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CHARS_MAX).collect::<String>().trim().to_owned()
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn settings(endpoint: &str, allow_http: bool) -> S3Settings {
-        S3Settings {
-            endpoint: endpoint.to_owned(),
-            bucket: "dodo".to_owned(),
-            region: "us-east-1".to_owned(),
-            access_key: "access".to_owned(),
-            secret_key: "hush-hush".to_owned(),
-            allow_http,
-        }
-    }
-
-    #[tokio::test]
-    async fn memory_keeps_what_was_put() {
-        let store = Store::memory();
-        store.check().await.expect("memory always answers");
-        assert_eq!(store.put_new("a/1", Bytes::from("one")).await.expect("put"), PutOutcome::Created);
-        assert_eq!(store.put_new("a/1", Bytes::from("two")).await.expect("put"), PutOutcome::Exists);
-        assert_eq!(store.get("a/1").await.expect("get"), "one");
-        store.put("a/1", Bytes::from("three")).await.expect("put");
-        assert_eq!(store.get_range("a/1", 1..3).await.expect("range"), "hr");
-        assert!(store.get_range("a/1", 1..30).await.is_err());
-        assert_eq!(store.head("a/1").await.expect("head"), Some(5));
-        store.delete("a/1").await.expect("delete");
-        store.delete("a/1").await.expect("delete again");
-        assert_eq!(store.head("a/1").await.expect("head"), None);
-        assert_eq!(store.get("a/1").await.expect_err("gone").to_string(), "no object a/1");
-    }
-
-    #[tokio::test]
-    async fn listings_are_sorted_and_start_after_a_key() {
-        let store = Store::memory();
-        for key in ["a/2", "a/10", "a/1", "ab/1", "b/1"] {
-            store.put(key, Bytes::from_static(b"x")).await.expect("put");
-        }
-        let keys = |listed: Vec<(String, u64)>| listed.into_iter().map(|(key, _)| key).collect::<Vec<_>>();
-        assert_eq!(keys(store.list("a", None).await.expect("list")), ["a/1", "a/10", "a/2"]);
-        assert_eq!(keys(store.list("a", Some("a/1")).await.expect("list")), ["a/10", "a/2"]);
-        assert_eq!(store.list("", None).await.expect("list").len(), 5);
-        assert!(store.list("a//b", None).await.is_err());
-    }
-
-    #[test]
-    fn settings_are_checked_and_hide_the_secret() {
-        let refused = |settings: &S3Settings| Store::s3(settings).expect_err("refused").to_string();
-        assert!(refused(&settings("localhost:9000", true)).contains("must begin with http://"));
-        assert!(refused(&settings("http://localhost:9000", false)).contains("not https"));
-        assert!(refused(&settings("127.0.0.1:9000", true)).contains("is no URL"));
-        assert!(!refused(&settings("http://a:hush@localhost", true)).contains("hush"));
-        let mut no_bucket = settings("http://localhost:9000", true);
-        no_bucket.bucket.clear();
-        assert!(refused(&no_bucket).contains("the bucket is empty"));
-        assert!(!format!("{:?}", settings("http://localhost:9000", true)).contains("hush"));
-    }
-}
+mod tests;

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use dodo_common::clock::Millis;
-use dodo_common::db::dispatch::{self, Submission, Submitted};
+use dodo_common::db::submit::{self, Submission, Submitted};
 use dodo_common::model::header::{check_crawl_headers, texts};
 use dodo_common::model::job::TENANT_DEFAULT;
 use dodo_common::model::revisit::Revisit;
@@ -254,7 +254,7 @@ pub async fn submit_noops(
         return Ok(answer);
     }
     let submission = Submission { key: request.key.as_deref(), terms, ..Submission::default() };
-    let submitted = dispatch::submit_noops(&api.ctx.db, TENANT_DEFAULT, &spec, &payloads, &submission).await?;
+    let submitted = submit::noops(&api.ctx.db, TENANT_DEFAULT, &spec, &payloads, &submission).await?;
     api.ctx.hint(vec![(TENANT_DEFAULT.to_owned(), String::new())]).await;
     Ok((StatusCode::ACCEPTED, Json(Answer::Dispatch(submitted.into()))))
 }
@@ -284,7 +284,7 @@ pub fn noops(request: &NoopRequest, now: Millis) -> ApiResult<(NoopSpec, Vec<Opt
 pub async fn submit_crawl(ctx: &Context, crawl: &CheckedCrawl) -> ApiResult<Accepted> {
     let (terms, headers) = (crawl.terms.clone(), crawl.headers.clone());
     let submission = Submission { key: crawl.key.as_deref(), terms, headers, ..Submission::default() };
-    let submitted = dispatch::submit_crawl(&ctx.db, TENANT_DEFAULT, &crawl.spec, &crawl.seeds, &submission).await?;
+    let submitted = submit::crawl(&ctx.db, TENANT_DEFAULT, &crawl.spec, &crawl.seeds, &submission).await?;
     let hosts = crawl.seeds.iter().map(|seed| (TENANT_DEFAULT.to_owned(), seed.host.clone())).collect();
     ctx.hint(hosts).await;
     Ok(submitted.into())

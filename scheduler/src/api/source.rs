@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use dodo_common::db::dispatch::Submission;
 use dodo_common::db::source::{self, SecretName, Source};
+use dodo_common::db::submit::Submission;
 use dodo_common::model::job::TENANT_DEFAULT;
-use dodo_common::model::source::{Document, PagedSpec, Place};
+use dodo_common::model::paged::{PagedSpec, Place};
+use dodo_common::model::source::Document;
 use dodo_common::model::terms::{Terms, start_of};
 use serde::{Deserialize, Serialize};
 

@@ -7,7 +7,7 @@ use dodo_common::db::dispatch::{self, Dispatch};
 use dodo_common::db::proxy;
 use dodo_common::fail;
 use dodo_common::model::job::Outcome;
-use dodo_common::model::source::PagedSpec;
+use dodo_common::model::paged::PagedSpec;
 use dodo_common::model::spec::{CrawlSpec, DELAY_MS_DEFAULT};
 use uuid::Uuid;
 

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use dodo_common::clock::Clock;
 use dodo_common::db::host::{DEAD_MS, FAILURES_MAX, HostState, HostUpdate, OUTAGES_MAX, RobotsAt, VALID_MS};
-use dodo_common::db::schedule::LoadedHost;
+use dodo_common::db::load::LoadedHost;
 use dodo_common::model::robots::{ROBOTS_BYTES_MAX, ROBOTS_HOPS_MAX, Robots};
 use dodo_common::model::source::api_origin;
 use dodo_common::model::url::canonical;

@@ -1,60 +1,35 @@
 //! Fetches a page, keeps it as a WARC record, stores its links and schedules the new ones.
 
+mod reading;
+mod record;
+
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::net::IpAddr;
 
-use dodo_common::clock::Millis;
 use dodo_common::db::commit::{Finished, Found};
+use dodo_common::db::load::{Loaded, LoadedHost};
 use dodo_common::db::revisit::Spared;
-use dodo_common::db::schedule::{Loaded, LoadedHost};
 use dodo_common::db::tally::{Given, Novelty};
 use dodo_common::model::job::{Job, Outcome};
-use dodo_common::model::media::essence;
-use dodo_common::model::revisit::Original;
 use dodo_common::model::robots::Robots;
-use dodo_common::model::spelling::Spelt;
 use dodo_common::model::stream_id::StreamId;
-use dodo_common::model::url::UrlHash;
 use dodo_common::storage::warc::{self, Profile};
 use dodo_common::stream::names::PAGES;
-use dodo_common::stream::raw::RawEntry;
 use url::Url;
 use uuid::Uuid;
 
-use crate::committer::{Done, Effect};
 use crate::content::Page;
 use crate::context::{Context, Crawl};
-use crate::extract::html::{LINKS_MAX, Link, Reading, XHTML, html};
-use crate::extract::listing::{ENTRIES_MAX, File, Listing, listing};
-use crate::extract::sniff::looks_like_html;
+use crate::done::{Done, Effect};
 use crate::fetch::Ask;
 use crate::fetch::body::Cut;
 use crate::fetch::fetched::Fetched;
 use crate::fetch::proxy::FetchError;
-use crate::jobs::end::{
-    body_of, clean, finish, is_last_try, is_refusal, note, raw_entry, ready, refused, retry, unreachable, unread,
-};
+use crate::jobs::crawl::reading::Said;
+use crate::jobs::end::{clean, finish, is_last_try, is_refusal, note, ready, refused, retry, unreachable, unread};
 use crate::jobs::revisit::{self, Before};
 use crate::jobs::target::{self, Target};
 use crate::jobs::{declaration, end};
-
-/// What a body says, beside its links.
-#[derive(Default)]
-struct Said {
-    /// The fingerprint of its words, where the crawl wants to know.
-    print: Option<u64>,
-    /// It is a sitemap or a feed.
-    listing: bool,
-    /// A meta element asks not to be indexed.
-    noindex: bool,
-    /// The URL that it says is its own.
-    canonical: Option<Spelt>,
-    /// Of the pages that a sitemap lists, their first interval, milliseconds.
-    hints: HashMap<UrlHash, i64>,
-    /// Of the same pages, when they were modified, milliseconds since the epoch.
-    modified: Vec<(Uuid, Millis)>,
-}
 
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {
     let Loaded { job, host, .. } = row;
@@ -268,52 +243,6 @@ impl Visit<'_> {
         finished
     }
 
-    /// Whether an answer is to be read as HTML: as it says itself, or where it says nothing, as it looks.
-    fn is_page(&self, fetched: &Fetched) -> bool {
-        match fetched.content_type().filter(|kind| !essence(kind).is_empty()) {
-            Some(kind) => is_html(&kind),
-            None => body_of(self.ctx, fetched).is_ok_and(|body| looks_like_html(&body)),
-        }
-    }
-
-    /// The links of a page.
-    fn read_page(&self, fetched: &Fetched, finished: &mut Finished, said: &mut Said) -> Result<Vec<Target>, String> {
-        let body = body_of(self.ctx, fetched)?;
-        let spec = &self.crawl.spec;
-        let fingerprint = spec.tells_near_duplicates();
-        let (rules, agent) = (&self.crawl.rules, self.crawl.product());
-        let reading = Reading { assets: spec.assets, rules, agent, canonical: spec.follow_canonical, fingerprint };
-        let page = html(&body, fetched.content_type().as_deref(), self.url, reading);
-        (said.print, said.noindex) = (page.fingerprint, page.noindex);
-        finished.title = page.title;
-        finished.language = page.language;
-        if page.links_truncated {
-            note(
-                &format!("it has more than {LINKS_MAX} links, or too many references; the others are not read"),
-                finished,
-            );
-        }
-        let mut links = page.links;
-        if let Some(canonical) = declaration::canonical(self.crawl, self.url, fetched, page.canonical) {
-            // That of a link element is among them.
-            if links.len() < LINKS_MAX && links.iter().all(|link| link.to.hash != canonical.hash) {
-                links.push(Link { to: canonical.clone(), nofollow: false });
-            }
-            said.canonical = Some(canonical);
-        }
-        let nofollow = page.nofollow || declaration::nofollow(self.crawl, fetched);
-        Ok(self.follow(links, nofollow, finished))
-    }
-
-    /// Keeps the links of a page; those that may be new are followed.
-    fn follow(&self, links: Vec<Link>, nofollow: bool, finished: &mut Finished) -> Vec<Target> {
-        keep_links(links.iter().map(|link| &link.to), finished);
-        let mut followed = target::followed(self.job, self.crawl, links, nofollow);
-        // What is known needs no second look: it is in scope, or its job would not be.
-        finished.known_count += self.ctx.seen.drop_known(self.job.dispatch, &mut followed, |link| link.hash) as i32;
-        target::links(self.job, self.crawl, followed)
-    }
-
     /// Counts a page for its host, and says what it repeats, if it does.
     fn tally(&self, finished: &mut Finished, print: Option<u64>) {
         let Visit { ctx, job, crawl, url, .. } = *self;
@@ -330,99 +259,6 @@ impl Visit<'_> {
         let (dispatch, host, bytes) = (job.dispatch, job.host.clone(), finished.body_bytes);
         finished.given = Some(Box::new(Given { dispatch, host, bytes, novelty }));
     }
-
-    /// A sitemap or a feed; of anything else there is nothing to read but its headers.
-    fn read_listing(&self, fetched: &Fetched, finished: &mut Finished, said: &mut Said) -> Result<Vec<Target>, String> {
-        let (encoding, content_type) = (fetched.content_encoding(), fetched.content_type());
-        let file = File {
-            is_whole: fetched.cut.is_none(),
-            body: &fetched.body,
-            encoding: encoding.as_deref(),
-            content_type: content_type.as_deref(),
-            url: self.url,
-        };
-        let read = listing(file, &self.crawl.rules).map_err(|error| error.to_string())?;
-        let nofollow = || declaration::nofollow(self.crawl, fetched);
-        let Some(listing) = read else {
-            said.canonical = declaration::canonical(self.crawl, self.url, fetched, None);
-            let Some(canonical) = said.canonical.clone() else { return Ok(Vec::new()) };
-            return Ok(self.follow(vec![Link { to: canonical, nofollow: false }], nofollow(), finished));
-        };
-        said.listing = true;
-        keep_links(listing.entries.iter(), finished);
-        if self.before.is_some() {
-            said.hints.extend(hints_of(&listing));
-            said.modified.extend(self.modified_of(&listing));
-        }
-        if listing.truncated {
-            note(&format!("it lists more than {ENTRIES_MAX} URLs, or alternates; the others are not read"), finished);
-        }
-        let (targets, left_out) = target::listed(self.job, self.crawl, self.url, listing, nofollow())?;
-        if left_out > 0 {
-            note(&format!("{left_out} sitemaps that it lists are out of scope, or too many, and not read"), finished);
-        }
-        Ok(targets)
-    }
-
-    /// When listed pages were modified. What was before the crawl began is later than no visit of it, and what is still to
-    /// come is a mistake, by which a page would always seem to be newer than its last visit.
-    fn modified_of(&self, listing: &Listing) -> impl Iterator<Item = (Uuid, Millis)> {
-        let begun_ms = self.job.dispatch.get_timestamp().map_or(0, |at| at.to_unix().0.saturating_mul(1000) as Millis);
-        let plausible = begun_ms..=self.ctx.clock.now_ms();
-        let said = listing.entries.iter().zip(&listing.said);
-        said.filter_map(move |(entry, said)| {
-            Some((entry.hash.to_uuid(), said.modified_ms.filter(|at| plausible.contains(at))?))
-        })
-    }
-
-    /// The page as one gzip member of a WARC record, with what the index says of it.
-    fn record(&self, fetched: &Fetched, finished: &mut Finished) -> RawEntry {
-        let Visit { ctx, job, url, started_ms, .. } = *self;
-        let member = warc::response_member(&warc::Response {
-            record_id: job.key.id,
-            url: url.as_str(),
-            date_ms: started_ms,
-            http_head: &fetched.head,
-            body: &fetched.body,
-            truncated: fetched.cut.as_ref().map(Cut::word),
-            ip: fetched.address,
-        });
-        let kind = fetched.content_type();
-        let mime = kind.as_deref().map_or("unk", essence);
-        let about = serde_json::json!({
-            "url": url.as_str(), "date_ms": started_ms, "status": fetched.status, "mime": clean(mime), "digest": member.payload_digest,
-        });
-        finished.digest = Some(member.payload_digest);
-        raw_entry(ctx, job, about.to_string().into_bytes(), member.bytes)
-    }
-
-    /// A page that is as it was: the head of the answer, and where the body is.
-    fn revisit_record(
-        &self,
-        fetched: &Fetched,
-        original: &Original,
-        profile: Profile,
-        finished: &mut Finished,
-    ) -> RawEntry {
-        let Visit { ctx, job, url, started_ms, .. } = *self;
-        let member = warc::revisit_member(&warc::Visit {
-            record_id: job.key.id,
-            url: url.as_str(),
-            date_ms: started_ms,
-            http_head: &fetched.head,
-            ip: fetched.address,
-            profile,
-            original_id: original.job,
-            original_date_ms: original.date_ms,
-            original_digest: &original.digest,
-        });
-        let about = serde_json::json!({
-            "url": url.as_str(), "date_ms": started_ms, "status": fetched.status, "mime": warc::REVISIT_MIME,
-            "digest": member.payload_digest,
-        });
-        finished.digest = Some(member.payload_digest);
-        raw_entry(ctx, job, about.to_string().into_bytes(), member.bytes)
-    }
 }
 
 fn unwanted(fetched: &Fetched) -> String {
@@ -437,24 +273,6 @@ fn leave_out(by: &str, digest: String, finished: &mut Finished) {
     note(&format!("noindex, says {by}: its body is not kept"), finished);
 }
 
-fn hints_of(listing: &Listing) -> impl Iterator<Item = (UrlHash, i64)> + '_ {
-    let said = listing.entries.iter().zip(&listing.said);
-    said.filter_map(|(entry, said)| Some((entry.hash, said.change?.interval_ms())))
-}
-
-/// The links of a page as one text, a line each.
-fn keep_links<'l>(links: impl Iterator<Item = &'l Spelt> + Clone, finished: &mut Finished) {
-    let mut lines = String::with_capacity(links.clone().map(|link| link.text.len() + 1).sum());
-    for link in links {
-        if !lines.is_empty() {
-            lines.push('\n');
-        }
-        lines.push_str(&link.text);
-        finished.link_count += 1;
-    }
-    finished.links = Some(lines);
-}
-
 /// What this worker knows to be seen is only counted; the rest goes to the exact seen-set.
 fn keep_unknown(ctx: &Context, job: &Job, mut found: Vec<Target>, finished: &mut Finished) {
     finished.known_count += ctx.seen.drop_known(job.dispatch, &mut found, |target| target.to.hash) as i32;
@@ -466,11 +284,6 @@ fn keep_unknown(ctx: &Context, job: &Job, mut found: Vec<Target>, finished: &mut
         depth: target.depth,
         hops: target.hops,
     }));
-}
-
-fn is_html(content_type: &str) -> bool {
-    let kind = essence(content_type);
-    kind.eq_ignore_ascii_case("text/html") || kind.eq_ignore_ascii_case(XHTML)
 }
 
 fn path_of(url: &Url) -> Cow<'_, str> {

@@ -1,13 +1,13 @@
 //! Asks an API how much it has; then the page dispatch goes on.
 
+use dodo_common::db::load::Loaded;
 use dodo_common::db::page::Paged;
-use dodo_common::db::schedule::Loaded;
 use dodo_common::model::job::Outcome;
 use dodo_common::model::stream_id::StreamId;
 use url::Url;
 
-use crate::committer::Done;
 use crate::context::Context;
+use crate::done::Done;
 use crate::jobs::{end, paging};
 
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {

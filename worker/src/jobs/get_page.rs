@@ -3,19 +3,19 @@
 use std::time::Duration;
 
 use dodo_common::db::host::{Hold, Word};
+use dodo_common::db::load::{Loaded, LoadedPaging};
 use dodo_common::db::page::{self, Paged};
 use dodo_common::db::pool::DbError;
-use dodo_common::db::schedule::{Loaded, LoadedPaging};
 use dodo_common::fail;
 use dodo_common::model::job::{Job, Outcome};
-use dodo_common::model::source::{Metadata, PAGES_MAX, PagedSpec, ROUNDS_MAX};
+use dodo_common::model::paged::{Metadata, PAGES_MAX, PagedSpec, ROUNDS_MAX};
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::names::ITEMS;
 use serde_json::{Value, json};
 use url::Url;
 
-use crate::committer::{Done, Effect};
 use crate::context::{Context, Paging};
+use crate::done::{Done, Effect};
 use crate::jobs::end;
 use crate::jobs::paging::{self, Answer, NoAnswer};
 

@@ -15,15 +15,15 @@ pub mod target;
 use std::panic::AssertUnwindSafe;
 
 use dodo_common::db::commit::Finished;
-use dodo_common::db::schedule::{Leave, Loaded};
+use dodo_common::db::load::{Leave, Loaded};
 use dodo_common::model::job::{JobKind, Outcome};
 use dodo_common::model::stream_id::StreamId;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
-use crate::committer::{Done, Effect};
 use crate::consumer::UNKNOWN_PAUSE;
 use crate::context::Context;
+use crate::done::{Done, Effect};
 
 /// Runs a job to its end, its requests by the proxy at `address` if the leader chose one; it never fails: every failure is
 /// an effect, a panic too.

@@ -4,15 +4,15 @@
 use std::time::Duration;
 
 use dodo_common::db::commit::Finished;
+use dodo_common::db::load::Loaded;
 use dodo_common::db::pool::DbError;
-use dodo_common::db::schedule::Loaded;
 use dodo_common::model::job::{Job, Outcome};
 use dodo_common::model::spec::NoopSpec;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::names::ITEMS;
 
-use crate::committer::{Done, Effect};
 use crate::context::Context;
+use crate::done::{Done, Effect};
 use crate::jobs::end;
 
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {

@@ -1,15 +1,15 @@
 //! Starts the dispatch of a manifest's entry.
 
 use dodo_common::db::commit::Finished;
+use dodo_common::db::load::Loaded;
 use dodo_common::db::manifest;
 use dodo_common::db::pool::DbError;
-use dodo_common::db::schedule::Loaded;
 use dodo_common::model::job::Outcome;
 use dodo_common::model::stream_id::StreamId;
 use dodo_common::stream::queue;
 
-use crate::committer::{Done, Effect};
 use crate::context::Context;
+use crate::done::{Done, Effect};
 use crate::jobs::end::{finish, retry};
 
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {

@@ -1,13 +1,14 @@
 //! Emits a job for each page of an API; asks for the count first where it is missing.
 
+use dodo_common::db::load::Loaded;
 use dodo_common::db::page::{NEXT_MAX, NextJob, Paged};
-use dodo_common::db::schedule::Loaded;
 use dodo_common::model::job::{Job, Outcome};
-use dodo_common::model::source::{Metadata, PagedSpec, Paging as Style};
+use dodo_common::model::paged::{Metadata, PagedSpec};
+use dodo_common::model::source::Paging as Style;
 use dodo_common::model::stream_id::StreamId;
 
-use crate::committer::Done;
 use crate::context::Context;
+use crate::done::Done;
 use crate::jobs::{end, paging};
 
 pub async fn run(ctx: &Context, entry: StreamId, row: Loaded) -> Done {

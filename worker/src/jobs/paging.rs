@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use dodo_common::clock::Millis;
 use dodo_common::db::commit::Finished;
+use dodo_common::db::load::LoadedHost;
 use dodo_common::db::page::{NextJob, Paged};
-use dodo_common::db::schedule::LoadedHost;
 use dodo_common::model::job::{Job, JobKind, Outcome};
-use dodo_common::model::source::{PagedSpec, Place, RateLimit};
+use dodo_common::model::paged::{PagedSpec, Place};
+use dodo_common::model::source::RateLimit;
 use dodo_common::model::stream_id::StreamId;
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use url::Url;
 use uuid::Uuid;
 
-use crate::committer::{Done, Effect};
 use crate::context::{Context, Paging};
+use crate::done::{Done, Effect};
 use crate::fetch::Ask;
 use crate::fetch::body::Cut;
 use crate::fetch::fetched::Fetched;

@@ -11,8 +11,8 @@ use dodo_common::stream::names::{PAGES, archive_name};
 use reqwest::header::{ETAG, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
 use uuid::Uuid;
 
-use crate::committer::{Done, Effect};
 use crate::context::{Context, Crawl};
+use crate::done::{Done, Effect};
 use crate::fetch::fetched::Fetched;
 use crate::jobs::end::{note, unread};
 
