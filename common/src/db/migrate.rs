@@ -28,6 +28,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (17, "plain_links", include_str!("../../../sql/migrations/0017_plain_links.sql")),
     (18, "lost_results", include_str!("../../../sql/migrations/0018_lost_results.sql")),
     (19, "tries", include_str!("../../../sql/migrations/0019_tries.sql")),
+    (20, "timer_secret", include_str!("../../../sql/migrations/0020_timer_secret.sql")),
 ];
 
 /// Applies what is missing; returns the versions that were applied.

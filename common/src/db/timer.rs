@@ -1,5 +1,7 @@
 //! Timers: what is submitted again and again. A source whose document says `every_s` has one of its own.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -54,6 +56,8 @@ pub struct New<'a> {
     pub cron: &'a str,
     pub timezone: &'a str,
     pub next_at: DateTime<Utc>,
+    /// They go with the requests of each of its dispatches and nowhere else.
+    pub headers: &'a BTreeMap<String, String>,
 }
 
 const SELECT: &str =
@@ -74,13 +78,22 @@ pub async fn create(db: &Db, tenant: &str, new: &New<'_>) -> DbResult<Timer> {
             return Err(DbError::Input(format!("there are {TIMERS_MAX} timers already; delete some")));
         }
         let id = Uuid::now_v7();
-        tx.execute(
+        let created = tx
+            .execute(
             "-- create-timer
              INSERT INTO timer (tenant, id, key, kind, request, cron, timezone, next_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
              ON CONFLICT (tenant, key) DO NOTHING",
             &[&tenant, &id, &new.key, &new.kind, &new.request, &new.cron, &new.timezone, &new.next_at],
         )
         .await?;
+        if created == 1 && !new.headers.is_empty() {
+            let headers = serde_json::to_value(new.headers).map_err(|error| DbError::Input(error.to_string()))?;
+            tx.execute(
+                "-- keep-timer-headers\nINSERT INTO timer_secret (tenant, timer, headers) VALUES ($1, $2, $3)",
+                &[&tenant, &id, &headers],
+            )
+            .await?;
+        }
         let sql = format!("-- created-timer\n{SELECT} WHERE tenant = $1 AND (id = $2 OR key = $3)");
         Ok(of_row(&tx.query_one(&sql, &[&tenant, &id, &new.key]).await?))
     })
@@ -199,7 +212,8 @@ pub async fn fire(
             return Ok(None);
         }
         let key = format!("timer:{}:{}", due.timer.id, due.at.timestamp_millis());
-        let submission = Submission { key: Some(&key), terms: terms.clone(), ..Submission::default() };
+        let headers = headers(tx, &due.tenant, due.timer.id).await?;
+        let submission = Submission { key: Some(&key), terms: terms.clone(), headers, ..Submission::default() };
         let submitted = match work {
             Work::Crawl { spec, seeds } => {
                 let spec = serde_json::to_value(spec).map_err(|error| DbError::Input(error.to_string()))?;
@@ -215,6 +229,12 @@ pub async fn fire(
         .await?;
         Ok(Some(submitted))
     })
+}
+
+async fn headers(tx: &Transaction<'_>, tenant: &str, id: Uuid) -> DbResult<BTreeMap<String, String>> {
+    let sql = "-- timer-headers\nSELECT headers FROM timer_secret WHERE tenant = $1 AND timer = $2";
+    let Some(row) = tx.query_opt(sql, &[&tenant, &id]).await? else { return Ok(BTreeMap::new()) };
+    serde_json::from_value(row.get(0)).map_err(|error| DbError::Input(format!("timer {id} has no headers: {error}")))
 }
 
 fn of_row(row: &tokio_postgres::Row) -> Timer {

@@ -110,7 +110,7 @@ pub struct CrawlRequest {
     pub user_agent: Option<String>,
     /// Headers of its requests, at most 100. `Accept-Language` and its like (`Accept`, `Accept-Charset`, `Cache-Control`,
     /// `DNT`, `Pragma`, `Referer`, `Sec-GPC`, `Upgrade-Insecure-Requests`, `Sec-CH-*`, `Sec-Fetch-*`) go to every host, all
-    /// others to those of the start pages only, since they may be credentials. No answer shows them. Not with `cron`.
+    /// others to those of the start pages only, since they may be credentials. No answer shows them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "texts")]
     pub headers: BTreeMap<String, String>,
     /// Its requests leave by a proxy of this region, as `DODO_PROXIES` names it; by any of them when not given.
@@ -215,21 +215,17 @@ pub async fn submit(
         timezone: timezone.as_deref(),
         starts: request.start_at.is_some() || request.start_in_ms.is_some(),
     };
-    let value = serde_json::to_value(&request).map_err(|error| bad_request(error.to_string()))?;
     let crawl = checked(request.clone(), &ctx.duties.contact, ctx.clock.now_ms())?;
+    // A timer shows its request to whoever asks.
+    let shown = CrawlRequest { headers: BTreeMap::new(), ..request.clone() };
+    let value = serde_json::to_value(shown).map_err(|error| bad_request(error.to_string()))?;
     if let Some(region) = &crawl.spec.region {
         ctx.pool.check_region(region).map_err(bad_request)?;
     }
     if recurring.cron.is_some() && crawl.spec.revisit.is_some() {
         return Err(bad_request("a crawl with revisit goes on by itself: leave out cron"));
     }
-    // A timer shows its request to whoever asks.
-    if recurring.cron.is_some() && !crawl.headers.is_empty() {
-        return Err(bad_request(
-            "a timer keeps no headers: leave out cron, or give both interval and headers in a manifest",
-        ));
-    }
-    if let Some(answer) = timer::store(ctx, "crawl", value, recurring).await? {
+    if let Some(answer) = timer::store(ctx, "crawl", value, recurring, &crawl.headers).await? {
         return Ok(answer);
     }
     Ok((StatusCode::ACCEPTED, Json(Answer::Dispatch(submit_crawl(ctx, &crawl).await?))))
@@ -250,7 +246,7 @@ pub async fn submit_noops(
     };
     let (spec, payloads, terms) = noops(&request, api.ctx.clock.now_ms())?;
     let value = serde_json::to_value(&request).map_err(|error| bad_request(error.to_string()))?;
-    if let Some(answer) = timer::store(&api.ctx, "noop", value, recurring).await? {
+    if let Some(answer) = timer::store(&api.ctx, "noop", value, recurring, &BTreeMap::new()).await? {
         return Ok(answer);
     }
     let submission = Submission { key: request.key.as_deref(), terms, ..Submission::default() };

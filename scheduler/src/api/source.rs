@@ -150,7 +150,7 @@ pub async fn run(
         return Err(bad_request(advice));
     }
     let value = serde_json::json!({ "source": name, "run": request });
-    if let Some(answer) = timer::store(ctx, "paged", value, recurring).await? {
+    if let Some(answer) = timer::store(ctx, "paged", value, recurring, &BTreeMap::new()).await? {
         return Ok(answer);
     }
     let submission = Submission { key: request.key.as_deref(), terms, ..Submission::default() };

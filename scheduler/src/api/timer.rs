@@ -1,5 +1,7 @@
 //! Timers: what recurs. Crawls, no-op jobs and runs of sources make one when they are submitted with `cron`.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -59,9 +61,10 @@ pub async fn store(
     kind: &str,
     request: Value,
     recurring: Recurring<'_>,
+    headers: &BTreeMap<String, String>,
 ) -> ApiResult<Option<(StatusCode, Json<Answer>)>> {
     let Some((cron, timezone, next_at)) = first_time(&recurring, ctx.clock.now_ms())? else { return Ok(None) };
-    let new = New { key: recurring.key, kind, request, cron, timezone, next_at };
+    let new = New { key: recurring.key, kind, request, cron, timezone, next_at, headers };
     let timer = timer::create(&ctx.db, TENANT_DEFAULT, &new).await?;
     Ok(Some((StatusCode::ACCEPTED, Json(Answer::Timer(Box::new(timer))))))
 }

@@ -138,9 +138,9 @@ async fn a_wrong_header_is_refused_in_one_line_without_its_value() -> Result<()>
     // One that is no text is another shape of request.
     let (status, line) = refused(&json!({ "urls": [seed], "headers": { "x": ["hush"] } })).await?;
     assert!(status == 422 && line.contains("\"x\" is no text"), "{status} {line}");
-    let recurring = json!({ "urls": [seed], "headers": { "x": "hush" }, "cron": "* * * * *" });
+    let recurring = json!({ "urls": [seed], "headers": { "x\n": "hush" }, "cron": "* * * * *" });
     let (status, line) = refused(&recurring).await?;
-    assert!(status == 400 && line.contains("leave out cron"), "{status} {line}");
+    assert!(status == 400 && line.contains("is no header name"), "{status} {line}");
     assert_eq!(cluster.get("/v1/timers").await?, json!([]));
     assert_eq!(cluster.get("/v1/dispatches").await?, json!([]));
 
@@ -158,5 +158,54 @@ async fn a_wrong_header_is_refused_in_one_line_without_its_value() -> Result<()>
         assert!(out.status.code() == Some(1) && text.contains("--header: ") && text.contains(word), "{text}");
         assert!(text.lines().count() == 1 && !text.contains("hush"), "{text}");
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_recurs_sends_its_headers_each_time_and_shows_them_to_nobody() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let asked = Asked::default();
+    let [first, second] = sites(&asked).await?;
+    cluster.open(&[first.clone(), second.clone()]);
+    let mut scheduler = cluster.scheduler().await?;
+    let _worker = cluster.worker()?;
+    let seed = format!("http://{first}/");
+    let flags =
+        ["--delay", "0", "--header", "Authorization: Bearer hush-hush", "--cron", "* * * * * *", "--key", "beat"];
+    let arguments = [&["crawl", &seed, "--json"][..], &flags].concat();
+    let mut seen = cluster.dodo_text(&arguments)?;
+    let timer: Value = serde_json::from_str(&seen)?;
+    let starts = || {
+        let asked = asked.lock().expect("no panic under this lock");
+        asked.iter().filter(|hit| hit[1] == "/").map(|hit| hit[3].clone()).collect::<Vec<_>>()
+    };
+    cluster.until("it has gone off twice", LIMIT, async || Ok(starts().len() >= 2)).await?;
+    for arguments in [&["timers", "list"][..], &["timers", "list", "--json"], &["dispatch", "list", "--json"]] {
+        seen += &cluster.dodo_text(arguments)?;
+    }
+    // The next leader knows no more than what is written down.
+    scheduler.kill();
+    let before = starts().len();
+    let _scheduler = cluster.scheduler().await?;
+    cluster.until("it goes off again", LIMIT, async || Ok(starts().len() > before + 1)).await?;
+    assert!(starts().iter().all(|credential| credential == "Bearer hush-hush"), "{:?}", starts());
+
+    // A known key changes nothing of it.
+    let other = json!({ "urls": [seed], "headers": { "x": "hush too" }, "cron": "* * * * * *", "key": "beat" });
+    let (status, again) = cluster.call(Method::POST, "/v1/crawls", other.to_string()).await?;
+    assert!(status == 202 && again["id"] == timer["id"], "{status} {again}");
+    let sql = cluster.sql().await?;
+    let kept = "SELECT headers::text FROM timer_secret";
+    let kept = async || Ok::<_, anyhow::Error>(sql.query(kept, &[]).await?.iter().map(|row| row.get(0)).collect());
+    let secrets: Vec<String> = kept().await?;
+    assert!(secrets.len() == 1 && secrets[0].contains("hush-hush"), "{secrets:?}");
+
+    seen += &(again.to_string() + &cluster.get("/v1/timers").await?.to_string());
+    seen += &cluster.logs();
+    let id = timer["id"].as_str().context("no timer")?;
+    assert!(seen.contains(id) && !seen.contains("hush"), "a credential is to be read");
+    assert_eq!(cluster.call(Method::DELETE, &format!("/v1/timers/{id}"), "").await?.0, 204);
+    let secrets: Vec<String> = kept().await?;
+    assert!(secrets.is_empty(), "they go with their timer");
     Ok(())
 }
