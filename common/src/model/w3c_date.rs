@@ -14,8 +14,11 @@ pub fn date_ms(text: &str) -> Option<Millis> {
     if text.len() > DATE_BYTES_MAX {
         return None;
     }
-    let zoned = DateTime::parse_from_rfc3339(text).or_else(|_| DateTime::parse_from_str(text, "%Y-%m-%dT%H:%M%#z"));
-    if let Ok(at) = zoned {
+    // A zone without its colon is none of the note's forms, and PHP's and Java's.
+    let mut forms = ["%Y-%m-%dT%H:%M%#z", "%Y-%m-%dT%H:%M:%S%.f%#z"].into_iter();
+    let zoned = DateTime::parse_from_rfc3339(text).ok();
+    let zoned = zoned.or_else(|| forms.find_map(|form| DateTime::parse_from_str(text, form).ok()));
+    if let Some(at) = zoned {
         return Some(at.timestamp_millis());
     }
     let mut forms = ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M"].into_iter();
@@ -42,6 +45,8 @@ mod tests {
             ("1997-07-16T18:20Z", Some(day + 66_000_000)),
             ("1997-07-16T19:20:30+01:00", Some(day + 66_030_000)),
             ("1997-07-16T19:20:30.45+01:00", Some(day + 66_030_450)),
+            ("1997-07-16T19:20:30+0100", Some(day + 66_030_000)),
+            ("1997-07-16T19:20:30.450+0100", Some(day + 66_030_450)),
             ("1997-07-16T18:20:30", Some(day + 66_030_000)),
             ("1997-07-16 18:20:30", Some(day + 66_030_000)),
             ("1997-07-16T18:20", Some(day + 66_000_000)),

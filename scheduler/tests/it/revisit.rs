@@ -402,3 +402,20 @@ async fn a_sitemap_says_how_often_a_page_changes_whoever_has_found_it() -> Resul
     assert_eq!((first("/known"), first("/unknown")), (Some(1000), Some(60_000)), "{seen:?}");
     Ok(())
 }
+
+/// A sitemap is read whatever media types are kept; one that has not changed is read no less.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sitemap_that_stays_as_it_was_is_visited_on() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let site = Site::start(&mut cluster).await?;
+    let _processes = [cluster.scheduler().await?, cluster.worker()?];
+    let crawl = json!({ "urls": [site.url("/stable")], "delay_ms": 0, "depth": 1, "content_types": ["text/html"],
+        "revisit": { "min_s": 1, "max_s": 1 } });
+    let dispatch = cluster.post("/v1/crawls", &crawl).await?;
+    cluster.until("it is visited on", LIMIT, async || Ok(site.hits("/sitemap.xml").len() >= 6)).await?;
+    let id: Uuid = dispatch.parse()?;
+    let outcomes = "SELECT DISTINCT outcome FROM crawl_log WHERE dispatch = $1 AND url LIKE '%/sitemap.xml'";
+    let outcomes = cluster.sql().await?.query(outcomes, &[&id]).await?;
+    assert_eq!(outcomes.iter().map(|row| row.get(0)).collect::<Vec<String>>(), ["ok"]);
+    Ok(())
+}

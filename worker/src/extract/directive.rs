@@ -12,7 +12,7 @@ pub fn says<'h>(headers: impl IntoIterator<Item = &'h str>, agent_product: &str,
         header.split(',').any(|part| {
             let mut directive = part.trim();
             if let Some((name, rest)) = directive.split_once(':')
-                && !WITH_VALUE.iter().any(|known| name.trim().eq_ignore_ascii_case(known))
+                && is_agent(name.trim())
             {
                 is_ours = name.trim().eq_ignore_ascii_case(agent_product);
                 directive = rest.trim();
@@ -20,6 +20,14 @@ pub fn says<'h>(headers: impl IntoIterator<Item = &'h str>, agent_product: &str,
             is_ours && [word, "none"].iter().any(|word| directive.eq_ignore_ascii_case(word))
         })
     })
+}
+
+/// The date behind `unavailable_after` has commas and colons of its own.
+fn is_agent(name: &str) -> bool {
+    let of_name = |byte: u8| byte.is_ascii_alphabetic() || matches!(byte, b'-' | b'_' | b'.' | b'/' | b'*');
+    let begins = name.bytes().next().is_none_or(of_name);
+    let is_word = begins && name.bytes().all(|byte| of_name(byte) || byte.is_ascii_digit());
+    is_word && !WITH_VALUE.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
 #[cfg(test)]
@@ -42,6 +50,9 @@ mod tests {
             (&["dodo: noindex, googlebot: nofollow"], false),
             (&["googlebot: noindex", "nofollow"], true),
             (&["unavailable_after: 25 Jun 2010 15:00:00 PST, nofollow"], true),
+            (&["unavailable_after: Wed, 03 Jul 2026 15:00:00 GMT, noindex, nofollow"], true),
+            (&["dodo: unavailable_after: Wed, 03 Jul 2026 15:00:00 GMT, nofollow"], true),
+            (&["googlebot: unavailable_after: Wed, 03 Jul 2026 15:00:00 GMT, nofollow"], false),
             (&["max-snippet: 20, max-image-preview: large"], false),
             (&["max-snippet:-1, none"], true),
             (&["nofollows", ",:, :nofollow"], false),

@@ -234,14 +234,18 @@ impl<'t> Found<'t> {
     }
 
     fn meta(&mut self, tag: &Tag<'t>) {
-        let content = || tag.attribute("content").unwrap_or_default();
+        let content = || decoded(tag.attribute("content").unwrap_or_default());
         if is(tag, "name", "robots") || is(tag, "name", self.agent) {
             for directive in content().to_ascii_lowercase().split(',').map(str::trim) {
                 self.noindex |= matches!(directive, "noindex" | "none");
                 self.nofollow |= matches!(directive, "nofollow" | "none");
             }
         } else if is(tag, "http-equiv", "refresh") {
-            self.refer(refresh(content()), false);
+            let content = content();
+            let url = refresh(&content).filter(|url| !url.starts_with('#'));
+            if let Some(url) = url {
+                self.keep((url.len() <= 4 * URL_BYTES_MAX).then(|| Cow::Owned(url.to_owned())), false);
+            }
         }
     }
 }

@@ -5,7 +5,7 @@
 //! line. What is served as HTML is a page.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use dodo_common::clock::Millis;
 use dodo_common::model::media::essence;
@@ -99,7 +99,8 @@ pub fn listing(file: File, rules: &UrlRules) -> Result<Option<Listing>, DecodeEr
         entries: Vec::new(),
         alternate_count: 0,
         said: Vec::new(),
-        seen: HashSet::new(),
+        seen: HashMap::new(),
+        own: None,
         truncated: false,
     };
     match format {
@@ -115,7 +116,7 @@ pub fn listing(file: File, rules: &UrlRules) -> Result<Option<Listing>, DecodeEr
 fn may_list(content_type: Option<&str>) -> bool {
     let Some(content_type) = content_type else { return true };
     match essence(content_type).to_ascii_lowercase().as_str() {
-        "text/xml" | "application/xml" | "text/plain" => true,
+        "" | "text/xml" | "application/xml" | "text/plain" => true,
         "application/gzip" | "application/x-gzip" | "application/octet-stream" | "binary/octet-stream" => true,
         "application/xhtml+xml" => false,
         other => other.ends_with("+xml"),
@@ -214,25 +215,33 @@ struct List<'r> {
     /// Of them those that came as alternates.
     alternate_count: usize,
     said: Vec<Said>,
-    seen: HashSet<UrlHash>,
+    /// Each by its place.
+    seen: HashMap<UrlHash, usize>,
+    /// The place of the URL that the entry itself names.
+    own: Option<usize>,
     truncated: bool,
 }
 
 impl List<'_> {
     /// False when it is full.
     fn add(&mut self, reference: &str, base: &Url) -> bool {
-        let Some(to) = self.unseen(reference, base) else { return true };
+        let Some(to) = self.spelt(reference, base) else { return true };
+        self.own = self.seen.get(&to.hash).copied();
+        if self.own.is_some() {
+            return true;
+        }
         if self.entries.len() - self.alternate_count == ENTRIES_MAX {
             self.truncated = true;
             return false;
         }
+        self.own = Some(self.entries.len());
         self.push(to);
         true
     }
 
     /// One too many is left out, and takes no place from the URLs that follow it.
     fn add_alternate(&mut self, reference: &str, base: &Url) {
-        let Some(to) = self.unseen(reference, base) else { return };
+        let Some(to) = self.spelt(reference, base).filter(|to| !self.seen.contains_key(&to.hash)) else { return };
         if self.alternate_count == ALTERNATES_MAX {
             self.truncated = true;
             return;
@@ -242,24 +251,30 @@ impl List<'_> {
     }
 
     /// What is no http URL is passed over.
-    fn unseen(&self, reference: &str, base: &Url) -> Option<Spelt> {
+    fn spelt(&self, reference: &str, base: &Url) -> Option<Spelt> {
         let reference = reference.trim();
-        if reference.is_empty() {
-            return None;
-        }
-        spell(reference, base, self.rules).ok().filter(|to| !self.seen.contains(&to.hash))
+        if reference.is_empty() { None } else { spell(reference, base, self.rules).ok() }
     }
 
     fn push(&mut self, to: Spelt) {
-        self.seen.insert(to.hash);
+        self.seen.insert(to.hash, self.entries.len());
         self.entries.push(to);
     }
 
-    /// What is said of the entries that were added since there were so many.
+    /// What an entry says, of its own URL and of those that came with it: it began when there were so many. What another has
+    /// said of its URL as an alternate counts less.
     fn say(&mut self, since: usize, said: Said) {
-        if since < self.entries.len() && said != Said::default() {
+        let own = self.own.take();
+        if said == Said::default() {
+            return;
+        }
+        if since < self.entries.len() {
             self.said.resize(since, Said::default());
             self.said.resize(self.entries.len(), said);
+        }
+        if let Some(own) = own.filter(|own| *own < since) {
+            self.said.resize(self.said.len().max(own + 1), Said::default());
+            self.said[own] = said;
         }
     }
 }
@@ -290,7 +305,7 @@ fn read_xml(text: &str, format: Format, page: &Url, list: &mut List) {
                 } else if child.is_none() && name.as_ref() == format.entry() {
                     child = Some(depth + 1);
                     base = base_of(&element, &file_base);
-                    (since, said) = (list.entries.len(), Said::default());
+                    (since, said, list.own) = (list.entries.len(), Said::default(), None);
                 } else if child != Some(depth) {
                     continue;
                 } else if let Some(found) = format.child(name.as_ref()) {

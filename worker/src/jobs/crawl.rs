@@ -150,8 +150,9 @@ impl Visit<'_> {
         }
         let mut finished = self.ended(outcome, why, &fetched);
         let same = self.before.filter(|_| outcome == Outcome::Ok).and_then(|before| before.identical(&fetched));
+        let is_page = outcome == Outcome::Ok && same.is_none() && self.is_page(&fetched);
         // Whatever a seed answers, the sitemaps of its host may lead further.
-        let mut found = target::named(job, crawl, url, self.robots);
+        let mut found = target::named(job, crawl, url, self.robots, is_page);
         let mut said = Said::default();
         let led = match outcome {
             Outcome::Redirect => {
@@ -161,7 +162,7 @@ impl Visit<'_> {
             }
             // The same page has the same links.
             Outcome::Ok if same.is_some() => Ok(Vec::new()),
-            Outcome::Ok if self.is_page(&fetched) => self.read_page(&fetched, &mut finished, &mut said),
+            Outcome::Ok if is_page => self.read_page(&fetched, &mut finished, &mut said),
             Outcome::Ok => self.read_listing(&fetched, &mut finished, &mut said),
             _ => Ok(Vec::new()),
         };
@@ -170,7 +171,9 @@ impl Visit<'_> {
             Err(why) => finished.reason = Some(why),
         }
         keep_unknown(ctx, job, found, &mut finished);
-        if outcome == Outcome::Ok && !said.listing && !crawl.media.keeps(fetched.content_type().as_deref()) {
+        // What is as it was has been kept before, and not read again.
+        let is_kept = said.listing || same.is_some() || crawl.media.keeps(fetched.content_type().as_deref());
+        if outcome == Outcome::Ok && !is_kept {
             // It was read only since it might have been a sitemap.
             finished.outcome = Outcome::Unwanted;
             note(&unwanted(&fetched), &mut finished);
@@ -178,7 +181,7 @@ impl Visit<'_> {
         if let Some(canonical) = said.canonical.filter(|canonical| declaration::names_another(crawl, url, canonical)) {
             note(&format!("canonical: {}", canonical.text), &mut finished);
         }
-        if outcome == Outcome::Ok
+        if finished.outcome == Outcome::Ok
             && let Some(by) = declaration::noindex(crawl, &fetched, said.noindex)
         {
             leave_out(by, warc::payload_digest(&fetched.body), &mut finished);
@@ -216,7 +219,7 @@ impl Visit<'_> {
             return done;
         };
         let mut finished = self.ended(Outcome::Ok, None, fetched);
-        keep_unknown(ctx, job, target::named(job, crawl, url, self.robots), &mut finished);
+        keep_unknown(ctx, job, target::named(job, crawl, url, self.robots, false), &mut finished);
         let raw = match declaration::noindex(crawl, fetched, false) {
             Some(by) => {
                 leave_out(by, original.digest.clone(), &mut finished);

@@ -41,7 +41,9 @@ pub fn redirect(job: &Job, crawl: &Crawl, url: &Url, location: &str) -> Result<T
         return Err("it redirects to itself, as this crawl spells URLs".to_owned());
     }
     let decision = hop(crawl, url, &to);
-    if decision.allowed {
+    // A start page need not be like the pages that are included, and neither need what it redirects to.
+    let starts = job.depth == 0 && decision.by_rule && crawl.scope.excluded(&to.url).is_none();
+    if decision.allowed || starts {
         Ok(Target { to, depth: job.depth, hops: job.hops + 1 })
     } else {
         Err(format!("it redirects out of scope: {}", decision.reason))
@@ -104,18 +106,26 @@ pub fn listed(
     Ok((targets, left_out))
 }
 
-/// The sitemaps that the robots.txt of a seed's host names, if this is a seed: no other job at depth 0 has made no hop.
+/// The sitemaps that the robots.txt of a seed's host names, if this is a seed, as no other job at depth 0 has made no hop, or the
+/// page that one redirects to.
 /// They may lie anywhere that is not excluded: a site says by its robots.txt that others hold its sitemaps (sitemaps.org,
 /// "Sitemaps & Cross Submits"). What they list is held to the scope.
-pub fn named(job: &Job, crawl: &Crawl, url: &Url, robots: &Robots) -> Vec<Target> {
-    if !crawl.spec.sitemaps || crawl.spec.depth == 0 || job.depth > 0 || job.hops > 0 {
+pub fn named(job: &Job, crawl: &Crawl, url: &Url, robots: &Robots, is_page: bool) -> Vec<Target> {
+    if !crawl.spec.sitemaps || crawl.spec.depth == 0 || job.depth > 0 || job.hops >= HOPS_MAX {
+        return Vec::new();
+    }
+    let in_scope = || {
+        let decision = crawl.scope.allows(url);
+        decision.allowed || decision.by_rule
+    };
+    if job.hops > 0 && !(is_page && in_scope()) {
         return Vec::new();
     }
     // To be written in full, and often relative to the file itself.
     let Ok(root) = url.join("/") else { return Vec::new() };
     let sitemaps = robots.sitemaps().iter().filter_map(|line| ruled(line, Some(&root), &crawl.rules).ok());
     let sitemaps = sitemaps.filter(|to| crawl.scope.excluded(&to.url).is_none());
-    sitemaps.take(SITEMAPS_MAX).map(|to| Target { to, depth: 0, hops: 1 }).collect()
+    sitemaps.take(SITEMAPS_MAX).map(|to| Target { to, depth: 0, hops: job.hops + 1 }).collect()
 }
 
 /// Whether nothing that the page names is followed: it asks for that, or lies at the last level.

@@ -154,6 +154,13 @@ fn refresh_in_all_spellings() {
     ] {
         assert_eq!(refresh(content), expected, "{content}");
     }
+    for content in ["0;url=&#39;/next&#39;", "0;url=&quot;/next&quot; x", "0&#59; url&#61;/next", "0;url=/ne&#120;t"] {
+        let found = page(&format!("<meta http-equiv=refresh content='{content}'>"));
+        let links: Vec<&str> = found.links.iter().map(|link| link.to.text.as_str()).collect();
+        assert_eq!(links, ["https://a.example/next"], "{content}");
+    }
+    let inside = page("<meta http-equiv=refresh content='5;url=#top'><meta name=robots content='no&#102;ollow'>");
+    assert_eq!((inside.links.len(), inside.nofollow), (0, true));
 }
 
 #[test]

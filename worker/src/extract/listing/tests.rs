@@ -36,7 +36,7 @@ fn a_sitemap_says_how_often_its_pages_change() {
         <url><changefreq>daily</changefreq><loc>http://a.example/1</loc></url>
         <changefreq>daily</changefreq></urlset>";
     let found = read(body, XML).unwrap().expect("a listing");
-    assert_eq!((found.entries.len(), changes(&found)), (4, vec![None, Some(Daily), Some(Daily)]));
+    assert_eq!((found.entries.len(), changes(&found)), (4, vec![Some(Daily), Some(Daily), Some(Daily)]));
     let feed =
         "<rss><channel><item><changefreq>daily</changefreq><link>http://a.example/1</link></item></channel></rss>";
     assert_eq!(read(feed, XML).unwrap().expect("a listing").said, []);
@@ -58,6 +58,16 @@ fn a_sitemap_says_when_its_pages_were_modified() {
         <url><loc>http://a.example/2</loc><lastmod><![CDATA[2005-01-01]]></lastmod>
           <xhtml:link rel='alternate' href='http://a.example/de/2'/></url><lastmod>2005</lastmod></urlset>";
     assert_eq!(dates(body), [None, day(12_784), day(12_784)]);
+    // As Google has it: each language has an entry, which names all of them. What each says itself is its own.
+    let languages = "<xhtml:link rel='alternate' href='http://a.example/en'/><xhtml:link rel='alternate' href='http://a.example/de'/>";
+    let entry = |name: &str, date: &str| {
+        format!("<url><loc>http://a.example/{name}</loc>{languages}<lastmod>{date}</lastmod></url>")
+    };
+    let body =
+        format!("<urlset>{}{}{}</urlset>", entry("en", "2004-12-23"), entry("de", "2005-01-01"), entry("fr", ""));
+    assert_eq!(dates(&body), [day(12_775), day(12_784)]);
+    let body = format!("<urlset>{}<url><loc>http://a.example/de</loc></url></urlset>", entry("en", "2005-01-01"));
+    assert_eq!(dates(&body), [day(12_784), day(12_784)], "it says nothing of its own");
 }
 
 #[track_caller]

@@ -98,20 +98,24 @@ fn a_seed_leads_to_the_sitemaps_of_its_robots_txt() {
     let robots = Robots::parse(text.as_bytes());
     let named_by = |job: Job, more| {
         let crawl = crawl(ScopeKind::Prefix, "http://a.example/docs/", more);
-        shape(&named(&job, &crawl, &url("http://a.example/docs/"), &robots)).len()
+        shape(&named(&job, &crawl, &url("http://a.example/docs/"), &robots, false)).len()
     };
     let crawl = crawl(ScopeKind::Prefix, "http://a.example/docs/", json!({}));
     assert_eq!(
-        shape(&named(&job(0, 0), &crawl, &url("http://a.example/docs/"), &robots)),
+        shape(&named(&job(0, 0), &crawl, &url("http://a.example/docs/"), &robots, false)),
         [("http://a.example/1.xml", 0, 1), ("https://cdn.example/2.xml.gz", 0, 1)]
     );
     assert_eq!(named_by(job(0, 0), json!({ "sitemaps": false })), 0);
     assert_eq!(named_by(job(0, 0), json!({ "depth": 0 })), 0);
-    assert_eq!(named_by(job(0, 1), json!({})), 0, "the target of a redirect, or a sitemap itself");
+    assert_eq!(named_by(job(0, 1), json!({})), 0, "a sitemap itself");
+    let led_to = |at: &str, hops| named(&job(0, hops), &crawl, &url(at), &robots, true).len();
+    assert_eq!(led_to("http://www.a.example/docs/", 1), 2, "the page that a seed redirects to");
+    assert_eq!(led_to("http://cdn.example/docs/", 1), 0, "what answers with a page in place of a sitemap");
+    assert_eq!(led_to("http://a.example/docs/", HOPS_MAX), 0);
     assert_eq!(named_by(job(1, 0), json!({})), 0);
     let many: String = (0..1000).map(|n| format!("Sitemap: /{n}.xml\n")).collect();
     let many = Robots::parse(many.as_bytes());
-    assert_eq!(named(&job(0, 0), &crawl, &url("http://a.example/docs/"), &many).len(), SITEMAPS_MAX);
+    assert_eq!(named(&job(0, 0), &crawl, &url("http://a.example/docs/"), &many, false).len(), SITEMAPS_MAX);
 }
 
 #[test]
@@ -143,7 +147,7 @@ fn what_is_excluded_is_no_sitemap_either() {
     let judge = crawl.spec.judge().unwrap();
     let crawl = Crawl { scope: judge, ..crawl };
     let robots = Robots::parse(b"Sitemap: /1.xml\nSitemap: /2.txt\n");
-    assert_eq!(shape(&named(&job(0, 0), &crawl, &url(SEED), &robots)), [("http://a.example/2.txt", 0, 1)]);
+    assert_eq!(shape(&named(&job(0, 0), &crawl, &url(SEED), &robots, false)), [("http://a.example/2.txt", 0, 1)]);
     let outside = url("http://cdn.example/index.txt");
     let entries = ["http://cdn.example/1.xml", "http://cdn.example/2.txt"];
     let (taken, left_out) = listed(&job(0, 1), &crawl, &outside, listing(Kind::Sitemaps, entries), false).unwrap();
@@ -157,4 +161,18 @@ fn redirects_end() {
     assert_eq!(shape(&[target]), [("http://a.example/x", 1, 3)]);
     assert!(redirect(&job(1, HOPS_MAX), &crawl, &url(SEED), "x").unwrap_err().contains("in a row"));
     assert!(redirect(&job(1, 0), &crawl, &url(SEED), "mailto:x").unwrap_err().contains("to no page"));
+}
+
+#[test]
+fn what_a_start_page_redirects_to_need_not_be_included() {
+    let patterns = json!({ "include": ["/product/"], "exclude": ["/private/"] });
+    let crawl = crawl(ScopeKind::Host, SEED, patterns);
+    let judge = crawl.spec.judge().unwrap();
+    let crawl = Crawl { scope: judge, ..crawl };
+    let to = |depth, to: &str| redirect(&job(depth, 0), &crawl, &url(SEED), to).map(|target| target.to.url.to_string());
+    assert_eq!(to(0, "https://www.a.example/").as_deref(), Ok("https://www.a.example/"));
+    assert_eq!(to(1, "/product/1").as_deref(), Ok("http://a.example/product/1"));
+    assert!(to(1, "https://www.a.example/").unwrap_err().contains("not matched by any include pattern"));
+    assert!(to(0, "/private/").unwrap_err().contains("excluded by /private/"));
+    assert!(to(0, "http://b.example/").unwrap_err().contains("not the host of a seed"));
 }
