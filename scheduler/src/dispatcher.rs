@@ -135,8 +135,11 @@ impl<'a> Dispatcher<'a> {
         }
         let mut frontier = Frontier::default();
         frontier.set_exits(rules::exits(ctx, term).await?);
+        let outstanding = window::outstanding(ctx).await?;
+        // Behind the entries: what has become a page meanwhile is not among them, and must count.
         rules::read_rules(ctx, term, &mut frontier).await?;
-        let last_report = window::adopt(ctx, &mut frontier).await?;
+        let last_report = outstanding.last_report;
+        window::adopt(ctx, &mut frontier, outstanding);
         let stop = CancellationToken::new();
         let reports = reports::read_reports(ctx, last_report, stop.clone())?;
         let mut dispatcher = Self {

@@ -28,6 +28,7 @@ pub mod walk;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use dodo_common::clock::Millis;
 use dodo_common::db::host::HostView;
 use dodo_common::db::proxy::ProxyRow;
@@ -72,16 +73,21 @@ pub struct Frontier {
     /// A flow was refused since the scan began.
     refused: bool,
     turns: Turns,
-    /// When a flow may go on, and when something of its host ended last: hosts that wait for the same moment, as those at one
-    /// address do, take turns.
-    timers: BTreeSet<(Millis, Millis, FlowId)>,
+    /// When a flow may go on, and when it was picked last: those that wait for the same moment, as hosts at one address do, take
+    /// turns.
+    timers: BTreeSet<(Millis, u64, FlowId)>,
+    /// Of the last pick.
+    serial: u64,
+    /// The latest time that it was told.
+    told_ms: Millis,
     hungry: HashSet<FlowId>,
     /// Flows that go on with their walk, in their order.
     walks: VecDeque<FlowId>,
     /// All that have one.
     walkers: HashSet<FlowId>,
     refill_timers: BTreeSet<(Millis, FlowId)>,
-    short: HashSet<FlowKey>,
+    /// Flows of which all that was due has been read, and when that was, by the clock of Postgres.
+    short: HashMap<FlowKey, DateTime<Utc>>,
     /// Jobs that are issued, or end without being issued: a refill finds them still in the schedule.
     taken: HashSet<Uuid>,
     issued: HashMap<StreamId, Issued>,
@@ -119,11 +125,13 @@ impl Frontier {
             refused: false,
             turns: Turns::default(),
             timers: BTreeSet::new(),
+            serial: 0,
+            told_ms: NEVER,
             hungry: HashSet::new(),
             walks: VecDeque::new(),
             walkers: HashSet::new(),
             refill_timers: BTreeSet::new(),
-            short: HashSet::new(),
+            short: HashMap::new(),
             taken: HashSet::new(),
             issued: HashMap::new(),
             over_budget: BTreeSet::new(),

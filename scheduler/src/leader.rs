@@ -35,11 +35,11 @@ async fn lead(ctx: &Arc<Context>, epoch: i64) {
     ctx.leads.store(true, Ordering::Relaxed);
     metrics::gauge!("dodo_leader").set(1.0);
     let tasks = tokio_util::task::TaskTracker::new();
-    tasks.spawn(dispatcher::run(Arc::clone(ctx), term.clone()));
-    tasks.spawn(ending::run(Arc::clone(ctx), term.clone()));
-    tasks.spawn(housekeeping::run(Arc::clone(ctx), term.clone()));
-    tasks.spawn(manifests::run(Arc::clone(ctx), term.clone()));
-    tasks.spawn(timers::run(Arc::clone(ctx), term.clone()));
+    tasks.spawn(to_the_end(term.over.clone(), dispatcher::run(Arc::clone(ctx), term.clone())));
+    tasks.spawn(to_the_end(term.over.clone(), ending::run(Arc::clone(ctx), term.clone())));
+    tasks.spawn(to_the_end(term.over.clone(), housekeeping::run(Arc::clone(ctx), term.clone())));
+    tasks.spawn(to_the_end(term.over.clone(), manifests::run(Arc::clone(ctx), term.clone())));
+    tasks.spawn(to_the_end(term.over.clone(), timers::run(Arc::clone(ctx), term.clone())));
     tasks.close();
     hold(ctx, epoch, &term.over).await;
     term.over.cancel();
@@ -53,6 +53,12 @@ async fn lead(ctx: &Arc<Context>, epoch: i64) {
         let _ = lease::release(&ctx.db, epoch).await;
     }
     tracing::info!(epoch, "leads no more");
+}
+
+/// A duty of the leader. Whoever cannot do one of them, since it has panicked, does not lead: another shall.
+async fn to_the_end(over: CancellationToken, duty: impl Future<Output = ()>) {
+    let _over = over.drop_guard();
+    duty.await;
 }
 
 /// Renews until the lease is lost or the term ends.

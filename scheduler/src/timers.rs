@@ -40,7 +40,10 @@ pub async fn tick(ctx: &Context, term: &Term) -> DbResult<usize> {
     let mut started = 0;
     for due in timer::due(&ctx.db, DUE_MAX).await? {
         let (id, tenant) = (due.timer.id, &due.tenant);
-        let work = work(ctx, &due).await?;
+        let work = match work(ctx, &due).await {
+            Err(error) if error.is_data() => Err(error.to_string()),
+            work => work?,
+        };
         let next = match (&due.timer.cron, due.timer.every_s) {
             (Some(cron), _) => {
                 Recurrence::parse(cron, due.timer.timezone.as_deref()).ok().and_then(|cron| cron.after(due.now))
@@ -53,9 +56,10 @@ pub async fn tick(ctx: &Context, term: &Term) -> DbResult<usize> {
         let submitted = match timer::fire(&ctx.db, term.epoch, &due, &work, next).await {
             Ok(Some(submitted)) => submitted,
             Ok(None) => continue,
-            // One that is at fault holds up no other.
+            // One that is at fault holds up no other, and comes again at its next time.
             Err(error) if error.is_data() => {
                 tracing::warn!(timer = %id, tenant, %error, "a timer cannot go off");
+                timer::fire(&ctx.db, term.epoch, &due, &Err(error.to_string()), next).await?;
                 continue;
             }
             Err(error) => return Err(error),

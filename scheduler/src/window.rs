@@ -147,14 +147,18 @@ pub async fn workers_follow(ctx: &Context, generation: i64) -> DbResult<bool> {
         .all(|row| row.generation >= generation))
 }
 
-/// Fills the frontier with what an earlier leader has issued. Returns the last report read: those after it
-/// will settle entries, those before it have.
-pub async fn adopt(ctx: &Context, frontier: &mut Frontier) -> Result<StreamId, WindowError> {
-    let now = ctx.clock.steady_ms();
+/// What an earlier leader has issued.
+pub struct Outstanding {
+    /// The last report read: those after it will settle entries, those before it have.
+    pub last_report: StreamId,
+    entries: Vec<(StreamId, Adopted)>,
+}
+
+pub async fn outstanding(ctx: &Context) -> Result<Outstanding, WindowError> {
     // Before the entries: the report of one that is settled while they are read is behind it.
     let last_report = queue::last_report(&ctx.redis).await?;
     let outstanding = queue::outstanding(&ctx.redis).await?;
-    frontier.complete_all(now);
+    let mut entries = Vec::with_capacity(outstanding.len());
     for batch in outstanding.chunks(schedule::BATCH_MAX) {
         let keys: Vec<JobKey> = batch.iter().map(|(entry, _)| entry.key.clone()).collect();
         let loaded = load::jobs(&ctx.db, &keys).await?;
@@ -165,9 +169,18 @@ pub async fn adopt(ctx: &Context, frontier: &mut Frontier) -> Result<StreamId, W
             // Without its row it only waits to be acknowledged: it occupies no host.
             if let Some((host, dispatch)) = rows.get(&entry.key) {
                 let (key, host, proxy) = (entry.key.clone(), host.clone(), entry.proxy.clone());
-                frontier.adopt(now, entry.entry, Adopted { key, host, dispatch: *dispatch, alone: entry.alone, proxy });
+                entries.push((entry.entry, Adopted { key, host, dispatch: *dispatch, alone: entry.alone, proxy }));
             }
         }
     }
-    Ok(last_report)
+    Ok(Outstanding { last_report, entries })
+}
+
+/// Fills the frontier with it. What has ended since it was read, or while it was, counts as completed now.
+pub fn adopt(ctx: &Context, frontier: &mut Frontier, outstanding: Outstanding) {
+    let now = ctx.clock.steady_ms();
+    frontier.complete_all(now);
+    for (entry, adopted) in outstanding.entries {
+        frontier.adopt(now, entry, adopted);
+    }
 }

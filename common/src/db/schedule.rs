@@ -51,6 +51,8 @@ pub struct Refill {
     pub host: String,
     pub after: Option<Position>,
     pub due: Vec<DueJob>,
+    /// When it looked, by the clock of Postgres: what became due later was not found.
+    pub read_at: DateTime<Utc>,
     /// How far it came: it has found as many as it was to, or passed over as many as it may. None: nothing is due behind.
     pub upto: Option<Position>,
 }
@@ -95,9 +97,11 @@ pub async fn refill(db: &Db, looks: &[Look], past: &Past) -> DbResult<Vec<Refill
     let statement = client
         .prepare_cached(concat!(
             "-- refill-hosts
-             SELECT k.ord, s.id, s.attempt, s.dispatch, s.crashes >= $7, s.exempt, s.fits, s.nth, s.priority, s.run_at
+             SELECT k.ord, s.id, s.attempt, s.dispatch, s.crashes >= $7, s.exempt, s.fits, s.nth, s.priority, s.run_at,
+                    statement_timestamp()
                FROM unnest($1::text[], $2::text[], $3::int8[], $4::int2[], $5::timestamptz[], $6::uuid[])
-                      WITH ORDINALITY AS k(tenant, host, n, priority, run_at, id, ord), LATERAL (
+                      WITH ORDINALITY AS k(tenant, host, n, priority, run_at, id, ord)
+               LEFT JOIN LATERAL (
                  SELECT * FROM (
                    SELECT *, row_number() OVER () AS nth FROM (",
             priorities!("AND c.priority >= coalesce(k.priority, (-32768)::int2)"),
@@ -112,7 +116,7 @@ pub async fn refill(db: &Db, looks: &[Look], past: &Past) -> DbResult<Vec<Refill
                           AND (s.run_at, s.id) > (CASE WHEN p.priority = k.priority THEN k.run_at ELSE '-infinity' END,
                             CASE WHEN p.priority = k.priority THEN k.id ELSE '00000000-0000-0000-0000-000000000000' END)
                         ORDER BY s.run_at, s.id LIMIT k.n + $10) c LIMIT k.n + $10) seen) numbered
-                  WHERE fits OR nth = k.n + $10 LIMIT k.n) s",
+                  WHERE fits OR nth = k.n + $10 LIMIT k.n) s ON true",
         ))
         .await?;
     let rows = client
@@ -145,7 +149,8 @@ pub async fn refill(db: &Db, looks: &[Look], past: &Past) -> DbResult<Vec<Refill
     for row in rows {
         let index = row.get::<_, i64>(0) as usize - 1;
         let (refill, limit) = (&mut refills[index], limits[index]);
-        let id = row.get(1);
+        refill.read_at = row.get(10);
+        let Some(id) = row.get(1) else { continue };
         if row.get(6) {
             refill.due.push(DueJob {
                 id,
@@ -162,27 +167,29 @@ pub async fn refill(db: &Db, looks: &[Look], past: &Past) -> DbResult<Vec<Refill
     Ok(refills)
 }
 
-/// When the next job of each (tenant, host) becomes due that is not, in milliseconds; those without one are left out.
-pub async fn next_due(db: &Db, flows: &[(String, String)]) -> DbResult<Vec<((String, String), i64)>> {
+/// In how many milliseconds the next job of each (tenant, host) becomes due that was not when a refill looked there; those
+/// without one are left out.
+pub async fn next_due(db: &Db, flows: &[((String, String), DateTime<Utc>)]) -> DbResult<Vec<((String, String), i64)>> {
     let (tenants, hosts): (Vec<&str>, Vec<&str>) =
-        flows.iter().map(|(tenant, host)| (tenant.as_str(), host.as_str())).unzip();
+        flows.iter().map(|((tenant, host), _)| (tenant.as_str(), host.as_str())).unzip();
+    let read_ats: Vec<DateTime<Utc>> = flows.iter().map(|(_, at)| *at).collect();
     let client = db.client().await?;
     let statement = client
         .prepare_cached(concat!(
             "-- next-due
              SELECT k.ord, greatest((extract(epoch FROM s.next - statement_timestamp()) * 1000)::int8, 0)
-               FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k(tenant, host, ord), LATERAL (",
+               FROM unnest($1::text[], $2::text[], $3::timestamptz[]) WITH ORDINALITY AS k(tenant, host, read_at, ord), LATERAL (",
             priorities!(""),
             "SELECT min(s.run_at) AS next FROM p, LATERAL (
                SELECT c.run_at FROM crawl_schedule c
                 WHERE c.tenant = k.tenant AND c.host = k.host AND c.priority = p.priority
-                  AND c.run_at > statement_timestamp() AND c.started_at IS NULL
+                  AND c.run_at > k.read_at AND c.started_at IS NULL
                 ORDER BY c.run_at LIMIT 1) s) s
               WHERE s.next IS NOT NULL",
         ))
         .await?;
-    let rows = client.query(&statement, &[&tenants, &hosts]).await?;
-    Ok(rows.iter().map(|row| (flows[row.get::<_, i64>(0) as usize - 1].clone(), row.get(1))).collect())
+    let rows = client.query(&statement, &[&tenants, &hosts, &read_ats]).await?;
+    Ok(rows.iter().map(|row| (flows[row.get::<_, i64>(0) as usize - 1].0.clone(), row.get(1))).collect())
 }
 
 /// The next (tenant, host) with jobs after `after`, at most `limit`: a skip-scan, one index descent each.

@@ -49,6 +49,8 @@ pub struct Flow {
     pub taken: usize,
     /// Moments at which it is to be refilled.
     pub timers: u32,
+    /// The number of its last pick, of all picks; 0 before the first.
+    pub picked: u64,
     /// The schedule may hold more due jobs than the buffer took.
     pub more: bool,
     pub in_ring: bool,
@@ -72,6 +74,7 @@ impl Flow {
             stale: false,
             taken: 0,
             timers: 0,
+            picked: 0,
             more: false,
             in_ring: false,
             again: None,
@@ -175,6 +178,13 @@ impl Flow {
     /// The walk that is not at its end.
     pub fn walk(&mut self) -> Option<&mut Walk> {
         self.walk.as_deref_mut().filter(|walk| !walk.has_ended())
+    }
+
+    /// Its walk waits for its turn no more, whether it is at its end by now or not.
+    pub fn leave_queue(&mut self) {
+        if let Some(walk) = &mut self.walk {
+            walk.queued = false;
+        }
     }
 
     /// A job is back where it stood, or more than one where a walk has been: it begins again.

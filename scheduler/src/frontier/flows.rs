@@ -6,7 +6,8 @@ use dodo_common::clock::Millis;
 
 use crate::frontier::flow::{Flow, FlowId};
 use crate::frontier::place::HostId;
-use crate::frontier::{FlowKey, Frontier};
+use crate::frontier::{CROWDED_WAIT_MS, FlowKey, Frontier};
+use crate::politeness::NEVER;
 
 impl Frontier {
     /// Whether another flow can be held. What has stepped aside makes room: the scan brings it back.
@@ -16,8 +17,36 @@ impl Frontier {
         self.refused |= full;
         if full {
             self.drop_asides();
+            self.drop_sleepers();
         }
         self.flows.len() < self.flows_max
+    }
+
+    /// What has long to wait makes room for what has not: the flows whose next job, or whose host's next moment, is furthest.
+    fn drop_sleepers(&mut self) {
+        let soon = self.told_ms.saturating_add(CROWDED_WAIT_MS);
+        while self.flows.len() >= self.flows_max {
+            let refill = self.refill_timers.last().map_or(NEVER, |(at, _)| *at);
+            let issue = self.timers.last().map_or(NEVER, |(at, ..)| *at);
+            if refill.max(issue) <= soon {
+                return;
+            }
+            if issue >= refill {
+                if let Some((.., id)) = self.timers.pop_last() {
+                    self.forget_flow(id);
+                }
+            } else if let Some((_, id)) = self.refill_timers.pop_last()
+                && let Some(flow) = self.flows.get_mut(id)
+            {
+                flow.timers -= 1;
+                if flow.is_empty() && flow.taken == 0 {
+                    self.forget_flow(id);
+                } else {
+                    // It is read anew when its buffer is used up.
+                    flow.more = true;
+                }
+            }
+        }
     }
 
     /// A scan over all hosts with work is through. True: it is to begin again, since there are more than are held.

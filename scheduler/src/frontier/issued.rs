@@ -9,9 +9,9 @@ use dodo_common::model::proxy::ProxyWord;
 use dodo_common::model::stream_id::StreamId;
 use uuid::Uuid;
 
-use crate::frontier::Frontier;
 use crate::frontier::pick::Pick;
 use crate::frontier::place::{HostId, Stay};
+use crate::frontier::{CROWDED_WAIT_MS, Frontier};
 
 /// An issued job: what it occupies until it is settled.
 #[derive(Clone, Debug)]
@@ -155,6 +155,8 @@ impl Frontier {
                     }
                     self.look_again(id);
                 }
+                // The scan brings it back.
+                Some(_) if self.crowded && in_ms > CROWDED_WAIT_MS => {}
                 Some(id) => {
                     if let Some(flow) = self.flows.get_mut(id) {
                         flow.again = settled.again.map(|cause| Box::new((issued.dispatch, cause)));
@@ -165,6 +167,8 @@ impl Frontier {
             }
         }
         woken.extend(id);
+        // They wait for the same place: whoever was picked longest ago takes it.
+        woken.sort_by_key(|id| self.flows.get(*id).map_or(0, |flow| flow.picked));
         self.enqueue_all(woken);
     }
 

@@ -14,7 +14,7 @@ use crate::frontier::host_budget::{HostRoom, Over};
 use crate::frontier::over_budget::OVER_BUDGET_MAX;
 use crate::frontier::place::{HostId, Stay};
 use crate::frontier::{CROWDED_WAIT_MS, Frontier};
-use crate::politeness::{NEVER, Wait};
+use crate::politeness::Wait;
 
 /// Rules that are not known yet are there after this long, milliseconds.
 pub const RULES_MS: Millis = 5;
@@ -38,6 +38,7 @@ impl Frontier {
     /// Picks at most `count` jobs that may be issued now. Each is in flight from here on; tell
     /// [`Frontier::issued`] its entry, or [`Frontier::complete_all`] if the push failed.
     pub fn pick(&mut self, now: Millis, count: usize) -> Vec<Pick> {
+        self.told_ms = now;
         while let Some((at, ..)) = self.timers.first()
             && *at <= now
         {
@@ -59,7 +60,7 @@ impl Frontier {
             match self.pick_one(now, id) {
                 Ok(Some(pick)) => {
                     picks.push(pick);
-                    self.enqueue(id);
+                    self.go_on(now, id);
                 }
                 Ok(None) => {}
                 Err(wait) => self.wait(now, id, wait),
@@ -144,6 +145,8 @@ impl Frontier {
             let flow = self.flows.get_mut(id).expect("it was just seen");
             flow.queue(suspects_too).pop_front();
             flow.taken += 1;
+            self.serial += 1;
+            flow.picked = self.serial;
             let low = flow.more && flow.is_low();
             self.taken.insert(job);
             self.suspects += usize::from(alone);
@@ -164,15 +167,29 @@ impl Frontier {
         }
     }
 
+    /// A flow that was picked takes its place behind the others. Where its host or address has no room now, it waits at once:
+    /// in the ring it would come before those that are woken when there is some.
+    fn go_on(&mut self, now: Millis, id: FlowId) {
+        let next = self.flows.get(id).and_then(|flow| Some((flow.host, flow.front()?.dispatch)));
+        let limit = next.and_then(|(host, dispatch)| Some((host, self.budgets.get(dispatch)?.limit())));
+        let has_name = |id| self.places.get(id).is_some_and(|host| !host.name.is_empty());
+        if let Some((host, limit)) = limit.filter(|(host, _)| has_name(*host))
+            && let Err(wait) = self.places.allow(now, host, &limit, id)
+        {
+            return self.wait(now, id, wait);
+        }
+        self.enqueue(id);
+    }
+
     fn wait(&mut self, now: Millis, id: FlowId, wait: Wait) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         flow.waits = wait.cause;
         let Some(at) = wait.until else { return };
-        let last_ms = self.places.clock(flow.host).map_or(NEVER, |clock| clock.last_completion_ms);
+        let picked = flow.picked;
         if self.crowded && at > now + CROWDED_WAIT_MS {
             self.forget_flow(id);
         } else {
-            self.timers.insert((at, last_ms, id));
+            self.timers.insert((at, picked, id));
         }
     }
 }

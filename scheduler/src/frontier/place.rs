@@ -217,7 +217,12 @@ impl Places {
                     }
                 }
             }
-            Err(Wait { cause: Cause::Robots, .. }) if self.is_unread(id) => self.look_up(id),
+            Err(Wait { cause: Cause::Robots, .. }) => {
+                if self.is_unread(id) {
+                    self.look_up(id);
+                }
+                self.look_up_elsewhere(id);
+            }
             Ok(_) | Err(_) => {}
         }
         allowed
@@ -261,16 +266,24 @@ impl Places {
         view.is_none_or(|view| stay(id, view).hosts.iter().any(|id| !self.hosts.contains_key(*id)))
     }
 
+    /// The rows of the other origins of its stay are to be read, where they have not been.
+    fn look_up_elsewhere(&mut self, id: HostId) {
+        let Some(view) = self.hosts.get(id).and_then(|host| host.view.as_ref()) else { return };
+        for other in stay(id, view).hosts.into_iter().skip(1) {
+            self.look_up_once(other);
+        }
+    }
+
     /// The other origins of a stay allow one request at a time.
     fn allow_elsewhere(&self, now: Millis, stay: &Stay, limit: &Limit) -> Result<(), Wait> {
         for other in stay.hosts.iter().skip(1) {
             let Some(other) = self.hosts.get(*other) else { return Err(Wait::event(Cause::Robots)) };
-            let known = other.view.as_ref();
-            let hold_until_ms = known.map_or(NEVER, |view| view.hold_until_ms);
-            if hold_until_ms > now {
-                return Err(Wait::until(hold_until_ms, Cause::Hold));
+            // Whether it is to be left alone stands in its row.
+            let Some(known) = &other.view else { return Err(Wait::until(now + ELSEWHERE_MS, Cause::Robots)) };
+            if known.hold_until_ms > now {
+                return Err(Wait::until(known.hold_until_ms, Cause::Hold));
             }
-            let delay_ms = limit.delay_ms.max(known.map_or(0, |view| view.crawl_delay_ms));
+            let delay_ms = limit.delay_ms.max(known.crawl_delay_ms);
             if let Err(wait) = other.clock.allows(&Limit { concurrency: 1, delay_ms }, now) {
                 // Its flows are woken by a completion; this one is another host's.
                 return Err(Wait::until(wait.until.unwrap_or(now + ELSEWHERE_MS), Cause::Robots));

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use chrono::{DateTime, Utc};
 use dodo_common::clock::Millis;
 use dodo_common::db::schedule::{Look, Past, Refill};
 
@@ -40,6 +41,7 @@ impl Frontier {
 
     /// Flows to refill now, at most `count` of them.
     pub fn wants_refill(&mut self, now: Millis, count: usize) -> Vec<Wanted> {
+        self.told_ms = now;
         while let Some((at, _)) = self.refill_timers.first()
             && *at <= now
         {
@@ -53,8 +55,8 @@ impl Frontier {
         let mut ids: Vec<FlowId> = self.hungry.iter().take(count).copied().collect();
         let walks = self.walks.len().min(WALKS_MAX);
         for id in self.walks.drain(..walks) {
-            if let Some(walk) = self.flows.get_mut(id).and_then(Flow::walk) {
-                walk.queued = false;
+            if let Some(flow) = self.flows.get_mut(id) {
+                flow.leave_queue();
             }
             if !ids.contains(&id) {
                 ids.push(id);
@@ -88,7 +90,7 @@ impl Frontier {
     pub fn refilled(&mut self, now: Millis, refill: Refill, limit: i64) {
         let Some(id) = self.flow(&refill.tenant, &refill.host) else { return };
         let Some(flow) = self.flows.get_mut(id) else { return };
-        let (tenant, host) = (refill.tenant.clone(), refill.host.clone());
+        let (tenant, host, read_at) = (refill.tenant.clone(), refill.host.clone(), refill.read_at);
         flow.refill(now, refill, limit.max(0) as usize, &self.taken, self.budgets.resumptions());
         if flow.is_asked() {
             return;
@@ -103,13 +105,13 @@ impl Frontier {
             self.places.look_up_once(flow.host);
         }
         if !flow.more {
-            self.short.insert((tenant, host));
+            self.short.insert((tenant, host), read_at);
         }
         self.enqueue(id);
     }
 
-    /// Flows of which all that is due has been read: when more becomes due is to be told. Asking forgets them.
-    pub fn take_short(&mut self) -> Vec<FlowKey> {
+    /// Flows of which all that was due then has been read: when more becomes due is to be told. Asking forgets them.
+    pub fn take_short(&mut self) -> Vec<(FlowKey, DateTime<Utc>)> {
         self.short.drain().collect()
     }
 

@@ -37,7 +37,8 @@ impl Frontier {
                 Some(_) => {}
                 // Nothing else is to be done there meanwhile.
                 None if flow.taken == 0 && flow.timers > 0 => {
-                    if let Some(again) = &flow.again {
+                    let is_issued = |id| self.budgets.get(id).is_some_and(|rules| !rules.idle && !rules.spent);
+                    if let Some(again) = flow.again.as_ref().filter(|again| is_issued(again.0)) {
                         count(&flow.tenant, again.0, again.1);
                     }
                 }

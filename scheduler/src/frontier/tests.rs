@@ -9,7 +9,7 @@ mod walk;
 
 use std::ops::RangeInclusive;
 
-use dodo_common::db::host::HostState;
+use dodo_common::db::host::{HostState, HostView, RobotsAt};
 use dodo_common::db::schedule::{DueJob, Refill};
 use dodo_common::model::job::JobKey;
 

@@ -246,6 +246,46 @@ async fn a_host_that_has_moved_is_followed_at_once() -> Result<()> {
     Ok(())
 }
 
+/// A row of a day, or of a crawl that ended before its host was prepared, must not lead where we do not go any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_pinned_before_is_judged_and_aged_again() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let (first, second) = (Ipv4Addr::new(127, 0, 5, 7), Ipv4Addr::new(127, 0, 5, 8));
+    let web = moving(&mut cluster, "again.test", &[first, second]).await?;
+    cluster.worker_env.push(("DODO_RESOLVE".to_owned(), format!("again.test={first}")));
+    let _scheduler = cluster.scheduler().await?;
+    let mut worker = cluster.worker()?;
+    let body = json!({ "urls": web.seeds(), "delay_ms": 0, "retries": 0 });
+    let dispatch = cluster.post("/v1/crawls", &body).await?;
+    all_at_the_first_try(&cluster, &dispatch).await?;
+    // Resolved, and left so.
+    let sql = cluster.sql().await?;
+    let old =
+        "UPDATE host SET addresses = $1, state = 'new', valid_until = now() - interval '1 s', version = version + 1";
+    assert_eq!(sql.execute(old, &[&vec![second.to_string()]]).await?, 1);
+    cluster
+        .until("its row is read again", LIMIT, async || {
+            let again = cluster.post("/v1/crawls", &body).await?;
+            all_at_the_first_try(&cluster, &again).await?;
+            Ok(sql.query_one("SELECT addresses[1] FROM host", &[]).await?.get::<_, String>(0) == first.to_string())
+        })
+        .await?;
+    assert!(web.hits().iter().all(|hit| hit.address == first.to_string()), "{:?}", web.hits());
+
+    // Its port is open no more.
+    worker.signal(nix::sys::signal::Signal::SIGTERM);
+    worker.ended(Duration::from_secs(15)).await?;
+    cluster.worker_env.retain(|(name, _)| name != "DODO_OPEN");
+    let _worker = cluster.worker()?;
+    let before = web.hits().len();
+    let shut = cluster.post("/v1/crawls", &body).await?;
+    cluster.wait_done(&shut, LIMIT).await?;
+    let dead = cluster.dodo_text(&["jobs", "--dispatch", &shut, "--state", "dead", "--json"])?;
+    assert!(dead.contains("not open any more") && dead.contains(&first.to_string()), "{dead}");
+    assert_eq!(web.hits().len(), before);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_nobody_answers_at_is_looked_up_again() -> Result<()> {
     let mut cluster = Cluster::start().await?;

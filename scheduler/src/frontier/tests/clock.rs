@@ -67,6 +67,52 @@ fn hosts_at_one_address_take_turns() {
     }
 }
 
+/// Without a delay, too, and whether there is room in the window or none: nobody gets there before those that wait.
+#[test]
+fn hosts_at_one_address_take_turns_however_fast_they_are() {
+    for room in [1, 2, 100] {
+        let mut bench = Bench::new(0, 1);
+        let names = ["http://a", "http://b", "http://c"];
+        for name in names {
+            bench.add(name, "10.0.0.9", 3);
+        }
+        let mut order = Vec::new();
+        for now in 0..9 {
+            let picks = bench.frontier.pick(now, room);
+            assert_eq!(picks.len(), 1);
+            for pick in picks {
+                order.push(pick.host.clone());
+                let entry = StreamId { ms: 1 + now as u64, seq: 0 };
+                bench.frontier.issued(now, entry, pick);
+                bench.frontier.settled(now, entry, &SettledJob { requested: true, ..SettledJob::default() });
+            }
+        }
+        for round in order.chunks_mut(3) {
+            round.sort();
+            assert_eq!(round, names, "each has its turn, with room for {room}");
+        }
+    }
+}
+
+#[test]
+fn the_host_of_a_robots_txt_is_left_alone_as_long_as_it_asks() {
+    let mut bench = Bench::new(1000, 1);
+    bench.find("http://a", 1);
+    let asked = bench.frontier.wants_view(10);
+    assert_eq!(asked, ["http://a"]);
+    let robots_at = Some(RobotsAt { host: "http://b".to_owned(), address: "10.0.0.2".to_owned() });
+    let view = HostView { robots_at, state: HostState::New, ..prepared("http://a", &["10.0.0.1"]) };
+    bench.frontier.viewed(0, &asked, vec![view]);
+    // Nobody has looked at the other one's row.
+    assert!(bench.pick(0).is_empty());
+    let asked = bench.frontier.wants_view(10);
+    assert_eq!(asked, ["http://b"]);
+    let held = HostView { hold_in_ms: Some(60_000), ..prepared("http://b", &["10.0.0.2"]) };
+    bench.frontier.viewed(0, &asked, vec![held]);
+    assert!(bench.pick(59_999).is_empty());
+    assert_eq!(bench.pick(60_000), ["http://a"]);
+}
+
 #[test]
 fn an_adopted_entry_occupies_every_address_of_its_host() {
     let mut bench = Bench::new(1000, 1);

@@ -123,3 +123,29 @@ fn a_flow_that_waits_long_leaves_while_there_are_too_many() {
     bench.add("http://a", "10.0.0.1", 3);
     assert_eq!(bench.pick(60_010), ["http://a"]);
 }
+
+/// Of revisits, retries and crawls that are to begin later there may be more than flows are held.
+#[test]
+fn what_waits_for_tomorrow_keeps_nobody_out() {
+    const DAY_MS: Millis = 86_400_000;
+    let mut bench = Bench::new(0, 1);
+    bench.frontier.flows_max = 3;
+    bench.add("http://a", "10.0.0.1", 1);
+    assert_eq!(bench.pick(0), ["http://a"]);
+    for (host, in_ms) in [("http://b", DAY_MS), ("http://c", 1000)] {
+        let key = (TENANT.to_owned(), host.to_owned());
+        bench.frontier.due_in(0, &key, in_ms);
+    }
+    assert!(bench.frontier.found(TENANT, "http://d"), "it takes the place of what is due tomorrow");
+    assert!(!bench.frontier.found(TENANT, "http://e"), "one is due at once, one soon, and one under way");
+    assert!(bench.frontier.scanned(), "the scan goes on: what has left comes back by it");
+    // A long wait at a host gives way, too; its clock is kept.
+    let mut bench = Bench::new(DAY_MS, 1);
+    bench.frontier.flows_max = 1;
+    bench.add("http://a", "10.0.0.1", 2);
+    assert_eq!(bench.pick(0), ["http://a"]);
+    bench.settle(10);
+    assert!(bench.pick(10).is_empty());
+    assert!(bench.frontier.found(TENANT, "http://b"));
+    assert!(!bench.frontier.found(TENANT, "http://a"), "there is one place");
+}
