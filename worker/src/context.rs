@@ -237,8 +237,8 @@ impl Context {
         if crawls.len() >= DISPATCHES_MAX {
             crawls.clear();
         }
-        crawls.insert(id, Arc::clone(&crawl));
-        Ok(crawl)
+        // Another job may have been faster: there is one jar of cookies.
+        Ok(Arc::clone(crawls.entry(id).or_insert(crawl)))
     }
 
     /// The page dispatch of a job; read again now and then, since its secret may be renewed.
@@ -281,15 +281,15 @@ impl Context {
         Ok(Paging { spec, mapper, headers, query, missing, read_ms })
     }
 
-    /// A host's robots.txt, parsed; `version` is its row's.
-    pub async fn robots(&self, name: &str, version: i64) -> DbResult<Arc<Robots>> {
+    /// A host's robots.txt, parsed; `version` is its row's. Nothing if the row has changed meanwhile.
+    pub async fn robots(&self, name: &str, version: i64) -> DbResult<Option<Arc<Robots>>> {
         if let Some(robots) = self.robots.get(name, version) {
-            return Ok(robots);
+            return Ok(Some(robots));
         }
-        let body = host::robots(&self.db, name).await?.and_then(|(body, _)| body).unwrap_or_default();
-        let robots = Arc::new(Robots::parse(&body));
+        let Some(body) = host::robots(&self.db, name, version).await? else { return Ok(None) };
+        let robots = Arc::new(Robots::parse(&body.unwrap_or_default()));
         self.robots.keep(name, version, &robots);
-        Ok(robots)
+        Ok(Some(robots))
     }
 
     /// Takes hold of an entry; false if it is held already: the pending list shows those too.

@@ -148,12 +148,12 @@ pub(crate) fn robots_at(host: Option<String>, address: Option<String>) -> Option
     host.zip(address).map(|(host, address)| RobotsAt { host, address })
 }
 
-/// (robots.txt, status) of a host, for the worker's cache.
-pub async fn robots(db: &Db, host: &str) -> DbResult<Option<(Option<Vec<u8>>, Option<i16>)>> {
+/// The robots.txt of a host, none if it has none, as its row of this version has it; nothing if there is another version.
+pub async fn robots(db: &Db, host: &str, version: i64) -> DbResult<Option<Option<Vec<u8>>>> {
     let client = db.client().await?;
     let statement =
-        client.prepare_cached("-- host-robots\nSELECT robots, robots_status FROM host WHERE host = $1").await?;
-    Ok(client.query_opt(&statement, &[&host]).await?.map(|row| (row.get(0), row.get(1))))
+        client.prepare_cached("-- host-robots\nSELECT robots FROM host WHERE host = $1 AND version = $2").await?;
+    Ok(client.query_opt(&statement, &[&host, &version]).await?.map(|row| row.get(0)))
 }
 
 /// Writes what a worker learned of a host, in the worker's own commit.

@@ -213,6 +213,11 @@ fn place_of(error: &serde_json::Error) -> String {
     }
 }
 
+/// A URL without what may be a password: reasons are for everybody.
+fn shown(url: &str) -> &str {
+    url.rsplit_once('@').map_or(url, |(_, rest)| rest)
+}
+
 impl Entry {
     fn check(self, now: Millis, known: &dyn Fn(&str) -> bool) -> Result<Checked, String> {
         if self.version.is_some_and(|version| version != VERSION) {
@@ -230,9 +235,12 @@ impl Entry {
                 }
             }
             name if known(name) => {
-                let url = url::Url::parse(&self.url).map_err(|error| format!("url {:?}: {error}", self.url))?;
+                let url = url::Url::parse(&self.url).map_err(|error| format!("url {:?}: {error}", shown(&self.url)))?;
+                if !url.username().is_empty() || url.password().is_some() {
+                    return Err("url holds a user name or a password: the source's auth is for that".to_owned());
+                }
                 if !matches!(url.scheme(), "http" | "https") {
-                    return Err(format!("url {:?} is no http or https URL", self.url));
+                    return Err(format!("url {:?} is no http or https URL", shown(&self.url)));
                 }
                 if self.options
                     != (Options {
@@ -319,7 +327,7 @@ pub fn crawl_spec(service: &str, url: &str, options: &Options) -> Result<(CrawlS
     (spec.cookies, spec.user_agent) = (options.cookies, options.user_agent.clone());
     spec.region.clone_from(&options.region);
     spec.revisit = options.revisit;
-    let seed = ruled(url, None, &spec.rules()?).map_err(|error| format!("url {url:?}: {error}"))?;
+    let seed = ruled(url, None, &spec.rules()?).map_err(|error| format!("url {:?}: {error}", shown(url)))?;
     spec.seeds = vec![seed.url.to_string()];
     Ok((spec, seed))
 }

@@ -180,6 +180,9 @@ impl PagedSpec {
         }
         text.push_str(rest);
         let url = Url::parse(&text).map_err(|error| format!("{text:?} is no URL: {error}"))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("a URL of a source holds a user name or a password: say auth, which nobody reads".to_owned());
+        }
         if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
             return Err(format!("{text:?} is no http or https URL"));
         }

@@ -9,6 +9,7 @@ use dodo_common::storage::cdxj::CdxFields;
 use dodo_common::storage::segment::{self, Encoded, PageEntry};
 use dodo_common::stream::names::{PAGES, archive_name};
 use dodo_common::stream::raw::Stored;
+use serde_json::Value;
 use url::Url;
 
 /// Each tenant has segments of its own.
@@ -35,17 +36,19 @@ pub fn encode_segment(
         let pages = entries.iter().map(page_of).collect::<anyhow::Result<Vec<_>>>()?;
         segment::encode_warc(tenant, name, generation, &pages)?
     } else {
-        let items = entries
-            .iter()
-            .map(|stored| Ok((stored.id, serde_json::from_slice(&stored.entry.about)?)))
-            .collect::<anyhow::Result<Vec<_>>>()?;
+        let items = entries.iter().map(|stored| (stored.id, value_of(&stored.entry.about))).collect::<Vec<_>>();
         segment::encode_ndjson(tenant, name, generation, &items)?
     };
     Ok(Some(encoded))
 }
 
+/// What cannot be read is kept as the text that it is: it holds up nothing that stands behind it.
+fn value_of(about: &[u8]) -> Value {
+    serde_json::from_slice(about).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(about).into_owned()))
+}
+
 fn page_of(stored: &Stored) -> anyhow::Result<PageEntry<'_>> {
-    let about: serde_json::Value = serde_json::from_slice(&stored.entry.about)?;
+    let about: Value = serde_json::from_slice(&stored.entry.about)?;
     let text = |name: &str| about[name].as_str().map(str::to_owned);
     let Some(url) = text("url") else { bail!("entry {} of pages has no URL", stored.id) };
     let cdx = CdxFields {

@@ -45,13 +45,15 @@ pub async fn prepare(
 ) -> Result<Preparation, String> {
     let known = known.filter(|host| host.state != HostState::Dead);
     let before = Before::of(known);
+    // What an earlier crawl has begun is too old to go on with.
+    let begun = known.filter(|host| host.state != HostState::New || host.fresh);
     // With hops its URL is the target of an earlier preparation's redirect.
-    let moved = known.filter(|host| host.robots_hops > 0);
+    let moved = begun.filter(|host| host.robots_hops > 0);
     let hops = moved.map_or(0, |host| host.robots_hops);
     let at = moved.and_then(|host| host.robots_at.as_ref());
     let robots_url = moved.and_then(|host| host.robots_url.clone()).unwrap_or_else(|| format!("{name}/robots.txt"));
     let mut update = without_rules(name);
-    let resolved: Vec<IpAddr> = known
+    let resolved: Vec<IpAddr> = begun
         .filter(|host| host.state == HostState::New)
         .map(|host| host.addresses.iter().filter_map(|address| address.parse().ok()).collect())
         .unwrap_or_default();
@@ -237,7 +239,6 @@ async fn resolve(fetcher: &Fetcher, name: &str, before: Before, backoff_ms: i64,
         Resolved::Addresses(addresses) => {
             update.addresses = addresses.iter().map(ToString::to_string).collect();
             update.state = HostState::New;
-            update.valid_ms = 0;
             before.go_on(update);
         }
         Resolved::Refused(why) => {
@@ -274,7 +275,6 @@ async fn redirect(fetcher: &Fetcher, from: &Url, to: &str, hops: i16, update: &m
         update.robots_at = Some(RobotsAt { host: to.host, address });
     }
     update.state = HostState::New;
-    update.valid_ms = 0;
     update.robots_hops = hops + 1;
     update.robots_url = Some(to.url.into());
     Ok(())

@@ -156,6 +156,10 @@ impl Fetcher {
 
     /// One request to pinned addresses. An error means that there is no answer; one that breaks off is an answer.
     pub async fn get(&self, ask: Ask<'_>) -> Result<Fetched, FetchError> {
+        if let Some(address) = ask.addresses.iter().find(|address| !self.resolver.may_reach(ask.url, **address)) {
+            let why = format!("{address}, where it was found, is private, loopback or reserved, and not open any more");
+            return Err(FetchError::Failed(why));
+        }
         let Some(trip) = Trip::current() else {
             let own = self.own.as_ref().ok_or_else(|| FetchError::Proxy("no proxy was chosen".to_owned()))?;
             return self.get_by(own, ask).await;

@@ -22,6 +22,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// It is asked again this often; the first wait doubles with each trouble that follows without a success.
 const PAUSE: Duration = Duration::from_secs(1);
 const DOUBLINGS_MAX: u32 = 5;
+/// So many answers of 407 in a row, after one that was none, may be sites': a proxy passes on what they say.
+const UNAUTHORISED_MAX: u32 = 8;
 /// Addresses of the proxy that are remembered: idle connections may be to an earlier one.
 const ADDRESSES_MAX: usize = 64;
 
@@ -61,11 +63,19 @@ pub struct Uplink {
     trouble: Mutex<Option<String>>,
     /// Troubles since the last success.
     troubles: AtomicU32,
+    /// Answers of 407 since the last one that was none; so long as there was none, as many as count against the proxy.
+    unauthorised: AtomicU32,
 }
 
 impl Uplink {
     pub fn new(proxy: Proxy) -> Self {
-        Self { proxy, addresses: Mutex::default(), trouble: Mutex::default(), troubles: AtomicU32::new(0) }
+        Self {
+            proxy,
+            addresses: Mutex::default(),
+            trouble: Mutex::default(),
+            troubles: AtomicU32::new(0),
+            unauthorised: AtomicU32::new(UNAUTHORISED_MAX),
+        }
     }
 
     /// The proxy's addresses by the system's resolver; they may be private.
@@ -101,11 +111,17 @@ impl Uplink {
         if !remote.is_some_and(known) {
             return Err("the connection did not go to the proxy".into());
         }
-        // Only a proxy says 407 (RFC 9110 15.5.8); taken for a site's answer it would end jobs. What a site says in a tunnel
-        // must not be taken for the proxy's: it would stop this worker.
+        // Only a proxy should say 407 (RFC 9110 15.5.8); taken for a site's answer it would end jobs. What a site says, in a
+        // tunnel or by a proxy that passes it on, must not be taken for the proxy's: it would stop this worker.
         if status == 407 && may_answer(&self.proxy, url) {
-            return Err(self.in_trouble("it does not accept our credentials (407)".to_owned()));
+            let before = self.unauthorised.load(Ordering::Relaxed);
+            if before >= UNAUTHORISED_MAX {
+                return Err(self.in_trouble("it does not accept our credentials (407)".to_owned()));
+            }
+            self.unauthorised.store(before + 1, Ordering::Relaxed);
+            return Err("407, as a proxy says, from one that has let us in: the site may say it".into());
         }
+        self.unauthorised.store(0, Ordering::Relaxed);
         self.troubles.store(0, Ordering::Relaxed);
         Ok(match self.proxy.kind {
             ProxyKind::Socks5 => pinned.first().copied(),
@@ -167,4 +183,27 @@ impl Uplink {
 /// Whether an answer to a request for `url` may be the proxy's own: in a tunnel (CONNECT, SOCKS5) it is the site's.
 pub fn may_answer(proxy: &Proxy, url: &Url) -> bool {
     proxy.kind == ProxyKind::Http && url.scheme() == "http"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_site_that_says_407_is_not_for_ever_the_proxys_trouble() {
+        let uplink = Uplink::new("http://127.0.0.1:9".parse().unwrap());
+        uplink.resolve().await.unwrap();
+        let url = Url::parse("http://a.example/").unwrap();
+        let answers = |status| uplink.accept(Some(IpAddr::from([127, 0, 0, 1])), status, &url, &[]);
+        assert!(matches!(answers(407), Err(FetchError::Proxy(_))), "it has let nothing through yet");
+        for _ in 0..3 {
+            assert!(answers(200).is_ok());
+            for _ in 0..UNAUTHORISED_MAX {
+                assert!(matches!(answers(407), Err(FetchError::Failed(_))), "a try that failed");
+            }
+        }
+        assert!(matches!(answers(407), Err(FetchError::Proxy(_))), "it lets nothing through any more");
+        assert!(matches!(answers(407), Err(FetchError::Proxy(_))));
+        assert!(answers(404).is_ok() && matches!(answers(407), Err(FetchError::Failed(_))));
+    }
 }

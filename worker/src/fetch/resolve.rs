@@ -63,6 +63,12 @@ impl Resolver {
         self.judge(&host.to_string(), port, found)
     }
 
+    /// Whether a pinned address may still be connected to: what was open when it was resolved may not be now.
+    pub fn may_reach(&self, url: &Url, address: IpAddr) -> bool {
+        let opens = |host: &str| url.port_or_known_default().is_some_and(|port| self.open.opens(host, port));
+        is_public(address) || url.host_str().is_some_and(opens)
+    }
+
     fn judge(&self, name: &str, port: u16, found: Vec<IpAddr>) -> Resolved {
         let opened = self.open.opens(name, port);
         let refused = found.iter().find(|address| !is_public(**address)).copied();

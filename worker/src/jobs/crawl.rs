@@ -47,7 +47,8 @@ async fn fetch(ctx: &Context, entry: StreamId, job: &Job, host: Option<LoadedHos
         Err(done) => return *done,
     };
     let robots = match ctx.robots(&job.host, ready.version).await {
-        Ok(robots) => robots,
+        Ok(Some(robots)) => robots,
+        Ok(None) => return Done::new(entry, Effect::Returned),
         Err(error) => return unread(ctx, entry, job, "robots.txt of its host", &error).await,
     };
     let crawl = match ctx.crawl(&job.key.tenant, job.dispatch).await {

@@ -28,6 +28,8 @@ use crate::jobs::end::{self, body_of, clean, is_refusal, refused, retry, unreach
 const RESET_MS_MAX: i64 = 3_600_000;
 /// Cursors that a cursor is compared with: a longer circle ends with the bound of pages.
 const BEHIND_MAX: usize = 32;
+/// How deep an answer may be nested.
+const DEPTH_MAX: usize = 100;
 
 /// The page dispatch of a job; or another try, when it cannot be read.
 pub async fn load(ctx: &Context, entry: StreamId, job: &Job) -> Result<Arc<Paging>, Box<Done>> {
@@ -101,6 +103,10 @@ pub async fn ask(ctx: &Context, paging: &Paging, url: &Url, host: &LoadedHost) -
         return Err(if too_long { NoAnswer::Malformed(Box::new(fetched), why) } else { NoAnswer::Lost(why) });
     }
     let value = match body_of(ctx, &fetched).map(|body| serde_json::from_slice::<Value>(&body)) {
+        Ok(Ok(value)) if is_deeper(&value, DEPTH_MAX) => {
+            let why = format!("the answer is nested more than {DEPTH_MAX} deep");
+            return Err(NoAnswer::Malformed(Box::new(fetched), why));
+        }
         Ok(Ok(value)) => value,
         Ok(Err(error)) => {
             return Err(NoAnswer::Malformed(Box::new(fetched), format!("the answer is no JSON: {error}")));
@@ -108,6 +114,16 @@ pub async fn ask(ctx: &Context, paging: &Paging, url: &Url, host: &LoadedHost) -
         Err(error) => return Err(NoAnswer::Malformed(Box::new(fetched), error)),
     };
     Ok(Answer { fetched, value, started_ms })
+}
+
+/// Its items are stored within an object, and what is nested more than 127 deep is not read again.
+fn is_deeper(value: &Value, depth: usize) -> bool {
+    let inside = |value: &Value| depth == 0 || is_deeper(value, depth - 1);
+    match value {
+        Value::Array(values) => values.iter().any(inside),
+        Value::Object(map) => map.values().any(inside),
+        _ => false,
+    }
 }
 
 /// What comes of a job that was sent then, and is without an answer, which may be asked again.
@@ -265,5 +281,14 @@ mod tests {
         assert_eq!(hold("0", "1700000000"), Some(0), "past");
         assert_eq!(hold("0", "999999"), Some(RESET_MS_MAX));
         assert_eq!((hold("0", ""), hold("", "60"), hold("none", "60")), (None, None, None));
+    }
+
+    #[test]
+    fn an_answer_that_is_too_deep_to_be_stored_is_told() {
+        let nested = |depth: usize| -> Value {
+            serde_json::from_str(&format!("{}{}", "[".repeat(depth), "]".repeat(depth))).unwrap()
+        };
+        assert!(!is_deeper(&nested(1), 1) && !is_deeper(&json!({ "a": [1, {}] }), 3) && !is_deeper(&json!("a"), 0));
+        assert!(is_deeper(&nested(DEPTH_MAX + 2), DEPTH_MAX) && is_deeper(&json!({ "a": [1, { "b": 2 }] }), 1));
     }
 }
