@@ -9,6 +9,8 @@ use crate::run_tx;
 
 /// robots.txt and the pinned addresses are good for this long (RFC 9309 2.4: at most 24 hours).
 pub const VALID_MS: i64 = 24 * 3600 * 1000;
+/// They are renewed so long before they run out, milliseconds: nothing is issued with less.
+pub const RENEW_MS: i64 = 5_000;
 /// A host that could not be reached is left alone for this long, milliseconds.
 pub const DEAD_MS: i64 = 10 * 60 * 1000;
 /// Failed preparations in a row after which a host is dead where nobody answers, which is after some two minutes;
@@ -241,8 +243,7 @@ pub async fn hold(tx: &Transaction<'_>, hold: &Hold) -> DbResult<()> {
             tx.execute(sql, &[&hold.host]).await?;
         }
         Word::Moved => {
-            let sql =
-                "-- move-host\nUPDATE host SET valid_until = clock_timestamp() WHERE host = $1 AND state = 'ready'";
+            let sql = "-- move-host\nUPDATE host SET valid_until = clock_timestamp(), checked_at = clock_timestamp() WHERE host = $1 AND state = 'ready'";
             tx.execute(sql, &[&hold.host]).await?;
         }
         Word::Waits { ms, reason } => {

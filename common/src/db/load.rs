@@ -3,10 +3,14 @@
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::db::host::{self, HostState, RobotsAt};
+use crate::db::host::{self, HostState, RENEW_MS, RobotsAt};
 use crate::db::pool::{Db, DbResult};
 use crate::model::job::{Job, JobKey, JobKind, Outcome};
 use crate::model::paged::Metadata;
+use crate::model::stream_id::StreamId;
+
+/// What the clocks of Redis and Postgres may differ by, milliseconds.
+const SKEW_MS: i64 = 500;
 
 /// A job with what its worker must know before it sends anything.
 #[derive(Clone, Debug)]
@@ -61,6 +65,9 @@ pub struct LoadedHost {
     pub state: HostState,
     /// Addresses and robots are known and not too old.
     pub fresh: bool,
+    /// When its state came to be, and when its addresses run out, milliseconds since the epoch.
+    pub checked_ms: i64,
+    pub valid_until_ms: i64,
     pub robots_url: Option<String>,
     pub robots_hops: i16,
     pub robots_at: Option<RobotsAt>,
@@ -68,6 +75,15 @@ pub struct LoadedHost {
     pub version: i64,
     pub last_error: Option<String>,
     pub robots_status: Option<i16>,
+}
+
+impl LoadedHost {
+    /// The entry of a job was issued when its host was prepared, which it is no more. To prepare it takes a place at its clocks,
+    /// which this job has not.
+    pub fn was_prepared(&self, entry: StreamId) -> bool {
+        let issued_ms = (entry.ms as i64).saturating_add(SKEW_MS);
+        issued_ms < self.checked_ms || (!self.fresh && issued_ms < self.valid_until_ms - RENEW_MS)
+    }
 }
 
 /// Loads the rows of a batch of stream entries; what is gone or has moved on is not in the answer.
@@ -83,7 +99,9 @@ pub async fn jobs(db: &Db, keys: &[JobKey]) -> DbResult<Batch> {
                     h.addresses, h.state, h.valid_until > clock_timestamp(), h.robots_url, h.robots_hops, h.failures,
                     h.version, h.last_error, s.page, s.total_pages, s.remake_of, m.total_items, m.total_pages, m.round, p.job,
                     d.paused_at IS NOT NULL, d.ending, d.note, d.retries, s.refusals, coalesce(h.refusals, 0),
-                    CASE s.kind WHEN 'noop' THEN d.spec END, h.robots_host, h.robots_address, h.robots_status
+                    CASE s.kind WHEN 'noop' THEN d.spec END, h.robots_host, h.robots_address, h.robots_status,
+                    coalesce((extract(epoch FROM h.checked_at) * 1000)::int8, 0),
+                    (extract(epoch FROM h.valid_until) * 1000)::int8
                FROM unnest($1::text[], $2::uuid[], $3::int2[]) AS k(tenant, id, attempt),
                LATERAL (SELECT * FROM crawl_schedule c
                          WHERE c.tenant = k.tenant AND c.id = k.id AND c.attempt = k.attempt OFFSET 0) s
@@ -142,6 +160,8 @@ fn loaded(row: &Row, key: JobKey, kind: JobKind) -> Loaded {
             addresses,
             state: HostState::parse(row.get(11)),
             fresh: row.get(12),
+            checked_ms: row.get(35),
+            valid_until_ms: row.get(36),
             robots_url: row.get(13),
             robots_hops: row.get(14),
             robots_at: host::robots_at(row.get(32), row.get(33)),
@@ -182,5 +202,33 @@ mod tests {
         );
         let cancelled = [leave(false, Some("cancelled"), false), leave(false, Some("cancelled"), true)];
         assert_eq!(cancelled, [ends(Outcome::Cancelled), ends(Outcome::Cancelled)]);
+    }
+
+    #[test]
+    fn who_was_issued_to_a_prepared_host_does_not_prepare_it() {
+        let host = |fresh, checked_ms, valid_until_ms| LoadedHost {
+            addresses: Vec::new(),
+            state: HostState::New,
+            fresh,
+            checked_ms,
+            valid_until_ms,
+            robots_url: None,
+            robots_hops: 0,
+            robots_at: None,
+            failures: 0,
+            version: 1,
+            last_error: None,
+            robots_status: None,
+        };
+        let was_prepared = |host: LoadedHost, ms| host.was_prepared(StreamId { ms, seq: 0 });
+        // It is new since 100,000.
+        assert!(was_prepared(host(true, 100_000, 200_000), 99_000));
+        assert!(!was_prepared(host(true, 100_000, 200_000), 100_001));
+        assert!(!was_prepared(host(true, 100_000, 200_000), 99_600), "their clocks differ");
+        // It has run out at 100,000: from 95,000 on nothing is issued as if it had not.
+        assert!(was_prepared(host(false, 10_000, 100_000), 94_000));
+        assert!(!was_prepared(host(false, 10_000, 100_000), 95_000));
+        assert!(was_prepared(host(false, 97_000, 97_000), 96_000), "it was held meanwhile");
+        assert!(!was_prepared(host(false, 97_000, 97_000), 98_000));
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use dodo_common::clock::Millis;
-use dodo_common::db::host::{HostState, HostView};
+use dodo_common::db::host::{HostState, HostView, RENEW_MS};
 use dodo_common::model::cause::Cause;
 use slotmap::{SlotMap, new_key_type};
 use smallvec::SmallVec;
@@ -13,8 +13,6 @@ use smallvec::SmallVec;
 use crate::frontier::flow::FlowId;
 use crate::politeness::{Clock, Limit, NEVER, Pace, Wait};
 
-/// A host's addresses and robots are renewed this long before they run out, milliseconds.
-const RENEW_MS: Millis = 5_000;
 /// Another origin that is busy is asked again after this long.
 const ELSEWHERE_MS: Millis = 20;
 

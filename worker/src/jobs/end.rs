@@ -41,6 +41,7 @@ pub async fn ready(
 ) -> Result<LoadedHost, Box<Done>> {
     let ready = match host {
         Some(host) if host.fresh => host,
+        Some(host) if host.was_prepared(entry) => return Err(Box::new(Done::new(entry, Effect::Returned))),
         stale => return Err(Box::new(prepare(ctx, entry, job, stale.as_ref()).await)),
     };
     let why = || ready.last_error.clone().unwrap_or_default();
@@ -51,6 +52,7 @@ pub async fn ready(
             finish(entry, job, Outcome::Dead, &format!("its host is left alone: {}", why()))
         }
         HostState::Dead => finish(entry, job, Outcome::Dead, &format!("its host cannot be reached: {}", why())),
+        HostState::New | HostState::Held if ready.was_prepared(entry) => Done::new(entry, Effect::Returned),
         HostState::New | HostState::Held => prepare(ctx, entry, job, Some(&ready)).await,
     }))
 }
