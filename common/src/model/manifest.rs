@@ -15,7 +15,7 @@ use crate::model::source::SPAN_S_MAX;
 use crate::model::spec::{CrawlSpec, DELAY_MS_MAX, Nofollow};
 use crate::model::terms::Terms;
 use crate::model::trap::Traps;
-use crate::model::url::{Canonical, ruled};
+use crate::model::url::{Canonical, has_userinfo, ruled};
 use crate::model::url_rules::UrlRule;
 
 /// Entries of one manifest.
@@ -236,7 +236,7 @@ impl Entry {
             }
             name if known(name) => {
                 let url = url::Url::parse(&self.url).map_err(|error| format!("url {:?}: {error}", shown(&self.url)))?;
-                if !url.username().is_empty() || url.password().is_some() {
+                if has_userinfo(&url) {
                     return Err("url holds a user name or a password: the source's auth is for that".to_owned());
                 }
                 if !matches!(url.scheme(), "http" | "https") {

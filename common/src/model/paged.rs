@@ -8,6 +8,7 @@ use serde_json::Value;
 use url::Url;
 
 use crate::model::source::{Count, CountOf, Document, Paging, api_host, authority, one, shortened};
+use crate::model::url::has_userinfo;
 
 /// Pages of one dispatch.
 pub const PAGES_MAX: i64 = 1_000_000;
@@ -180,7 +181,7 @@ impl PagedSpec {
         }
         text.push_str(rest);
         let url = Url::parse(&text).map_err(|error| format!("{text:?} is no URL: {error}"))?;
-        if !url.username().is_empty() || url.password().is_some() {
+        if has_userinfo(&url) {
             return Err("a URL of a source holds a user name or a password: say auth, which nobody reads".to_owned());
         }
         if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {

@@ -111,7 +111,7 @@ fn walk(
     url.set_fragment(None);
     step("parsed", url.as_str());
 
-    if !url.username().is_empty() || url.password().is_some() {
+    if has_userinfo(&url) {
         // Both only fail without a host, which http and https always have.
         let _ = (url.set_username(""), url.set_password(None));
         step("userinfo dropped", url.as_str());
@@ -139,6 +139,11 @@ fn walk(
     rules.apply(&mut url, &mut step);
     bounded(url.as_str())?;
     Ok(url)
+}
+
+/// It holds a user name or a password (RFC 3986 3.2.1).
+pub fn has_userinfo(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
 }
 
 fn bounded(text: &str) -> Result<(), UrlError> {

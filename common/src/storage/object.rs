@@ -22,6 +22,7 @@ use object_store::{
 use url::{Host, Url};
 
 use crate::clock::Millis;
+use crate::model::url::has_userinfo;
 use crate::storage::object::error::one_line;
 
 pub use crate::storage::object::error::StoreError;
@@ -339,7 +340,7 @@ fn endpoint_host(endpoint: &str, allow_http: bool) -> Result<Host, StoreError> {
         "http" => return Err(refused("is not https, which was not allowed")),
         _ => return Err(refused("must begin with http:// or https://")),
     }
-    if !url.username().is_empty() || url.password().is_some() {
+    if has_userinfo(&url) {
         return Err(StoreError::Settings("the endpoint must not hold credentials".to_owned()));
     }
     url.host().map(|host| host.to_owned()).ok_or_else(|| refused("names no host"))

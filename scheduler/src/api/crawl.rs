@@ -217,8 +217,8 @@ pub async fn submit(
     };
     let crawl = checked(request.clone(), &ctx.duties.contact, ctx.clock.now_ms())?;
     // A timer shows its request to whoever asks.
-    let shown = CrawlRequest { headers: BTreeMap::new(), ..request.clone() };
-    let value = serde_json::to_value(shown).map_err(|error| bad_request(error.to_string()))?;
+    request.headers.clear();
+    let value = serde_json::to_value(&request).map_err(|error| bad_request(error.to_string()))?;
     if let Some(region) = &crawl.spec.region {
         ctx.pool.check_region(region).map_err(bad_request)?;
     }

@@ -41,7 +41,6 @@ pub async fn ready(
 ) -> Result<LoadedHost, Box<Done>> {
     let ready = match host {
         Some(host) if host.fresh => host,
-        Some(host) if host.was_prepared(entry) => return Err(Box::new(Done::new(entry, Effect::Returned))),
         stale => return Err(Box::new(prepare(ctx, entry, job, stale.as_ref()).await)),
     };
     let why = || ready.last_error.clone().unwrap_or_default();
@@ -52,12 +51,14 @@ pub async fn ready(
             finish(entry, job, Outcome::Dead, &format!("its host is left alone: {}", why()))
         }
         HostState::Dead => finish(entry, job, Outcome::Dead, &format!("its host cannot be reached: {}", why())),
-        HostState::New | HostState::Held if ready.was_prepared(entry) => Done::new(entry, Effect::Returned),
         HostState::New | HostState::Held => prepare(ctx, entry, job, Some(&ready)).await,
     }))
 }
 
 async fn prepare(ctx: &Context, entry: StreamId, job: &Job, known: Option<&LoadedHost>) -> Done {
+    if known.is_some_and(|host| host.was_prepared(entry)) {
+        return Done::new(entry, Effect::Returned);
+    }
     // One that was dead begins anew.
     let failures = known.filter(|host| host.state != HostState::Dead).map_or(0, |host| host.failures.clamp(0, 10));
     let backoff_ms = ctx.settings.retry_base_ms << failures;
