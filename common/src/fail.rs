@@ -1,12 +1,15 @@
 //! Fail points: named steps at which a test stops a process dead, or holds it, to see what the others make of it.
 //!
 //! `DODO_FAIL_POINT` is read once, when a program starts: `NAME[@N][=ACTION]`, several separated by commas. N is the
-//! passing that counts, the first when not given. ACTION is `abort`, which is the default, or `sleep:MS`: the point is
-//! held for so long. Without the variable a point costs one load.
+//! passing that counts, the first when not given. ACTION is `abort`, which is the default, `sleep:MS`: the point is held
+//! for so long, or `freeze`: the process stops as by SIGSTOP, until it is continued. Without the variable a point costs
+//! one load.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use nix::sys::signal::{Signal, raise};
 
 /// The variable that arms points.
 const VARIABLE: &str = "DODO_FAIL_POINT";
@@ -21,6 +24,7 @@ pub const POINTS: &[(&str, &str)] = &[
     ("alone-begun", "a suspect is committed as running alone; its row is not loaded"),
     ("raw-appended", "raw results are appended; nothing is committed"),
     ("committed", "a batch is committed; nothing is acknowledged"),
+    ("connected", "a connection for a request is made; the request is not sent"),
     ("settled", "a batch is acknowledged and reported; its permits are still taken"),
     ("call-begun", "a call that may not be repeated is committed as begun; it is not made"),
     ("call-answered", "a call that may not be repeated is answered; nothing is committed"),
@@ -50,6 +54,7 @@ pub const POINTS: &[(&str, &str)] = &[
 enum Action {
     Abort,
     Sleep(Duration),
+    Freeze,
 }
 
 #[derive(Debug)]
@@ -104,6 +109,11 @@ fn pass(armed: &[Armed], name: &str) -> Option<Duration> {
             tracing::warn!(point = name, ms = held.as_millis() as u64, "held at the fail point");
             Some(held)
         }
+        Action::Freeze => {
+            // Only a signal that does not exist could fail.
+            let _ = raise(Signal::SIGSTOP);
+            None
+        }
     }
 }
 
@@ -136,9 +146,10 @@ fn parse_one(text: &str) -> Result<Armed, String> {
     };
     let action = match action {
         None | Some("abort") => Action::Abort,
+        Some("freeze") => Action::Freeze,
         Some(other) => match other.strip_prefix("sleep:").map(str::parse::<u64>) {
             Some(Ok(ms)) if ms <= SLEEP_MS_MAX => Action::Sleep(Duration::from_millis(ms)),
-            _ => return Err(format!("{text:?}: after = comes abort, or sleep:MS with at most {SLEEP_MS_MAX}")),
+            _ => return Err(format!("{text:?}: after = comes abort, freeze, or sleep:MS with at most {SLEEP_MS_MAX}")),
         },
     };
     Ok(Armed { name, nth, action, passed: AtomicU64::new(0) })
@@ -168,8 +179,8 @@ mod tests {
             ("nowhere", "there is no point \"nowhere\""),
             ("settled@0", "1 or more"),
             ("settled@x", "1 or more"),
-            ("settled=stop", "abort, or sleep:MS"),
-            ("settled=sleep:", "abort, or sleep:MS"),
+            ("settled=stop", "abort, freeze, or sleep:MS"),
+            ("settled=sleep:", "abort, freeze, or sleep:MS"),
             ("settled=sleep:600001", "at most 600000"),
             ("settled,,committed", "there is no point \"\""),
         ] {

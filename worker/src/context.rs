@@ -20,7 +20,6 @@ use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::url::canonical;
 use dodo_common::model::url_rules::UrlRules;
 use dodo_common::stream::connection::Redis;
-use dodo_common::stream::heartbeat;
 use reqwest::header::{COOKIE, HeaderMap, HeaderValue, USER_AGENT};
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -29,6 +28,7 @@ use uuid::Uuid;
 use crate::content::Contents;
 use crate::fetch::cookies::Jar;
 use crate::fetch::{AGENT, Fetcher, secret_headers};
+use crate::heart::Pulse;
 use crate::pressure::Pressure;
 use crate::robots::KeptRobots;
 use crate::seen::Seen;
@@ -36,8 +36,6 @@ use crate::settings::Settings;
 
 /// Dispatches of each kind whose spec is kept at hand.
 const DISPATCHES_MAX: usize = 1000;
-/// A worker that is heard of this often cannot have been declared lost for its silence: half of the lease.
-const CONFIRMED_MAX: Duration = Duration::from_millis(heartbeat::LEASE_MS as u64 / 2);
 /// Postgres, which does not answer, is asked again after this long.
 const UNCONFIRMED_PAUSE: Duration = Duration::from_millis(100);
 /// A page dispatch is read again after this long, milliseconds.
@@ -126,8 +124,7 @@ pub struct Context {
     pub draining: AtomicBool,
     /// Entries this incarnation holds: read, and not settled yet.
     held: Mutex<HashSet<StreamId>>,
-    /// When it was last certain that nobody can have declared this worker lost.
-    confirmed: Mutex<Instant>,
+    pub pulse: Arc<Pulse>,
     pub settled: AtomicU64,
     pub pressure: Pressure,
     crawls: Mutex<HashMap<Uuid, Arc<Crawl>>>,
@@ -141,7 +138,7 @@ impl Context {
         incarnation: Incarnation,
         db: Db,
         redis: Redis,
-        fetcher: Fetcher,
+        (fetcher, pulse): (Fetcher, Arc<Pulse>),
         soft: CancellationToken,
     ) -> Self {
         Self {
@@ -157,7 +154,7 @@ impl Context {
             soft,
             draining: AtomicBool::new(false),
             held: Mutex::default(),
-            confirmed: Mutex::new(Instant::now()),
+            pulse,
             settled: AtomicU64::new(0),
             pressure: Pressure::default(),
             crawls: Mutex::default(),
@@ -174,28 +171,17 @@ impl Context {
         }
     }
 
-    /// A heartbeat that was begun at `at` got through. After a silence it proves nothing: a lost worker beats too.
-    pub fn beaten(&self, at: Instant) {
-        let mut confirmed = self.confirmed.lock().expect("no panic under this lock");
-        if at.saturating_duration_since(*confirmed) < CONFIRMED_MAX {
-            *confirmed = at;
-        }
-    }
-
     /// Before a request leaves: returns at once while this worker has been heard of, and otherwise when Postgres says that
     /// it is not lost. One that was frozen holds jobs that are another's by now, whose hosts it must not ask. It does not
     /// return for a lost one, whose jobs are dropped.
     pub async fn confirm(&self) {
-        loop {
-            if self.confirmed.lock().expect("no panic under this lock").elapsed() < CONFIRMED_MAX {
-                return;
-            }
+        while !self.pulse.is_felt() {
             let at = Instant::now();
             if self.check_current().await {
                 if self.refused.is_cancelled() {
                     return std::future::pending().await;
                 }
-                *self.confirmed.lock().expect("no panic under this lock") = at;
+                self.pulse.confirmed(at);
             } else {
                 tokio::time::sleep(UNCONFIRMED_PAUSE).await;
             }

@@ -1,13 +1,48 @@
 //! The heart: a thread of its own, so that a saturated runtime does not look like a dead worker.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dodo_common::stream::connection::StreamResult;
-use dodo_common::stream::heartbeat::{Beat, Heart, INTERVAL_MS};
+use dodo_common::stream::heartbeat::{Beat, Heart, INTERVAL_MS, LEASE_MS};
 
 use crate::context::Context;
+
+/// A worker that is heard of this often cannot have been declared lost for its silence: half of the lease.
+const CERTAIN_MAX: Duration = Duration::from_millis(LEASE_MS as u64 / 2);
+
+/// When it was last certain that nobody can have declared this worker lost.
+#[derive(Debug)]
+pub struct Pulse {
+    certain: Mutex<Instant>,
+}
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self { certain: Mutex::new(Instant::now()) }
+    }
+}
+
+impl Pulse {
+    /// False: it was not heard of for a while, and may have been frozen.
+    pub fn is_felt(&self) -> bool {
+        self.certain.lock().expect("no panic under this lock").elapsed() < CERTAIN_MAX
+    }
+
+    /// A heartbeat that was begun at `at` got through. After a silence it proves nothing: a lost worker beats too.
+    pub fn beaten(&self, at: Instant) {
+        let mut certain = self.certain.lock().expect("no panic under this lock");
+        if at.saturating_duration_since(*certain) < CERTAIN_MAX {
+            *certain = at;
+        }
+    }
+
+    /// Postgres said, asked at `at`, that it is not lost.
+    pub fn confirmed(&self, at: Instant) {
+        *self.certain.lock().expect("no panic under this lock") = at;
+    }
+}
 
 /// Starts beating; the thread ends when `ctx.refused` is cancelled or `ctx` is otherwise dropped.
 pub fn start(ctx: &Arc<Context>) -> StreamResult<()> {
@@ -37,7 +72,7 @@ pub fn start(ctx: &Arc<Context>) -> StreamResult<()> {
                     }
                     Ok(_) => {
                         failing = false;
-                        ctx.beaten(at);
+                        ctx.pulse.beaten(at);
                     }
                     Err(error) if !failing => {
                         failing = true;

@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::archiver::{self, Archiver};
 use crate::context::Context;
 use crate::fetch::Fetcher;
+use crate::heart::Pulse;
 use crate::settings::{Role, Settings};
 use crate::{committer, consumer, heart, processor};
 
@@ -57,14 +58,10 @@ pub async fn run(settings: Settings, lifecycle: Lifecycle) -> anyhow::Result<()>
         let reader = ours(Redis::blocking(url, &format!("{id}:read"))?);
         let items = ours(Redis::blocking(url, &format!("{id}:items"))?);
         let archive = ours(Redis::new(url, &format!("{id}:archive"))?);
-        let ctx = Arc::new(Context::new(
-            settings.clone(),
-            incarnation,
-            db,
-            redis,
-            Fetcher::new(&settings).context("cannot make the HTTP client")?,
-            lifecycle.soft.clone(),
-        ));
+        let pulse = Arc::new(Pulse::default());
+        let fetcher = Fetcher::new(&settings, Arc::clone(&pulse)).context("cannot make the HTTP client")?;
+        let ctx =
+            Arc::new(Context::new(settings.clone(), incarnation, db, redis, (fetcher, pulse), lifecycle.soft.clone()));
         heart::start(&ctx)?;
         let archiver = Archiver::new(Arc::clone(&ctx), connect(ARCHIVER_CONNECTIONS)?, archive, store(&settings)?);
         work(&ctx, (reader, items), archiver, &lifecycle).await;

@@ -9,10 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use dodo_common::fail;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tower::BoxError;
 use url::{Position, Url};
 
 use crate::fetch::proxy::{self, Uplink};
+use crate::heart::Pulse;
 
 /// Hosts whose addresses are remembered.
 const PINNED_MAX: usize = 100_000;
@@ -26,12 +29,15 @@ tokio::task_local! {
 pub struct Dial {
     addresses: Vec<IpAddr>,
     made: AtomicBool,
+    late: AtomicBool,
+    pulse: Arc<Pulse>,
 }
 
 impl Dial {
     /// Only these addresses may be connected to.
-    pub fn to(addresses: &[IpAddr]) -> Arc<Self> {
-        Arc::new(Self { addresses: addresses.to_vec(), made: AtomicBool::new(false) })
+    pub fn to(addresses: &[IpAddr], pulse: &Arc<Pulse>) -> Arc<Self> {
+        let (made, late) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { addresses: addresses.to_vec(), made, late, pulse: Arc::clone(pulse) })
     }
 
     /// Runs a request that this belongs to.
@@ -43,13 +49,30 @@ impl Dial {
     pub fn made(&self) -> bool {
         self.made.load(Ordering::Relaxed)
     }
+
+    /// True: its connection was made too late, and the request was not sent.
+    pub fn was_late(&self) -> bool {
+        self.late.load(Ordering::Relaxed)
+    }
 }
 
 /// Notes that the running request has a connection of its own. One that is finished in the background, since another
 /// became free meanwhile, is nobody's.
-pub fn note<C>(connection: C) -> C {
-    let _ = DIAL.try_with(|dial| dial.made.store(true, Ordering::Relaxed));
-    connection
+///
+/// # Errors
+/// This worker may have been frozen while it connected, and another may ask the host by now.
+pub fn note<C>(made: Result<C, BoxError>) -> Result<C, BoxError> {
+    let connection = made?;
+    fail::point("connected");
+    let dial = DIAL.try_with(Arc::clone).ok();
+    if let Some(dial) = dial {
+        dial.made.store(true, Ordering::Relaxed);
+        if !dial.pulse.is_felt() {
+            dial.late.store(true, Ordering::Relaxed);
+            return Err("too late".into());
+        }
+    }
+    Ok(connection)
 }
 
 /// The resolver of the client: it knows the addresses of the running request and asks nobody, but for the proxy.

@@ -66,6 +66,7 @@ impl Trip {
     /// Notes what an answer from `url`, or none, says of the proxy, and marks an answer that looks blocked.
     pub fn note(&self, url: &Url, answer: &mut Result<Fetched, FetchError>) {
         let word = match answer {
+            Err(FetchError::Unsent(_)) => return,
             Err(FetchError::Proxy(_)) => ProxyWord::Down,
             Err(FetchError::Failed(_) | FetchError::Unreachable(_)) => ProxyWord::Failed,
             Ok(fetched) => {

@@ -35,7 +35,7 @@ pub struct Preparation {
 /// Prepares the host `name`, its `scheme://authority`, for a crawl that calls itself `agent` and says so by `headers`.
 ///
 /// # Errors
-/// What the trouble of our proxy is: nothing was learned of the host.
+/// What the trouble of our proxy, or our own, is: nothing was learned of the host.
 pub async fn prepare(
     fetcher: &Fetcher,
     name: &str,
@@ -83,7 +83,7 @@ pub async fn prepare(
         once: false,
     };
     match fetcher.get(ask).await {
-        Err(FetchError::Proxy(why)) => return Err(why),
+        Err(FetchError::Proxy(why) | FetchError::Unsent(why)) => return Err(why),
         Err(FetchError::Failed(why) | FetchError::Unreachable(why)) => fail(&mut update, before, backoff_ms, why),
         Ok(answer) => {
             update.robots_status = Some(answer.status as i16);
@@ -284,6 +284,8 @@ async fn redirect(fetcher: &Fetcher, from: &Url, to: &str, hops: i16, update: &m
 mod tests {
     use std::io::Write as _;
 
+    use std::sync::Arc;
+
     use clap::Parser as _;
     use flate2::Compression;
     use flate2::write::GzEncoder;
@@ -333,7 +335,7 @@ mod tests {
     async fn a_robots_txt_at_a_name_that_cannot_be_found_now_is_out_of_reach() {
         dodo_common::install_tls_provider();
         let settings = Settings::try_parse_from(["dodo-worker"]).unwrap();
-        let fetcher = Fetcher::new(&settings).expect("the defaults are sound");
+        let fetcher = Fetcher::new(&settings, Arc::default()).expect("the defaults are sound");
         let from = Url::parse("http://a.example/robots.txt").unwrap();
         let mut update = without_rules("http://a.example");
         // RFC 6761 6.4: there is no such name.

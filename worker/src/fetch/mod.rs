@@ -25,7 +25,7 @@ use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderNa
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, Response};
 use tokio::time::{Instant, timeout_at};
-use tower::util::MapResponseLayer;
+use tower::util::MapResultLayer;
 use url::Url;
 
 use crate::fetch::body::{Bounds, Cut};
@@ -34,6 +34,7 @@ use crate::fetch::exit::{Exit, Trip, Way};
 use crate::fetch::fetched::Fetched;
 use crate::fetch::proxy::{FetchError, Uplink};
 use crate::fetch::resolve::Resolver;
+use crate::heart::Pulse;
 use crate::settings::{Patience, Settings};
 
 /// The product token of our user agent: what robots.txt groups are matched against (RFC 9309 2.2.1).
@@ -70,6 +71,7 @@ pub struct Fetcher {
     exits: HashMap<String, Arc<Exit>>,
     /// Hosts whose open connections are not to be trusted, since they have moved.
     moves: Moves,
+    pulse: Arc<Pulse>,
     pub resolver: Resolver,
     certificates: Vec<Certificate>,
     body_bytes_max: usize,
@@ -81,7 +83,7 @@ pub struct Fetcher {
 }
 
 impl Fetcher {
-    pub fn new(settings: &Settings) -> anyhow::Result<Self> {
+    pub fn new(settings: &Settings, pulse: Arc<Pulse>) -> anyhow::Result<Self> {
         settings.patience.check()?;
         let contact = if settings.contact.is_empty() { String::new() } else { format!(" (+{})", settings.contact) };
         let pool = settings.pool()?;
@@ -93,6 +95,7 @@ impl Fetcher {
             own: None,
             exits: exits.collect(),
             moves: Moves::default(),
+            pulse,
             resolver: Resolver::new(settings)?,
             certificates: certificates(&settings.fetch_ca_file)?,
             body_bytes_max: settings.body_bytes_max,
@@ -220,7 +223,7 @@ impl Fetcher {
         let quiet = IDLE_TIMEOUT + Duration::from_millis(self.patience.total_ms);
         let mut fresh = self.moves.is_moving(ask.url, ask.addresses, quiet);
         loop {
-            let dial = Dial::to(ask.addresses);
+            let dial = Dial::to(ask.addresses, &self.pulse);
             let client = if fresh { &way.single } else { &way.pooled };
             let request = client.get(ask.url.clone()).headers(ask.headers.clone()).send();
             let error = match timeout_at(until, dial.scope(request)).await {
@@ -231,6 +234,9 @@ impl Fetcher {
                     return Err(FetchError::Failed(why));
                 }
             };
+            if dial.was_late() {
+                return Err(FetchError::Unsent("this worker was silent while it connected".to_owned()));
+            }
             if !fresh && !dial.made() && !ask.once && is_broken_off(&error) {
                 fresh = true;
                 continue;
@@ -260,7 +266,7 @@ fn client(
         .redirect(Policy::none())
         .no_proxy()
         .dns_resolver(Arc::new(Pinned { uplink: uplink.cloned() }))
-        .connector_layer(MapResponseLayer::new(dial::note))
+        .connector_layer(MapResultLayer::new(dial::note))
         .connect_timeout(Duration::from_millis(patience.connect_ms))
         .pool_max_idle_per_host(idle_max)
         .pool_idle_timeout(IDLE_TIMEOUT)
@@ -351,7 +357,7 @@ mod tests {
         let own = concat!(env!("CARGO_MANIFEST_DIR"), "/src/fetch/mod.rs");
         for file in [own, "/no/such/file.pem"] {
             let settings = Settings::try_parse_from(["dodo-worker", "--fetch-ca-file", file]).unwrap();
-            let why = format!("{:#}", Fetcher::new(&settings).err().expect("it holds no certificate"));
+            let why = format!("{:#}", Fetcher::new(&settings, Arc::default()).err().expect("it holds no certificate"));
             assert!(why.contains("DODO_FETCH_CA_FILE") && why.contains(file) && why.lines().count() == 1, "{why}");
         }
     }

@@ -48,6 +48,8 @@ pub enum FetchError {
     Failed(String),
     /// The proxy's trouble: nothing was tried.
     Proxy(String),
+    /// Nor was it here: this worker must ask first whether the job is still its own.
+    Unsent(String),
 }
 
 impl From<&str> for FetchError {

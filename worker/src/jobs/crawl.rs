@@ -93,7 +93,7 @@ async fn fetch(ctx: &Context, entry: StreamId, job: &Job, host: Option<LoadedHos
         }
         Err(FetchError::Failed(why)) => retry(ctx, entry, job, &why),
         Err(FetchError::Unreachable(why)) => unreachable(ctx, entry, job, &addresses, &why).await,
-        Err(FetchError::Proxy(_)) => return Done::new(entry, Effect::Returned),
+        Err(FetchError::Proxy(_) | FetchError::Unsent(_)) => return Done::new(entry, Effect::Returned),
     };
     end::timed(&mut done, started_ms, ctx.clock.now_ms(), status);
     done.requested = true;

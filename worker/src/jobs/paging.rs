@@ -93,7 +93,7 @@ pub async fn ask(ctx: &Context, paging: &Paging, url: &Url, host: &LoadedHost) -
     let fetched = ctx.fetcher.get(ask).await.map_err(|error| match error {
         FetchError::Failed(why) => NoAnswer::Lost(why),
         FetchError::Unreachable(why) => NoAnswer::Unreachable(why, addresses.clone()),
-        FetchError::Proxy(_) => NoAnswer::Unsent,
+        FetchError::Proxy(_) | FetchError::Unsent(_) => NoAnswer::Unsent,
     })?;
     if !(200..=299).contains(&fetched.status) {
         return Err(NoAnswer::Refused(Box::new(fetched)));
