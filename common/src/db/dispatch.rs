@@ -172,12 +172,24 @@ pub async fn get(db: &Db, tenant: &str, id: Uuid) -> DbResult<Option<Dispatch>> 
     })
 }
 
-/// The latest dispatches of a tenant, newest first.
-pub async fn list(db: &Db, tenant: &str, limit: i64) -> DbResult<Vec<Dispatch>> {
+/// The latest dispatches of a tenant, of one kind if it is given, newest first.
+pub async fn list(db: &Db, tenant: &str, kind: Option<&str>, limit: i64) -> DbResult<Vec<Dispatch>> {
     run_tx!(db, "list-dispatches", tenant: tenant, |tx| {
-        let sql = format!("-- list-dispatches\n{SELECT} WHERE d.tenant = $1 ORDER BY d.id DESC LIMIT $2");
-        Ok(tx.query(&sql, &[&tenant, &limit]).await?.iter().map(of_row).collect())
+        let sql = format!(
+            "-- list-dispatches\n{SELECT} WHERE d.tenant = $1 AND ($2::text IS NULL OR d.kind = $2) ORDER BY d.id DESC LIMIT $3"
+        );
+        Ok(tx.query(&sql, &[&tenant, &kind, &limit]).await?.iter().map(of_row).collect())
     })
+}
+
+/// The regions that open dispatches want to leave by, and how many want each.
+pub async fn regions(db: &Db) -> DbResult<Vec<(String, i64)>> {
+    let client = db.client().await?;
+    let sql = "-- wanted-regions
+               SELECT spec ->> 'region', count(*) FROM dispatch WHERE state <> 'done' AND spec ->> 'region' IS NOT NULL
+                GROUP BY 1 ORDER BY 1";
+    let statement = client.prepare_cached(sql).await?;
+    Ok(client.query(&statement, &[]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// Every dispatch that is not done, of all tenants, for the leader.

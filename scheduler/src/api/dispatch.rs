@@ -18,7 +18,7 @@ const HOSTS_MAX: i64 = 1000;
 /// The latest dispatches, newest first
 #[utoipa::path(get, path = "/v1/dispatches", responses((status = 200, body = Vec<Dispatch>)))]
 pub async fn list(State(api): State<Api>) -> ApiResult<Json<Vec<Dispatch>>> {
-    Ok(Json(dispatch::list(&api.ctx.db, TENANT_DEFAULT, LIST_MAX).await?))
+    Ok(Json(dispatch::list(&api.ctx.db, TENANT_DEFAULT, None, LIST_MAX).await?))
 }
 
 /// One dispatch and its progress

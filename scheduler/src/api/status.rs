@@ -1,13 +1,13 @@
 //! The cluster at a glance: leader, workers, streams, health, metrics.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::State;
 use dodo_common::db::proxy::ProxyRow;
 use dodo_common::db::worker::WorkerRow;
-use dodo_common::db::{generation, leader, proxy, schedule, segment, suspect, worker};
+use dodo_common::db::{dispatch, generation, leader, proxy, schedule, segment, suspect, worker};
 use dodo_common::stream::heartbeat::{self, Beat};
 use dodo_common::stream::status::{self as streams_status, StreamStatus};
 use serde::{Deserialize, Serialize};
@@ -103,9 +103,16 @@ pub async fn status(State(api): State<Api>) -> ApiResult<Json<Status>> {
     }
     let proxies: Vec<ProxyView> = proxy::all(&ctx.db).await?.into_iter().map(|row| proxy_view(ctx, row)).collect();
     for region in proxies.chunk_by(|a, b| a.region == b.region) {
-        if region.iter().all(|proxy| proxy.state != "healthy") {
+        // On trial they are tried as soon as anything is to leave.
+        if region.iter().all(|proxy| proxy.state == "quarantined") {
             slow.push(format!("no proxy of region {} is healthy: what leaves by it waits", region[0].region));
         }
+    }
+    let regions: HashSet<&str> = proxies.iter().map(|proxy| proxy.region.as_str()).collect();
+    for (region, crawls) in dispatch::regions(&ctx.db).await?.iter().filter(|(region, _)| !regions.contains(&**region))
+    {
+        let what = if *crawls == 1 { "1 crawl".to_owned() } else { format!("{crawls} crawls") };
+        slow.push(format!("DODO_PROXIES has no proxy of region {region}: {what} of it waits for one"));
     }
     let backpressure = ctx.backpressure.lock().expect("no panic under this lock").clone();
     Ok(Json(Status {

@@ -74,7 +74,7 @@ pub struct Holder {
 
 /// What is to be said of a URL that no crawl has seen: which of it, the rows do not tell.
 const UNSEEN: &str = "No crawl has it in its seen-set: no fetched page in scope links to it, or only by links that are not followed, \
-                      at the last depth or marked nofollow.";
+                      at the last depth or marked nofollow. It was looked for as it is, and as the latest crawls spell it.";
 
 /// Every decision about a URL or a job
 #[utoipa::path(get, path = "/v1/why", params(WhyQuery), responses((status = 200, body = Why), (status = 404)))]
@@ -295,7 +295,7 @@ struct View {
 }
 
 async fn views_of(ctx: &Context, raw: &str) -> ApiResult<Vec<View>> {
-    let latest = dispatch::list(&ctx.db, TENANT_DEFAULT, CRAWLS_MAX).await?;
+    let latest = dispatch::list(&ctx.db, TENANT_DEFAULT, Some("crawl"), CRAWLS_MAX).await?;
     Ok(latest.into_iter().filter_map(|crawl| View::new(crawl.id, crawl.spec, raw)).collect())
 }
 

@@ -233,7 +233,8 @@ impl Exits {
         let exit = &mut self.exits[index];
         exit.clock.leave(now, requested);
         let before = exit.health.state();
-        exit.health.ended(now, word, counts, self.bounds.quarantine_ms);
+        let host = counts.then(|| xxh3_64(host.as_bytes()));
+        exit.health.ended(now, word, host, self.bounds.quarantine_ms);
         exit.changed |= word.is_some() || exit.health.state() != before;
         match (before, exit.health.state()) {
             (State::Healthy, State::Healthy) => Vec::new(),

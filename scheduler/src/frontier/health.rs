@@ -3,48 +3,44 @@
 //! A circuit breaker (M. Nygard, "Release It!", "Stability Patterns"): too many bad ones of the last requests, and it is in
 //! quarantine; after that one request at a time decides whether it returns or stays away for twice as long.
 
+use std::collections::VecDeque;
+
 use dodo_common::clock::Millis;
 use dodo_common::db::proxy::ProxyRow;
 use dodo_common::model::proxy::ProxyWord;
 
-/// The last requests that count; more than half of them bad is too many, if they are at least so many.
-const WINDOW: u32 = 20;
-const WINDOW_MIN: u32 = 4;
+/// The last requests that count; more than half of them bad is too many, if they are at least so many and the bad ones are
+/// not all of one host: that may forbid what it likes, and no other waits for it.
+const WINDOW: usize = 20;
+const WINDOW_MIN: usize = 4;
 /// So many times in a row it did not answer itself: that is nobody else's fault.
 const DOWNS_MAX: u32 = 3;
 /// The quarantine is doubled at most so often.
 const DOUBLINGS_MAX: u32 = 4;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum State {
+    #[default]
     Healthy,
     /// Nothing leaves by it until then; after that a trial may begin.
-    Quarantined {
-        until_ms: Millis,
-    },
+    Quarantined { until_ms: Millis },
     /// One request is under way, which decides.
     Trial,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Health {
     state: State,
-    /// A bit for each of the last requests, the latest lowest: whether it was bad.
-    window: u32,
-    /// Requests since it is healthy.
-    seen: u32,
+    /// The last requests since it is healthy, the latest at the end: of a bad one the host, as a hash.
+    window: VecDeque<Option<u64>>,
+    /// All of those.
+    seen: usize,
     downs: u32,
     /// Quarantines in a row: between them it was not healthy for a whole window.
     strikes: u32,
     successes: i64,
     blocks: i64,
     failures: i64,
-}
-
-impl Default for Health {
-    fn default() -> Self {
-        Self { state: State::Healthy, window: 0, seen: 0, downs: 0, strikes: 0, successes: 0, blocks: 0, failures: 0 }
-    }
 }
 
 impl Health {
@@ -77,33 +73,35 @@ impl Health {
         }
     }
 
-    /// A request has ended, and said something; `counts`: it speaks of the proxy, not only of the site. The first quarantine
-    /// lasts `base_ms`.
-    pub fn ended(&mut self, now: Millis, word: Option<ProxyWord>, counts: bool, base_ms: Millis) {
+    /// A request has ended, and said something; `host`, a hash, is its host where it speaks of the proxy, not only of the site.
+    /// The first quarantine lasts `base_ms`.
+    pub fn ended(&mut self, now: Millis, word: Option<ProxyWord>, host: Option<u64>, base_ms: Millis) {
         match word {
             Some(ProxyWord::Good) => self.successes += 1,
             Some(ProxyWord::Blocked) => self.blocks += 1,
             Some(ProxyWord::Failed | ProxyWord::Down) => self.failures += 1,
             None => {}
         }
-        let word = word.filter(|_| counts);
-        match (self.state, word) {
+        match (self.state, word.zip(host)) {
             // It had left before the quarantine.
             (State::Quarantined { .. }, _) | (State::Healthy, None) => {}
-            (State::Trial, Some(ProxyWord::Good)) => self.state = State::Healthy,
+            (State::Trial, Some((ProxyWord::Good, _))) => self.state = State::Healthy,
             (State::Trial, Some(_)) => self.quarantine(now, base_ms),
             (State::Trial, None) => self.forget_trial(now),
-            (State::Healthy, Some(word)) => self.note(now, word, base_ms),
+            (State::Healthy, Some((word, host))) => self.note(now, word, host, base_ms),
         }
     }
 
-    fn note(&mut self, now: Millis, word: ProxyWord, base_ms: Millis) {
-        let is_bad = word != ProxyWord::Good;
-        self.window = ((self.window << 1) | u32::from(is_bad)) & ((1 << WINDOW) - 1);
+    fn note(&mut self, now: Millis, word: ProxyWord, host: u64, base_ms: Millis) {
+        if self.window.len() >= WINDOW {
+            self.window.pop_front();
+        }
+        self.window.push_back((word != ProxyWord::Good).then_some(host));
         self.seen = self.seen.saturating_add(1);
         self.downs = if word == ProxyWord::Down { self.downs + 1 } else { 0 };
-        let counted = self.seen.min(WINDOW);
-        if self.downs >= DOWNS_MAX || (counted >= WINDOW_MIN && 2 * self.window.count_ones() > counted) {
+        let bad = || self.window.iter().flatten();
+        let too_many = self.window.len() >= WINDOW_MIN && 2 * bad().count() > self.window.len();
+        if self.downs >= DOWNS_MAX || (too_many && bad().any(|other| Some(other) != bad().next())) {
             self.quarantine(now, base_ms);
         } else if self.seen >= WINDOW {
             self.strikes = 0;
@@ -114,7 +112,8 @@ impl Health {
         let until_ms = now.saturating_add(base_ms.saturating_mul(1 << self.strikes.min(DOUBLINGS_MAX)));
         self.state = State::Quarantined { until_ms };
         self.strikes = self.strikes.saturating_add(1);
-        (self.window, self.seen, self.downs) = (0, 0, 0);
+        self.window.clear();
+        (self.seen, self.downs) = (0, 0);
     }
 
     /// What is written down of it.
@@ -146,8 +145,9 @@ mod tests {
     const BASE_MS: Millis = 1000;
 
     fn says(health: &mut Health, now: Millis, word: ProxyWord, times: usize) {
-        for _ in 0..times {
-            health.ended(now, Some(word), true, BASE_MS);
+        // Each by another host.
+        for host in 0..times as u64 {
+            health.ended(now, Some(word), Some(host), BASE_MS);
         }
     }
 
@@ -173,11 +173,29 @@ mod tests {
         }
         assert_eq!(health.state(), State::Healthy, "a site may forbid half of what it links to");
         for _ in 0..1000 {
-            health.ended(0, Some(ProxyWord::Blocked), false, BASE_MS);
-            health.ended(0, None, true, BASE_MS);
+            health.ended(0, Some(ProxyWord::Blocked), None, BASE_MS);
+            health.ended(0, None, Some(1), BASE_MS);
         }
         assert_eq!(health.state(), State::Healthy, "what says nothing of it");
         assert_eq!((health.successes, health.blocks, health.failures), (1000, 2000, 0), "is counted all the same");
+    }
+
+    /// It would take all others of its region along.
+    #[test]
+    fn one_host_alone_blocks_no_proxy() {
+        let mut health = Health::default();
+        for _ in 0..1000 {
+            health.ended(0, Some(ProxyWord::Blocked), Some(7), BASE_MS);
+        }
+        assert_eq!(health.state(), State::Healthy);
+        health.ended(0, Some(ProxyWord::Blocked), Some(8), BASE_MS);
+        assert_eq!(health.state(), State::Quarantined { until_ms: BASE_MS }, "and no good word of anybody");
+        let mut health = Health::default();
+        for n in 0..1000 {
+            let word = if n % 10 < 7 { ProxyWord::Failed } else { ProxyWord::Good };
+            health.ended(0, Some(word), Some(7), BASE_MS);
+        }
+        assert_eq!(health.state(), State::Healthy);
     }
 
     #[test]
@@ -204,7 +222,7 @@ mod tests {
             assert_eq!(health.state(), State::Quarantined { until_ms: now + (BASE_MS << doublings) });
         }
         health.begin_trial();
-        health.ended(9, None, true, BASE_MS);
+        health.ended(9, None, Some(1), BASE_MS);
         assert_eq!(health.state(), State::Quarantined { until_ms: 9 }, "another trial");
         health.begin_trial();
         says(&mut health, 10, ProxyWord::Good, 1);
@@ -245,7 +263,8 @@ mod tests {
                 }
                 let word = if well { Some(ProxyWord::Good) } else { *WORDS.choose(&mut dice).unwrap() };
                 let before = health.state();
-                health.ended(now, word, dice.random_bool(0.8), BASE_MS);
+                let host = dice.random_bool(0.8).then(|| dice.random_range(0..3));
+                health.ended(now, word, host, BASE_MS);
                 match (before, health.state()) {
                     (State::Quarantined { until_ms }, after) => assert_eq!(after, State::Quarantined { until_ms }),
                     (State::Trial, State::Healthy) => assert_eq!(word, Some(ProxyWord::Good)),

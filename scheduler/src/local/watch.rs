@@ -61,7 +61,7 @@ impl Watched {
 
     /// The watched dispatches; nothing while the database does not answer: one that restarts is waited for.
     async fn look(&mut self, ctx: &Context) -> Option<Vec<Dispatch>> {
-        let latest = dispatch::list(&ctx.db, TENANT_DEFAULT, LATEST).await.ok()?;
+        let latest = dispatch::list(&ctx.db, TENANT_DEFAULT, None, LATEST).await.ok()?;
         // Newest first: a child comes before its parent.
         for dispatch in latest.iter().rev() {
             if dispatch.state != "done" || dispatch.parent.is_some_and(|parent| self.ids.contains(&parent)) {

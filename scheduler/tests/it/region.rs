@@ -35,7 +35,7 @@ async fn a_region_in_quarantine_holds_up_nobody_else() -> Result<()> {
         .extend([("DODO_RESOLVE", names), ("DODO_PROXIES", pool.clone())].map(|(n, v)| (n.to_owned(), v)));
     let more = [("DODO_PROXIES", pool), ("DODO_PROXY_QUARANTINE_MS", "300".to_owned())];
     cluster.scheduler_env.extend(more.map(|(name, value)| (name.to_owned(), value)));
-    let _scheduler = cluster.scheduler().await?;
+    let mut scheduler = cluster.scheduler().await?;
     let _worker = cluster.worker()?;
 
     let crawl = |region, urls: &[String], priority| {
@@ -69,6 +69,22 @@ async fn a_region_in_quarantine_holds_up_nobody_else() -> Result<()> {
     cluster.until("why says so", LIMIT, told).await?;
     let slow = async || Ok(cluster.dodo_text(&["why-slow", &first])?.contains("no proxy of their region is healthy"));
     cluster.until("why-slow says so", LIMIT, slow).await?;
+
+    // Another leader, which has been told of another pool, says what nobody will ever serve.
+    let pool = cluster.scheduler_env.iter_mut().find(|(name, _)| name == "DODO_PROXIES").context("no pool")?;
+    let both = std::mem::replace(&mut pool.1, format!("us=socks5://{ENCODED}@127.0.0.1:{}", us.port));
+    scheduler.kill();
+    scheduler = cluster.scheduler().await?;
+    let gone = async || {
+        let slow = cluster.get("/v1/status").await?["slow"].to_string();
+        Ok(slow.contains("DODO_PROXIES has no proxy of region eu: 1 crawl of it waits for one"))
+    };
+    cluster.until("the status says so", LIMIT, gone).await?;
+    if let Some(pool) = cluster.scheduler_env.iter_mut().find(|(name, _)| name == "DODO_PROXIES") {
+        pool.1 = both;
+    }
+    scheduler.kill();
+    let _scheduler = cluster.scheduler().await?;
 
     // From here on nothing can leave but by the one that comes back.
     us.stop.cancel();

@@ -78,6 +78,10 @@ async fn one_spelling_of_each_page_is_fetched_and_nothing_that_is_excluded() -> 
     assert_eq!(counts(&asked), expected.into_iter().map(|said| (said, 1)).collect::<BTreeMap<_, usize>>());
 
     let id = done["id"].as_str().context("no dispatch")?;
+    // What is no crawl spells nothing.
+    for _ in 0..6 {
+        cluster.post("/v1/noops", &json!({ "count": 1 })).await?;
+    }
     let why = cluster.dodo_text(&["why", &format!("http://{place}/shop/calendar/7?utm_term=x")])?;
     assert!(why.contains(&format!("It is out of the scope of crawl {id}: excluded by /calendar/.")), "{why}");
     assert!(why.contains(&format!("the scope of crawl {plain}: not matched by any include pattern.")), "{why}");

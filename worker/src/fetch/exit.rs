@@ -75,7 +75,7 @@ impl Trip {
                     _ if fetched.block.is_some() => ProxyWord::Blocked,
                     // What a proxy says where it does not reach the site (RFC 9110 15.6.3 and 15.6.5); the site may have
                     // said it, too, which the leader finds out.
-                    502 | 504 if proxy::may_answer(&self.exit.proxy, url) => ProxyWord::Failed,
+                    502..=504 if proxy::may_answer(&self.exit.proxy, url) => ProxyWord::Failed,
                     _ => ProxyWord::Good,
                 }
             }
