@@ -218,6 +218,9 @@ pub enum Word {
     /// Nobody answers at its addresses, and its name has others now: it is prepared anew. What was issued before that sends
     /// nothing, since no clock of the other addresses was asked for it.
     Moved,
+    /// Its robots.txt asks who crawls it now to wait for so many milliseconds, which is longer than for those before: nothing
+    /// was sent.
+    Asks { ms: i64 },
     /// It said 429 or 503, or nobody answered there: the same, and after [`HOST_REFUSALS_MAX`] in a row its jobs end for a
     /// while.
     Refuses { ms: i64, reason: String },
@@ -228,7 +231,7 @@ impl Hold {
     pub fn ms(&self) -> Option<i64> {
         match &self.word {
             Word::Answers => None,
-            Word::Moved => Some(0),
+            Word::Moved | Word::Asks { .. } => Some(0),
             Word::Waits { ms, .. } | Word::Refuses { ms, .. } => Some(*ms),
         }
     }
@@ -245,6 +248,10 @@ pub async fn hold(tx: &Transaction<'_>, hold: &Hold) -> DbResult<()> {
         Word::Moved => {
             let sql = "-- move-host\nUPDATE host SET valid_until = clock_timestamp(), checked_at = clock_timestamp() WHERE host = $1 AND state = 'ready'";
             tx.execute(sql, &[&hold.host]).await?;
+        }
+        Word::Asks { ms } => {
+            let sql = "-- slow-host\nUPDATE host SET crawl_delay_ms = greatest(crawl_delay_ms, $2) WHERE host = $1 AND state = 'ready'";
+            tx.execute(sql, &[&hold.host, ms]).await?;
         }
         Word::Waits { ms, reason } => {
             tx.execute(

@@ -75,6 +75,8 @@ pub struct LoadedHost {
     pub version: i64,
     pub last_error: Option<String>,
     pub robots_status: Option<i16>,
+    /// Of those who have crawled it so far the longest that its robots.txt asks for.
+    pub crawl_delay_ms: Option<i64>,
 }
 
 impl LoadedHost {
@@ -101,7 +103,7 @@ pub async fn jobs(db: &Db, keys: &[JobKey]) -> DbResult<Batch> {
                     d.paused_at IS NOT NULL, d.ending, d.note, d.retries, s.refusals, coalesce(h.refusals, 0),
                     CASE s.kind WHEN 'noop' THEN d.spec END, h.robots_host, h.robots_address, h.robots_status,
                     coalesce((extract(epoch FROM h.checked_at) * 1000)::int8, 0),
-                    (extract(epoch FROM h.valid_until) * 1000)::int8
+                    (extract(epoch FROM h.valid_until) * 1000)::int8, h.crawl_delay_ms
                FROM unnest($1::text[], $2::uuid[], $3::int2[]) AS k(tenant, id, attempt),
                LATERAL (SELECT * FROM crawl_schedule c
                          WHERE c.tenant = k.tenant AND c.id = k.id AND c.attempt = k.attempt OFFSET 0) s
@@ -169,6 +171,7 @@ fn loaded(row: &Row, key: JobKey, kind: JobKind) -> Loaded {
             version: row.get(16),
             last_error: row.get(17),
             robots_status: row.get(34),
+            crawl_delay_ms: row.get(37),
         }),
     }
 }
@@ -219,6 +222,7 @@ mod tests {
             version: 1,
             last_error: None,
             robots_status: None,
+            crawl_delay_ms: None,
         };
         let was_prepared = |host: LoadedHost, ms| host.was_prepared(StreamId { ms, seq: 0 });
         // It is new since 100,000.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use axum::Router;
@@ -104,5 +105,39 @@ async fn rules_that_have_run_out_are_read_again_once() -> Result<()> {
     news.sort();
     assert_eq!(news, ["/early", "/other", "/robots.txt"]);
     assert!(sql.query_one(valid, &[]).await?.get::<_, bool>(0));
+    Ok(())
+}
+
+/// The delay that binds is that of who asks, whoever came first and read the rules.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crawl_delay_binds_the_name_it_is_asked_of() -> Result<()> {
+    const ASKED: Duration = Duration::from_secs(1);
+    let mut cluster = Cluster::start().await?;
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&times);
+    let site = move |request: Request| async move {
+        if request.uri().path() == "/robots.txt" {
+            return "User-agent: examplebot\nCrawl-delay: 1\n".into_response();
+        }
+        noted.lock().expect("no panic under this lock").push(Instant::now());
+        Html("a page").into_response()
+    };
+    let (place, _asked) = noting(Router::new().fallback(site)).await?;
+    cluster.open(std::slice::from_ref(&place));
+    let _scheduler = cluster.scheduler().await?;
+    let _worker = cluster.worker()?;
+    assert_eq!(crawl(&cluster, &place, &["/first"]).await?, ends(&[("/first", "ok")]));
+    let urls: Vec<String> = (0..4).map(|n| format!("http://{place}/{n}")).collect();
+    let body = json!({ "urls": urls, "delay_ms": 0, "depth": 0, "user_agent": "examplebot/1.0" });
+    let dispatch = cluster.post("/v1/crawls", &body).await?;
+    cluster.wait_done(&dispatch, LIMIT).await?;
+    let times = times.lock().expect("no panic under this lock").clone();
+    assert_eq!(times.len(), 5);
+    for pair in times.windows(2) {
+        assert!(pair[1] - pair[0] >= ASKED, "{:?}", pair[1] - pair[0]);
+    }
+    let tries: i64 =
+        cluster.sql().await?.query_one("SELECT count(*) FROM crawl_log WHERE attempt > 0", &[]).await?.get(0);
+    assert_eq!(tries, 0, "no try was burnt");
     Ok(())
 }

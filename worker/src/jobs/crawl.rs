@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use dodo_common::db::commit::{Finished, Found};
+use dodo_common::db::host::{Hold, Word};
 use dodo_common::db::load::{Loaded, LoadedHost};
 use dodo_common::db::revisit::Spared;
 use dodo_common::db::tally::{Given, Novelty};
@@ -63,6 +64,13 @@ async fn fetch(ctx: &Context, entry: StreamId, job: &Job, host: Option<LoadedHos
     if !verdict.allowed {
         let rule = verdict.rule.map_or(String::new(), |rule| format!("robots.txt line {}: {}", rule.line, rule.text));
         return finish(entry, job, Outcome::Robots, &rule);
+    }
+    let asked_ms = robots.crawl_delay_ms(crawl.agent()).map(|ms| ms as i64);
+    if let Some(ms) = asked_ms.filter(|ms| Some(*ms) > ready.crawl_delay_ms) {
+        // Whoever prepared the host goes by another name; the clock that this job was issued by is too fast.
+        let mut done = Done::new(entry, Effect::Returned);
+        done.hold = Some(Hold { host: job.host.clone(), word: Word::Asks { ms } });
+        return done;
     }
     ctx.confirm().await;
     let started_ms = ctx.clock.now_ms();
