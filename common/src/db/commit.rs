@@ -182,8 +182,10 @@ WITH j AS MATERIALIZED (
   SELECT w.tenant, w.id, clock_timestamp(), w.dispatch, w.kind, w.host, w.priority, w.attempt, w.depth, w.hops, w.url,
     w.url_hash, w.found_on, w.payload, w.remake_of, w.created_at, CASE WHEN w.beaten THEN 'duplicate' ELSE w.outcome END,
     w.reason, w.status, w.content_type, w.body_bytes, w.truncated, w.digest, w.title, w.language, w.location, w.address,
-    w.link_count, coalesce(g.n, 0), to_timestamp(w.started_ms / 1000.0), w.fetch_ms, $30, w.raw_stream,
-    CASE WHEN w.raw_stream IS NOT NULL THEN $31::int8 END, w.raw_ms, w.raw_seq, w.page, w.total_pages, w.crashes,
+    w.link_count, coalesce(g.n, 0), to_timestamp(w.started_ms / 1000.0), w.fetch_ms, $30,
+    -- What does not count is not archived.
+    CASE WHEN NOT w.beaten THEN w.raw_stream END, CASE WHEN w.raw_stream IS NOT NULL AND NOT w.beaten THEN $31::int8 END,
+    CASE WHEN NOT w.beaten THEN w.raw_ms END, CASE WHEN NOT w.beaten THEN w.raw_seq END, w.page, w.total_pages, w.crashes,
     w.alone_crashes, w.tries
     FROM won w LEFT JOIN gained g ON g.found_on = w.id
 ), raw AS (
@@ -216,7 +218,7 @@ SELECT id, NULL AS tenant, NULL AS host FROM won
 UNION ALL SELECT DISTINCT NULL::uuid, tenant, host FROM scheduled";
 
 /// Tries of a job that are kept: the last ones, more than a policy allows.
-const TRIES_KEPT: i32 = 20;
+pub const TRIES_KEPT: i32 = 20;
 const RETRY: &str = "-- retry-jobs
 WITH j AS MATERIALIZED (
   SELECT * FROM unnest($1::text[], $2::uuid[], $3::int2[], $4::int8[], $5::text[], $6::int2[], $7::int2[], $8::int4[])

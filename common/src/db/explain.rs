@@ -37,6 +37,9 @@ pub struct JobReport {
     pub depth: i16,
     pub found_on: Option<Uuid>,
     pub remake_of: Option<Uuid>,
+    /// The job that `dodo dead replay` has made of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replayed_by: Option<Uuid>,
     pub created_at: DateTime<Utc>,
     /// Pending: not before this time.
     pub run_at: Option<DateTime<Utc>>,
@@ -115,12 +118,12 @@ const PENDING: &str = "SELECT tenant, id, dispatch, kind, host, url, 'pending' A
     NULL AS address, NULL::int4 AS link_count, NULL::int4 AS new_count, NULL::int4 AS fetch_ms, NULL::uuid AS worker,
     NULL AS raw_stream, NULL::int8 AS raw_generation, NULL::int8 AS raw_ms, NULL::int8 AS raw_seq,
     page, total_pages, crashes, alone_crashes, (-priority)::int2 AS priority,
-    CASE kind WHEN 'crawl' THEN payload END AS visit, tries FROM crawl_schedule";
+    CASE kind WHEN 'crawl' THEN payload END AS visit, tries, NULL::uuid AS replayed_by FROM crawl_schedule";
 pub(crate) const LOGGED: &str = "SELECT tenant, id, dispatch, kind, host, url, outcome AS state, reason, attempt, depth,
     found_on, remake_of, created_at, NULL::timestamptz AS run_at, finished_at, status, content_type, body_bytes, truncated,
     digest, title, language, location, address, link_count, new_count, fetch_ms, worker, raw_stream, raw_generation,
     raw_ms, raw_seq, page, total_pages, crashes, alone_crashes, (-priority)::int2 AS priority,
-    CASE kind WHEN 'crawl' THEN payload END AS visit, tries FROM crawl_log";
+    CASE kind WHEN 'crawl' THEN payload END AS visit, tries, replayed_by FROM crawl_log";
 
 /// One job by its id.
 pub async fn job(db: &Db, tenant: &str, id: Uuid) -> DbResult<Option<JobReport>> {
@@ -132,17 +135,33 @@ pub async fn job(db: &Db, tenant: &str, id: Uuid) -> DbResult<Option<JobReport>>
     })
 }
 
-/// Every job of every dispatch that was scheduled for this URL, newest first, remakes included; of a page that is visited
-/// again the first, the last and the next.
+/// Every job of every dispatch that was scheduled for this URL, newest first, with those that replay them or make their lost
+/// results again; of a page that is visited again the first, the last and the next.
 pub async fn url(db: &Db, tenant: &str, hash: UrlHash) -> DbResult<Vec<JobReport>> {
     run_tx!(db, "explain-url", tenant: tenant, |tx| {
-        let ids = "(SELECT job FROM url WHERE tenant = $1 AND hash = $2 ORDER BY job DESC LIMIT 100)
-            UNION (SELECT unnest(ARRAY[last, next]) FROM revisit WHERE tenant = $1 AND url_hash = $2 ORDER BY 1 DESC LIMIT 100)";
+        let ids = tx
+            .query(
+                "-- explain-url-jobs
+                 WITH RECURSIVE own AS (
+                   (SELECT job AS id FROM url WHERE tenant = $1 AND hash = $2 ORDER BY job DESC LIMIT 100)
+                   UNION (SELECT unnest(ARRAY[last, next]) FROM revisit WHERE tenant = $1 AND url_hash = $2 ORDER BY 1 DESC LIMIT 100)
+                 ), line AS (
+                   SELECT id FROM own WHERE id IS NOT NULL
+                   UNION
+                   SELECT heir.id FROM line JOIN crawl_log l ON l.tenant = $1 AND l.id = line.id, LATERAL (
+                     SELECT l.replayed_by AS id WHERE l.replayed_by IS NOT NULL
+                     UNION ALL SELECT x.remade_by FROM lost_result x WHERE x.tenant = l.tenant AND x.stream = l.raw_stream
+                        AND x.generation = l.raw_generation AND x.ms = l.raw_ms AND x.seq = l.raw_seq) heir
+                 ) SELECT id FROM line LIMIT 1000",
+                &[&tenant, &hash.to_uuid()],
+            )
+            .await?;
+        let ids: Vec<Uuid> = ids.iter().map(|row| row.get(0)).collect();
         let sql = format!(
-            "-- explain-url\nSELECT * FROM ({PENDING} WHERE tenant = $1 AND id IN ({ids})
-             UNION ALL {LOGGED} WHERE tenant = $1 AND id IN ({ids})) t ORDER BY created_at DESC"
+            "-- explain-url\nSELECT * FROM ({PENDING} WHERE tenant = $1 AND id = ANY ($2)
+             UNION ALL {LOGGED} WHERE tenant = $1 AND id = ANY ($2)) t ORDER BY created_at DESC"
         );
-        Ok(tx.query(&sql, &[&tenant, &hash.to_uuid()]).await?.iter().map(of_row).collect())
+        Ok(tx.query(&sql, &[&tenant, &ids]).await?.iter().map(of_row).collect())
     })
 }
 
@@ -251,6 +270,7 @@ pub(crate) fn of_row(row: &tokio_postgres::Row) -> JobReport {
         depth: row.get("depth"),
         found_on: row.get("found_on"),
         remake_of: row.get("remake_of"),
+        replayed_by: row.get("replayed_by"),
         created_at: row.get("created_at"),
         run_at: row.get("run_at"),
         finished_at: row.get("finished_at"),

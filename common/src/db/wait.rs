@@ -66,16 +66,20 @@ pub struct Retries {
 
 /// Rows looked at for [`retries`].
 const LOOK_MAX: i64 = 100_000;
+/// Ids of jobs are greater than that of their dispatch, but for clocks that differ by no more than this, milliseconds.
+const CLOCKS_MS: u128 = 3_600_000;
 
 pub async fn retries(db: &Db, tenant: &str, dispatch: Uuid) -> DbResult<Retries> {
+    // The first 48 bits of these ids are milliseconds (RFC 9562 5.7).
+    let after = Uuid::from_u128(dispatch.as_u128().saturating_sub(CLOCKS_MS << 80));
     run_tx!(db, "retries", tenant: tenant, |tx| {
         let row = tx
             .query_one(
                 "-- retries
                  SELECT count(*), (extract(epoch FROM min(run_at) - clock_timestamp()) * 1000)::int8, min(last_error)
-                   FROM (SELECT dispatch, run_at, last_error FROM crawl_schedule WHERE tenant = $1 ORDER BY id LIMIT $3) c
+                   FROM (SELECT dispatch, run_at, last_error FROM crawl_schedule WHERE tenant = $1 AND id > $4 ORDER BY id LIMIT $3) c
                   WHERE dispatch = $2 AND last_error IS NOT NULL AND run_at > clock_timestamp()",
-                &[&tenant, &dispatch, &LOOK_MAX],
+                &[&tenant, &dispatch, &LOOK_MAX, &after],
             )
             .await?;
         Ok(Retries { jobs: row.get(0), next_in_ms: row.get(1), error: row.get(2) })

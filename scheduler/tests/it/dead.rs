@@ -55,6 +55,13 @@ async fn what_a_query_finds_is_what_it_replays() -> Result<()> {
     assert_eq!(out, "3 scheduled again\n");
     cluster.wait_done(&first, LIMIT).await?;
     assert_eq!(dead(&cluster, &[])?.len(), 1, "the other dispatch's");
+    // A URL has all of its jobs, those that replay others too.
+    let why: Value = serde_json::from_str(&cluster.dodo_text(&["why", &format!("{base}/x/502/5/"), "--json"])?)?;
+    let jobs = why["jobs"].as_array().context("no jobs")?;
+    assert_eq!((&jobs[0]["state"], &jobs[1]["state"], jobs.len()), (&json!("ok"), &json!("dead"), 2), "{why}");
+    assert_eq!(jobs[1]["replayed_by"], jobs[0]["id"], "{why}");
+    let line = format!("It was replayed: job {} goes on for it.", jobs[0]["id"].as_str().unwrap_or_default());
+    assert!(why["lines"].as_array().is_some_and(|lines| lines.contains(&json!(line))), "{why}");
     let done = cluster.progress(&first).await?;
     assert_eq!((&done["progress"]["pages"], &done["progress"]["failed"]), (&json!(4), &json!(0)));
     Ok(())

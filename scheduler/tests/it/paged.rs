@@ -257,6 +257,9 @@ async fn the_same_page_twice_at_once_is_stored_once() -> Result<()> {
         sql.query("SELECT outcome FROM crawl_log WHERE kind = 'get_page' AND page = 2 ORDER BY outcome", &[]).await?;
     let outcomes: Vec<String> = outcomes.iter().map(|row| row.get(0)).collect();
     assert_eq!(outcomes, ["duplicate", "duplicate", "ok", "ok"], "the first, one of the two at once");
+    let kept =
+        "SELECT count(*) FROM crawl_log WHERE kind = 'get_page' AND (outcome = 'ok') <> (raw_stream IS NOT NULL)";
+    assert_eq!(sql.query_one(kept, &[]).await?.get::<_, i64>(0), 0, "what does not count is in no archive");
     let served = feed.served()[&2];
     assert_eq!(served, before + 2, "both asked");
     sql.execute(&again(1), &[]).await?;
