@@ -22,7 +22,8 @@ impl Dispatcher<'_> {
         let now = self.ctx.clock.steady_ms();
         let mut standing = self.frontier.standing(now, &question.of);
         // The frontier has the steady clock, and who asks has the wall clock.
-        let wall = |at| at - now + self.ctx.clock.now_ms();
+        let offset = self.ctx.clock.now_ms() - now;
+        let wall = |at| at + offset;
         standing.until_ms = standing.until_ms.map(wall);
         standing.last_completion_ms = standing.last_completion_ms.map(wall);
         if standing.cause == Cause::Turn {

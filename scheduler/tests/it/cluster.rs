@@ -266,6 +266,11 @@ impl Cluster {
         bail!("{what}: not within {limit:?}")
     }
 
+    /// Entries in the stream of jobs.
+    pub async fn issued(&self) -> Result<u64> {
+        Ok(redis::from_redis_value(self.redis_command(&["XLEN", "dodo:jobs:fetch"]).await?)?)
+    }
+
     pub async fn progress(&self, dispatch: &str) -> Result<Value> {
         self.get(&format!("/v1/dispatches/{dispatch}")).await
     }

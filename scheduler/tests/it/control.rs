@@ -72,7 +72,8 @@ async fn entries_in_the_window_of_a_paused_dispatch_are_handed_back() -> Result<
     // Without a worker the window fills; the pause comes before anybody reads it.
     let dispatch = cluster.post("/v1/noops", &json!({ "count": 500 })).await?;
     let sql = cluster.sql().await?;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let full = async || Ok(cluster.issued().await? > 0);
+    cluster.until("some are issued", LIMIT, full).await?;
     assert_eq!(order(&cluster, &dispatch, "pause").await?.0, 200);
     let _worker = cluster.worker()?;
     cluster
@@ -83,6 +84,8 @@ async fn entries_in_the_window_of_a_paused_dispatch_are_handed_back() -> Result<
             Ok(workers[0]["settled"].as_u64() > Some(0) && jobs.is_some_and(|j| j["pending"] == 0 && j["lag"] == 0))
         })
         .await?;
+    // Its last heartbeat may be from before the last of them.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     let settled = cluster.get("/v1/workers").await?[0]["settled"].as_u64().unwrap_or_default();
     tokio::time::sleep(Duration::from_millis(700)).await;
     let later = cluster.get("/v1/workers").await?[0]["settled"].as_u64().unwrap_or_default();

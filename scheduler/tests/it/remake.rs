@@ -12,7 +12,7 @@ use crate::judge;
 use crate::web::Web;
 
 const LIMIT: Duration = Duration::from_secs(60);
-const SECONDS_MAX: u64 = 2;
+const SECONDS_MAX: u64 = 4;
 
 /// Crawls that have spent their budgets, and whose results are in Redis alone.
 struct Spent {
@@ -30,6 +30,9 @@ impl Spent {
         let scheduler = cluster.scheduler().await?;
         // Nothing is archived until another worker comes.
         let worker = cluster.worker_with(&[("DODO_ROLES", "fetch")])?;
+        // The seconds of a crawl count from when it is submitted.
+        let ready = async || Ok(cluster.get("/v1/workers").await?[0]["state"] == "ready");
+        cluster.until("the worker is ready", LIMIT, ready).await?;
         let mut dispatches = Vec::new();
         for (budget, urls) in budgets.iter().zip(web.urls().chunks(web.pages)) {
             let mut crawl = json!({ "urls": urls, "delay_ms": 60, "depth": 0 });

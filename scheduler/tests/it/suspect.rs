@@ -155,7 +155,7 @@ async fn jobs_whose_workers_are_killed_twice_end_well() -> Result<()> {
     let mut cluster = Cluster::start().await?;
     let _scheduler = cluster.scheduler().await?;
     let mut first = cluster.worker()?;
-    let long = cluster.post("/v1/noops", &json!({ "count": 6, "sleep_ms": 2000, "payload": { "kept": true } })).await?;
+    let long = cluster.post("/v1/noops", &json!({ "count": 6, "sleep_ms": 3000, "payload": { "kept": true } })).await?;
     let mut killed = vec![holds(&cluster, 6, &[]).await?];
     first.kill();
     let mut second = cluster.worker()?;
@@ -168,7 +168,7 @@ async fn jobs_whose_workers_are_killed_twice_end_well() -> Result<()> {
     let _quick = cluster.worker()?;
     let others = cluster.post("/v1/noops", &json!({ "count": 50 })).await?;
     cluster.wait_done(&others, Duration::from_secs(8)).await?;
-    assert!(!is_done(&cluster, &long).await, "six times two seconds have not passed");
+    assert!(!is_done(&cluster, &long).await, "six times three seconds have not passed");
     cluster.wait_done(&long, LIMIT).await?;
     let jobs = all_well(&cluster, &long, 6).await?;
     assert!(jobs.iter().all(|job| (job.crashes, job.alone_crashes) == (2, 0)), "{jobs:?}");
@@ -251,7 +251,7 @@ async fn a_loss_counts_once_though_the_leader_dies() -> Result<()> {
     cluster.scheduler_env.pop();
     let _standby = cluster.scheduler().await?;
     let mut worker = cluster.worker()?;
-    let long = cluster.post("/v1/noops", &json!({ "count": 4, "sleep_ms": 2000 })).await?;
+    let long = cluster.post("/v1/noops", &json!({ "count": 4, "sleep_ms": 5000 })).await?;
     holds(&cluster, 4, &[]).await?;
     worker.kill();
     assert_eq!(leader.ended(LIMIT).await?, None, "it was stopped by a signal");

@@ -7,6 +7,7 @@ use dodo_common::clock::Clock;
 use dodo_common::db::schedule;
 use reqwest::Method;
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::cluster::{Cluster, Process};
 use crate::feed::{Behaviour, Feed};
@@ -115,8 +116,11 @@ async fn the_higher_priority_goes_first_and_is_inherited() -> Result<()> {
     let crawl = json!({ "urls": [high.replace("/60", "/29")], "delay_ms": 50, "depth": 1, "priority": 7 });
     let second = cluster.post("/v1/crawls", &crawl).await?;
     cluster.wait_done(&second, LIMIT).await?;
-    let behind = cluster.progress(&first).await?;
-    assert!(behind["progress"]["finished"].as_i64() < Some(40), "{behind}");
+    let behind = "SELECT count(*) FROM crawl_log WHERE dispatch = $1
+        AND finished_at < (SELECT max(finished_at) FROM crawl_log WHERE dispatch = $2)";
+    let ids: [Uuid; 2] = [first.parse()?, second.parse()?];
+    let behind: i64 = cluster.sql().await?.query_one(behind, &[&ids[0], &ids[1]]).await?.get(0);
+    assert!(behind < 40, "{behind}");
     let jobs = cluster.get(&format!("/v1/jobs?dispatch={second}&state=ok")).await?;
     let jobs = jobs.as_array().context("no jobs")?;
     assert!(jobs.len() >= 3 && jobs.iter().all(|job| job["priority"] == 7), "{jobs:?}");
@@ -133,15 +137,21 @@ async fn a_start_is_waited_for() -> Result<()> {
     let started = Instant::now();
     let later = json!({ "count": 5, "start_in_ms": 1500 });
     let noops = cluster.post("/v1/noops", &later).await?;
+    let counted = Instant::now();
     let at = chrono::DateTime::from_timestamp_millis(Clock::System.now_ms() + 2500).context("no time")?.to_rfc3339();
     let crawl = json!({ "urls": web.seeds(), "delay_ms": 0, "start_at": at, "max_seconds": 3600 });
     let crawl = cluster.post("/v1/crawls", &crawl).await?;
-    tokio::time::sleep(Duration::from_millis(900)).await;
-    assert_eq!(cluster.progress(&noops).await?["progress"]["finished"], 0);
     cluster.wait_done(&noops, LIMIT).await?;
-    assert!(started.elapsed() >= Duration::from_millis(1500) && web.hits().is_empty());
+    assert!(started.elapsed() >= Duration::from_millis(1500));
     cluster.wait_done(&crawl, LIMIT).await?;
-    assert!(started.elapsed() >= Duration::from_millis(2500));
+    // The time was told to the millisecond.
+    let first = web.hits().iter().map(|hit| hit.start).min().context("nothing was fetched")?;
+    assert!(first - counted >= Duration::from_millis(2499), "{:?}", first - counted);
+    let early =
+        "SELECT count(*) FROM crawl_log l JOIN dispatch d ON d.id = l.dispatch WHERE l.finished_at < d.start_at";
+    assert_eq!(cluster.sql().await?.query_one(early, &[]).await?.get::<_, i64>(0), 0);
+    let told = "SELECT count(*) FROM dispatch WHERE start_at IS NOT NULL";
+    assert_eq!(cluster.sql().await?.query_one(told, &[]).await?.get::<_, i64>(0), 2);
     assert!(started.elapsed() < Duration::from_secs(15), "not found by a scan: {:?}", started.elapsed());
     for wrong in [
         json!({ "start_at": "soon" }),

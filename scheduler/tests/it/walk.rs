@@ -85,13 +85,15 @@ async fn a_look_passes_over_a_bounded_number_of_rows_and_the_next_goes_on() -> R
 async fn what_becomes_due_between_two_looks_is_told() -> Result<()> {
     let cluster = Cluster::start().await?;
     let sql = cluster.sql().await?;
-    add(&sql, 1, 3, -300.0, false).await?;
     let db = Db::pipeline(&cluster.postgres.url(), "test", 1)?;
+    // It connects before the time runs.
+    drop(db.client().await?);
+    add(&sql, 1, 3, -2000.0, false).await?;
     let look = Look { tenant: "default".to_owned(), host: String::new(), limit: LIMIT, after: None };
     let elsewhere = Look { host: "http://nowhere".to_owned(), ..look.clone() };
     let refills = schedule::refill(&db, &[elsewhere, look], &Past::default()).await?;
     assert!(refills.iter().all(|refill| refill.due.is_empty() && refill.upto.is_none()), "{refills:?}");
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::time::sleep(Duration::from_millis(2200)).await;
     let flows: Vec<_> = refills.into_iter().map(|refill| ((refill.tenant, refill.host), refill.read_at)).collect();
     assert_eq!(schedule::next_due(&db, &flows).await?, [(flows[1].0.clone(), 0)]);
     Ok(())

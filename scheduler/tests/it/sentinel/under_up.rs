@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -65,7 +65,12 @@ async fn under_up_a_rolling_restart_is_silent_and_killed_workers_alert_within_15
         .spawn()?;
     let up = Running(up);
     let alive = |count: usize| children(dir.path(), WORKER).len() == count;
-    until(|| alive(3) && children(dir.path(), SENTINEL).len() == 1).await?;
+    // Everything is made for the first time.
+    let (begin, there) = (Instant::now(), || alive(3) && children(dir.path(), SENTINEL).len() == 1);
+    while !there() {
+        ensure!(begin.elapsed() < Duration::from_secs(60), "it does not start");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     tokio::time::sleep(Duration::from_secs(4)).await;
 
     // A rolling restart: each worker drains and is followed by another. Then all of them at once.
