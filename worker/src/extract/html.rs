@@ -20,6 +20,8 @@ use crate::extract::{srcset, text};
 pub const XHTML: &str = "application/xhtml+xml";
 /// Distinct links kept of one page.
 pub const LINKS_MAX: usize = 10_000;
+/// And what they take together, spelt out, bytes: a long base makes much of a small page.
+pub const LINK_BYTES_MAX: usize = 4 << 20;
 /// Characters kept of a title.
 pub const TITLE_CHARS_MAX: usize = 512;
 /// References resolved of one page; that many may repeat before distinct links are lost.
@@ -256,14 +258,15 @@ fn resolve(references: &[(Cow<str>, bool)], base: &Url, rules: &UrlRules) -> (Ve
     let mut places: HashMap<UrlHash, usize, RandomState> =
         HashMap::with_capacity_and_hasher(room, RandomState::default());
     let mut links: Vec<Link> = Vec::with_capacity(room);
-    let mut more = false;
+    let (mut more, mut bytes) = (false, 0);
     for (reference, nofollow) in references {
         let Ok(to) = spell(reference, base, rules) else { continue };
         match places.get(&to.hash) {
             // To follow it anywhere is to follow it.
             Some(&place) => links[place].nofollow &= nofollow,
-            None if links.len() == LINKS_MAX => more = true,
+            None if links.len() == LINKS_MAX || bytes + to.text.len() > LINK_BYTES_MAX => more = true,
             None => {
+                bytes += to.text.len();
                 places.insert(to.hash, links.len());
                 links.push(Link { to, nofollow: *nofollow });
             }

@@ -25,6 +25,8 @@ use crate::fetch::decode::{DecodeError, HEAD_BYTES, decode, head};
 /// no more than 50,000 URLs and 52,428,800 bytes).
 pub const ENTRIES_MAX: usize = 50_000;
 pub const LISTING_BYTES_MAX: usize = 50 << 20;
+/// What the URLs take together, spelt out, bytes: a long base makes much of a small file.
+pub const ENTRY_BYTES_MAX: usize = 16 << 20;
 /// Distinct alternates taken of one sitemap. Each language of a page is to have an entry of its own (Google, "Tell
 /// Google about localized versions of your page"), so that a sound file has no more of them than URLs.
 pub const ALTERNATES_MAX: usize = ENTRIES_MAX;
@@ -97,6 +99,7 @@ pub fn listing(file: File, rules: &UrlRules) -> Result<Option<Listing>, DecodeEr
     let mut list = List {
         rules,
         entries: Vec::new(),
+        bytes: 0,
         alternate_count: 0,
         said: Vec::new(),
         seen: HashMap::new(),
@@ -212,6 +215,7 @@ enum Child {
 struct List<'r> {
     rules: &'r UrlRules,
     entries: Vec<Spelt>,
+    bytes: usize,
     /// Of them those that came as alternates.
     alternate_count: usize,
     said: Vec<Said>,
@@ -230,7 +234,7 @@ impl List<'_> {
         if self.own.is_some() {
             return true;
         }
-        if self.entries.len() - self.alternate_count == ENTRIES_MAX {
+        if self.entries.len() - self.alternate_count == ENTRIES_MAX || !self.has_room(&to) {
             self.truncated = true;
             return false;
         }
@@ -242,7 +246,7 @@ impl List<'_> {
     /// One too many is left out, and takes no place from the URLs that follow it.
     fn add_alternate(&mut self, reference: &str, base: &Url) {
         let Some(to) = self.spelt(reference, base).filter(|to| !self.seen.contains_key(&to.hash)) else { return };
-        if self.alternate_count == ALTERNATES_MAX {
+        if self.alternate_count == ALTERNATES_MAX || !self.has_room(&to) {
             self.truncated = true;
             return;
         }
@@ -256,7 +260,12 @@ impl List<'_> {
         if reference.is_empty() { None } else { spell(reference, base, self.rules).ok() }
     }
 
+    fn has_room(&self, to: &Spelt) -> bool {
+        self.bytes + to.text.len() <= ENTRY_BYTES_MAX
+    }
+
     fn push(&mut self, to: Spelt) {
+        self.bytes += to.text.len();
         self.seen.insert(to.hash, self.entries.len());
         self.entries.push(to);
     }

@@ -50,7 +50,12 @@ pub fn prefix<'b>(
 ) -> Result<(Cow<'b, [u8]>, bool), DecodeError> {
     let mut body = Cow::Borrowed(body);
     let mut is_all = true;
-    for coding in codings(encoding)?.iter().rev() {
+    let codings = match codings(encoding) {
+        // "utf-8", "none": as browsers do, unless it is packed in a way that we do not know.
+        Err(DecodeError::Unsupported(_)) if is_plain(&body) => Vec::new(),
+        codings => codings?,
+    };
+    for coding in codings.iter().rev() {
         // An answer without a body may still name an encoding: nothing to undo.
         if !body.is_empty() {
             let mut out = Vec::new();
@@ -90,6 +95,12 @@ pub fn head<'b>(encoding: Option<&str>, body: &'b [u8]) -> Cow<'b, [u8]> {
             Cow::Owned(head)
         }
     }
+}
+
+/// Packed files have bytes among their first that no text has.
+fn is_plain(body: &[u8]) -> bool {
+    let head = &body[..body.len().min(HEAD_BYTES)];
+    !head.iter().any(|byte| byte.is_ascii_control() && !byte.is_ascii_whitespace())
 }
 
 fn codings(encoding: Option<&str>) -> Result<Vec<Coding>, DecodeError> {
@@ -332,9 +343,10 @@ mod tests {
                 "{name}"
             );
         }
+        assert_eq!(decode(Some("utf-8"), PAGE, true, 1000).unwrap(), PAGE, "it is none, and nothing is packed");
         assert_eq!(
-            decode(Some("utf-8"), PAGE, true, 9).unwrap_err().to_string(),
-            "the content encoding \"utf-8\" is not supported"
+            decode(Some("compress"), b"\x1f\x9d\x90a page", true, 9).unwrap_err().to_string(),
+            "the content encoding \"compress\" is not supported"
         );
         assert!(matches!(decode(Some("gzip,gzip,gzip,gzip"), PAGE, true, 9), Err(DecodeError::TooMany)));
     }

@@ -233,6 +233,10 @@ fn too_many_links_are_said_to_be() {
     assert_eq!((all.links.len(), all.links_truncated), (LINKS_MAX, false));
     let more = page(&many(LINKS_MAX + 1));
     assert_eq!((more.links.len(), more.links_truncated, more.link_count_seen), (LINKS_MAX, true, LINKS_MAX + 1));
+    let long = format!("<base href='/{}/'>{}", "x".repeat(1900), many(LINKS_MAX).replace("href=/", "href="));
+    let long = page(&long);
+    let bytes: usize = long.links.iter().map(|link| link.to.text.len()).sum();
+    assert!(long.links_truncated && (LINK_BYTES_MAX - 2000..=LINK_BYTES_MAX).contains(&bytes), "{bytes}");
     let same = page(&"<a href=/>".repeat(REFERENCES_MAX + 1));
     assert_eq!((same.links.len(), same.links_truncated), (1, true));
 }

@@ -436,6 +436,11 @@ fn more_than_the_protocol_allows_is_said() {
     let lines: String = (0..=ENTRIES_MAX).map(|n| format!("http://b.example/{n}\n")).collect();
     let lines = read(lines, Some("text/plain")).unwrap().unwrap();
     assert_eq!((lines.entries == all.entries, lines.truncated), (true, true));
+    let base = format!("http://b.example/{}/", "x".repeat(1900));
+    let entries: String = (0..20_000).map(|n| format!("<url><loc>{n}</loc></url>")).collect();
+    let long = read(format!("<urlset xml:base='{base}'>{entries}</urlset>"), XML).unwrap().unwrap();
+    let bytes: usize = long.entries.iter().map(|to| to.text.len()).sum();
+    assert!(long.truncated && (ENTRY_BYTES_MAX - 2000..=ENTRY_BYTES_MAX).contains(&bytes), "{bytes}");
     let long = format!("http://b.example/{}", "x".repeat(2048));
     assert_pages(
         format!("<urlset><url><loc>{long}</loc></url><url><loc>/y</loc></url></urlset>"),

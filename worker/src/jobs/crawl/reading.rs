@@ -9,8 +9,8 @@ use dodo_common::model::spelling::Spelt;
 use dodo_common::model::url::UrlHash;
 use uuid::Uuid;
 
-use crate::extract::html::{LINKS_MAX, Link, Reading, XHTML, html};
-use crate::extract::listing::{ENTRIES_MAX, File, Listing, listing};
+use crate::extract::html::{LINK_BYTES_MAX, LINKS_MAX, Link, Reading, XHTML, html};
+use crate::extract::listing::{ENTRIES_MAX, ENTRY_BYTES_MAX, File, Listing, listing};
 use crate::extract::sniff::looks_like_html;
 use crate::fetch::fetched::Fetched;
 use crate::jobs::crawl::Visit;
@@ -62,7 +62,9 @@ impl Visit<'_> {
         finished.language = page.language;
         if page.links_truncated {
             note(
-                &format!("it has more than {LINKS_MAX} links, or too many references; the others are not read"),
+                &format!(
+                    "it has more than {LINKS_MAX} links or {LINK_BYTES_MAX} bytes of them, or too many references; the others are not read"
+                ),
                 finished,
             );
         }
@@ -116,7 +118,12 @@ impl Visit<'_> {
             said.modified.extend(self.modified_of(&listing));
         }
         if listing.truncated {
-            note(&format!("it lists more than {ENTRIES_MAX} URLs, or alternates; the others are not read"), finished);
+            note(
+                &format!(
+                    "it lists more than {ENTRIES_MAX} URLs, or alternates, or {ENTRY_BYTES_MAX} bytes of them; the others are not read"
+                ),
+                finished,
+            );
         }
         let (targets, left_out) = target::listed(self.job, self.crawl, self.url, listing, nofollow())?;
         if left_out > 0 {
