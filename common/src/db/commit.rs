@@ -119,6 +119,12 @@ pub struct Batch {
     pub holds: Vec<Hold>,
 }
 
+impl Batch {
+    fn len(&self) -> usize {
+        self.finished.len() + self.retried.len() + self.hosts.len() + self.holds.len()
+    }
+}
+
 /// What came of it.
 #[derive(Clone, Debug, Default)]
 pub struct Committed {
@@ -217,6 +223,8 @@ WITH j AS MATERIALIZED (
 SELECT id, NULL AS tenant, NULL AS host FROM won
 UNION ALL SELECT DISTINCT NULL::uuid, tenant, host FROM scheduled";
 
+/// What the results of one job may take to be committed, where they took too long among others, milliseconds.
+const ALONE_TIMEOUT_MS: u32 = 90_000;
 /// Tries of a job that are kept: the last ones, more than a policy allows.
 pub const TRIES_KEPT: i32 = 20;
 const RETRY: &str = "-- retry-jobs
@@ -242,8 +250,11 @@ UPDATE crawl_schedule c
 /// # Errors
 /// [`DbError::WorkerRefused`] when the incarnation is lost or its generation over: nothing was written.
 pub async fn commit(db: &Db, worker: &Incarnation, batch: &Batch) -> DbResult<Committed> {
-    match once(db, worker, batch).await {
+    match once(db, worker, batch, None).await {
         Err(error) if error.is_data() => bisect(db, worker, batch.clone(), &error).await,
+        // One result may be too much for the time that a transaction has: it holds up no other, and is given more.
+        Err(error) if error.is_timeout() && batch.len() > 1 => bisect(db, worker, batch.clone(), &error).await,
+        Err(error) if error.is_timeout() => once(db, worker, batch, Some(ALONE_TIMEOUT_MS)).await,
         other => other,
     }
 }
@@ -259,7 +270,7 @@ async fn bisect(db: &Db, worker: &Incarnation, batch: Batch, error: &DbError) ->
         let reason = format!("its result cannot be stored: {error}").replace('\0', "");
         tracing::warn!(job = %bad.key.id, %error, "a result cannot be stored; its job is logged as failed");
         let failed = Finished::new(bad.key, Outcome::Failed, Some(reason));
-        let mut committed = once(db, worker, &Batch { finished: vec![failed], ..Batch::default() }).await?;
+        let mut committed = once(db, worker, &Batch { finished: vec![failed], ..Batch::default() }, None).await?;
         committed.spoiled.clone_from(&committed.won);
         return Ok(committed);
     }
@@ -271,7 +282,7 @@ async fn bisect(db: &Db, worker: &Incarnation, batch: Batch, error: &DbError) ->
     parts.extend(halves(finished).map(|finished| Batch { finished, ..Batch::default() }));
     let mut all = Committed::default();
     for part in parts {
-        if part.finished.len() + part.retried.len() + part.hosts.len() + part.holds.len() == 0 {
+        if part.len() == 0 {
             continue;
         }
         let committed = Box::pin(commit(db, worker, &part)).await?;
@@ -287,13 +298,13 @@ fn halves<T>(mut list: Vec<T>) -> [Vec<T>; 2] {
     [list, second]
 }
 
-async fn once(db: &Db, worker: &Incarnation, batch: &Batch) -> DbResult<Committed> {
+async fn once(db: &Db, worker: &Incarnation, batch: &Batch, timeout_ms: Option<u32>) -> DbResult<Committed> {
     if let Some(bad) = batch.finished.iter().find(|job| job.has_nul()) {
         return Err(DbError::Input(format!("job {} has a NUL byte in its result", bad.key.id)));
     }
     let started = std::time::Instant::now();
     let mut client = db.client().await?;
-    let committed = transaction(&mut client, worker, batch).await.map_err(|error| match error {
+    let committed = transaction(&mut client, worker, batch, timeout_ms).await.map_err(|error| match error {
         DbError::Postgres(error) => DbError::of(error),
         other => other,
     })?;
@@ -303,7 +314,12 @@ async fn once(db: &Db, worker: &Incarnation, batch: &Batch) -> DbResult<Committe
 
 /// BEGIN, authorise, write and COMMIT are sent without waiting for one another: if the authority is
 /// refused, everything after it fails and COMMIT rolls back.
-async fn transaction(client: &mut Client, worker: &Incarnation, batch: &Batch) -> DbResult<Committed> {
+async fn transaction(
+    client: &mut Client,
+    worker: &Incarnation,
+    batch: &Batch,
+    timeout_ms: Option<u32>,
+) -> DbResult<Committed> {
     let authorise = client.prepare_cached("SELECT authorise_worker($1, $2)").await?;
     let finish = client.prepare_cached(FINISH).await?;
     let retry = client.prepare_cached(RETRY).await?;
@@ -313,6 +329,9 @@ async fn transaction(client: &mut Client, worker: &Incarnation, batch: &Batch) -
     let pages = page::prepare(client, &paged).await?;
     let visits = revisit::prepare(client, &finished).await?;
     let tx = client.transaction().await?;
+    if let Some(ms) = timeout_ms {
+        tx.batch_execute(&format!("SET LOCAL statement_timeout = {ms}")).await?;
+    }
     let columns = Columns::of(&finished);
     let retries = Retries::of(&distinct(&batch.retried, |job| &job.key));
     let authority = async { tx.execute(&authorise, &[&worker.id, &worker.generation]).await.map_err(DbError::of) };
@@ -332,14 +351,19 @@ async fn transaction(client: &mut Client, worker: &Incarnation, batch: &Batch) -
         }
         Ok::<_, DbError>(())
     };
-    let mut updates: Vec<&HostUpdate> = batch.hosts.iter().collect();
-    updates.sort_by(|a, b| a.host.cmp(&b.host));
+    // In one order everywhere (no deadlocks); of one host the update first.
+    let updates = batch.hosts.iter().map(|update| (&update.host, Some(update), None));
+    let mut words: Vec<(&String, Option<&HostUpdate>, Option<&Hold>)> =
+        updates.chain(batch.holds.iter().map(|hold| (&hold.host, None, Some(hold)))).collect();
+    words.sort_by_key(|(host, ..)| *host);
     let hosts = async {
-        for update in updates {
-            host::update(&tx, update).await?;
-        }
-        for hold in &batch.holds {
-            host::hold(&tx, hold).await?;
+        for (_, update, hold) in words {
+            if let Some(update) = update {
+                host::update(&tx, update).await?;
+            }
+            if let Some(hold) = hold {
+                host::hold(&tx, hold).await?;
+            }
         }
         Ok::<_, DbError>(())
     };
