@@ -102,6 +102,9 @@ async fn archive(mut archiver: Archiver) {
                 failing = false;
                 if summary != Summary::default() {
                     tracing::info!(?summary, "archived");
+                    if ctx.soft.is_cancelled() {
+                        return;
+                    }
                     continue;
                 }
             }

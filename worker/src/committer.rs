@@ -202,10 +202,13 @@ async fn append(ctx: &Context, done: &mut [Done]) {
         let _step = ctx.pressure.step("Redis", ctx.clock.steady_ms());
         // Part by part: what has its id is not appended again, whatever becomes of the rest.
         let mut ids = Vec::with_capacity(entries.len());
+        let mut bytes_max = raw::BYTES_MAX;
         while ids.len() < entries.len() {
-            match raw::append(&ctx.redis, stream, &entries[ids.len()..]).await {
+            match raw::append(&ctx.redis, stream, &entries[ids.len()..], bytes_max).await {
                 Ok(part) => ids.extend(part),
                 Err(error) => {
+                    // What was too slow may be there all the same, and is there again then: the less the better.
+                    bytes_max /= 2;
                     if is_generation(&error) {
                         tracing::debug!(%error, stream, "cannot append raw results; trying again");
                         ctx.check_current().await;

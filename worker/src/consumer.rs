@@ -7,6 +7,7 @@ use std::time::Duration;
 use dodo_common::db::load::{self, Loaded, Unknown};
 use dodo_common::fail;
 use dodo_common::model::job::{Job, JobKey, JobKind};
+use dodo_common::model::stream_id::StreamId;
 use dodo_common::model::url::UrlHash;
 use dodo_common::stream::connection::{Redis, StreamError};
 use dodo_common::stream::queue::{self, JobEntry};
@@ -52,6 +53,8 @@ pub async fn run(ctx: Arc<Context>, reader: Redis, results: Results) {
             continue;
         }
         let count = 1 + permits.available_permits();
+        // What settles while the history is on its way is in it all the same.
+        let held = from_history.then(|| ctx.held());
         let entries = if from_history {
             // The whole pending list, never longer than our permits: what is in it and not held was lost on its way.
             queue::history(&reader, &consumer, usize::from(ctx.settings.permits)).await
@@ -61,7 +64,8 @@ pub async fn run(ctx: Arc<Context>, reader: Redis, results: Results) {
         match entries {
             Ok(mut entries) => {
                 from_history = false;
-                entries.retain(|entry| ctx.hold(entry.entry));
+                let is_held = |id: &StreamId| held.as_ref().is_some_and(|held| held.contains(id));
+                entries.retain(|entry| !is_held(&entry.entry) && ctx.hold(entry.entry));
                 let (suspects, entries): (Vec<JobEntry>, Vec<JobEntry>) =
                     entries.into_iter().partition(|entry| entry.alone);
                 if entries.is_empty() {

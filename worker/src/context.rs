@@ -292,6 +292,11 @@ impl Context {
         self.settled.fetch_add(entries.len() as u64, Ordering::Relaxed);
     }
 
+    /// The entries that are held at this moment.
+    pub fn held(&self) -> HashSet<StreamId> {
+        self.held.lock().expect("no panic under this lock").clone()
+    }
+
     pub fn held_count(&self) -> u64 {
         self.held.lock().expect("no panic under this lock").len() as u64
     }

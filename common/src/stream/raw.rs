@@ -12,7 +12,7 @@ use crate::stream::queue::{entries_of, field, parse_id, take};
 
 /// Bytes of entries in one pipeline, and those after which no more are read: a slow server moves them well within the
 /// response timeout.
-pub(crate) const BYTES_MAX: usize = 8 << 20;
+pub const BYTES_MAX: usize = 8 << 20;
 /// Entries in one answer to [`range`]: as many as may turn out to be as large as they may be.
 const PART_MAX: usize = 4;
 /// Entries looked at in one call of [`present`]: the server copies each body to read a field beside it.
@@ -67,14 +67,19 @@ static PRESENT: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Appends the first of these entries in one pipeline: as many as weigh [`BYTES_MAX`] together, and at least
+/// Appends the first of these entries in one pipeline: as many as weigh `bytes_max` together, and at least
 /// one. The answer holds one id for each that was appended, in order; call it again with the rest.
 ///
 /// # Errors
 /// [`StreamError::Generation`] when the stream is not there: only the leader makes it.
-pub async fn append(redis: &Redis, stream: &str, entries: &[&RawEntry]) -> StreamResult<Vec<StreamId>> {
+pub async fn append(
+    redis: &Redis,
+    stream: &str,
+    entries: &[&RawEntry],
+    bytes_max: usize,
+) -> StreamResult<Vec<StreamId>> {
     let mut pipe = redis::pipe();
-    for entry in &entries[..fitting(entries)] {
+    for entry in &entries[..fitting(entries, bytes_max)] {
         pipe.cmd("XADD")
             .arg(stream)
             .arg("NOMKSTREAM")
@@ -101,11 +106,11 @@ pub async fn append(redis: &Redis, stream: &str, entries: &[&RawEntry]) -> Strea
 }
 
 /// How many of the first entries go into one pipeline.
-fn fitting(entries: &[&RawEntry]) -> usize {
+fn fitting(entries: &[&RawEntry], bytes_max: usize) -> usize {
     let mut bytes = 0;
     let over = entries.iter().position(|entry| {
         bytes += entry.bytes();
-        bytes > BYTES_MAX
+        bytes > bytes_max
     });
     over.map_or(entries.len(), |first_over| first_over.max(1))
 }
@@ -245,11 +250,12 @@ mod tests {
     #[test]
     fn a_pipeline_is_bounded_by_bytes_and_never_empty() {
         let (small, large) = (entry(1000), entry(BYTES_MAX + 1));
-        assert_eq!(fitting(&[&small; 256]), 256);
-        assert_eq!(fitting(&[&large, &small]), 1, "one that is too heavy goes alone");
-        assert_eq!(fitting(&[&small, &large]), 1);
+        assert_eq!(fitting(&[&small; 256], BYTES_MAX), 256);
+        assert_eq!(fitting(&[&large, &small], BYTES_MAX), 1, "one that is too heavy goes alone");
+        assert_eq!(fitting(&[&small, &large], BYTES_MAX), 1);
         let half = entry(BYTES_MAX / 2);
-        assert_eq!(fitting(&[&half; 5]), 2);
-        assert_eq!(fitting(&[]), 0);
+        assert_eq!(fitting(&[&half; 5], BYTES_MAX), 2);
+        assert_eq!(fitting(&[], BYTES_MAX), 0);
+        assert_eq!(fitting(&[&small; 256], 0), 1, "one by one, when all fails");
     }
 }

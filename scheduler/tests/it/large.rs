@@ -42,12 +42,12 @@ async fn many_large_entries_pass_in_bounded_parts() -> Result<()> {
     let entries = [&large; 20];
     let mut ids = Vec::new();
     while ids.len() < entries.len() {
-        let part = raw::append(&redis, PAGES, &entries[ids.len()..]).await?;
+        let part = raw::append(&redis, PAGES, &entries[ids.len()..], raw::BYTES_MAX).await?;
         assert_eq!(part.len(), 1, "each of them fills a part");
         ids.extend(part);
     }
     let small = entry(vec![1; 100]);
-    ids.extend(raw::append(&redis, PAGES, &[&small; 150]).await?);
+    ids.extend(raw::append(&redis, PAGES, &[&small; 150], raw::BYTES_MAX).await?);
     let length: usize = redis::from_redis_value(cluster.redis_command(&["XLEN", PAGES]).await?)?;
     assert_eq!((ids.len(), length), (170, 170), "every entry once");
 
@@ -72,9 +72,9 @@ async fn many_large_entries_pass_in_bounded_parts() -> Result<()> {
 
     // Heavy ones that nothing announces.
     cluster.redis_command(&["XTRIM", PAGES, "MAXLEN", "0"]).await?;
-    raw::append(&redis, PAGES, &[&small; 15]).await?;
+    raw::append(&redis, PAGES, &[&small; 15], raw::BYTES_MAX).await?;
     for _ in 0..6 {
-        raw::append(&redis, PAGES, &[&large]).await?;
+        raw::append(&redis, PAGES, &[&large], raw::BYTES_MAX).await?;
     }
     let part = raw::range(&redis, PAGES, HEAD, None, 200).await?;
     assert!((16..=19).contains(&part.len()), "{} entries in one answer", part.len());
