@@ -119,6 +119,7 @@ const EXPECTED: &[(&str, &str, &str, &str)] = &[
     ("/packed/twice-said-once", "ok", "", ""),
     ("/packed/often", "ok", "", "more than 3"),
     ("/packed/strange", "ok", "", "klingon"),
+    ("/packed/only-said", "ok", "", "/packed/only-said"),
     ("/packed/not", "ok", "", "not sound gzip"),
     ("/packed/broken-off", "ok", "disconnect", "/packed/broken-off the body is cut: the connection broke"),
     ("/after/garbage", "ok", "", "/after/garbage"),

@@ -166,7 +166,8 @@ pub fn plain(path: &str, place: &str) -> Option<(Vec<u8>, After)> {
         "/packed/twice" => (packed("gzip, gzip", &gzip(&gzip(title.as_bytes()))), Keep),
         "/packed/twice-said-once" => (packed("gzip", &gzip(&gzip(title.as_bytes()))), Keep),
         "/packed/often" => (packed("gzip,gzip,gzip,gzip,gzip", &gzip(title.as_bytes())), Keep),
-        "/packed/strange" => (packed("klingon", title.as_bytes()), Keep),
+        "/packed/strange" => (packed("klingon", &gzip(title.as_bytes())), Keep),
+        "/packed/only-said" => (packed("utf-8", title.as_bytes()), Keep),
         "/packed/not" => (packed("gzip", title.as_bytes()), Keep),
         "/packed/broken-off" => {
             // More than a decoder reads ahead of what it gives out.
