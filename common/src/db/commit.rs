@@ -223,10 +223,8 @@ WITH j AS MATERIALIZED (
 SELECT id, NULL AS tenant, NULL AS host FROM won
 UNION ALL SELECT DISTINCT NULL::uuid, tenant, host FROM scheduled";
 
-/// What the results of one job may take to be committed, where they took too long among others, milliseconds.
-const ALONE_TIMEOUT_MS: u32 = 90_000;
 /// Tries of a job that are kept: the last ones, more than a policy allows.
-pub const TRIES_KEPT: i32 = 20;
+const TRIES_KEPT: i32 = 20;
 const RETRY: &str = "-- retry-jobs
 WITH j AS MATERIALIZED (
   SELECT * FROM unnest($1::text[], $2::uuid[], $3::int2[], $4::int8[], $5::text[], $6::int2[], $7::int2[], $8::int4[])
@@ -250,11 +248,8 @@ UPDATE crawl_schedule c
 /// # Errors
 /// [`DbError::WorkerRefused`] when the incarnation is lost or its generation over: nothing was written.
 pub async fn commit(db: &Db, worker: &Incarnation, batch: &Batch) -> DbResult<Committed> {
-    match once(db, worker, batch, None).await {
+    match once(db, worker, batch).await {
         Err(error) if error.is_data() => bisect(db, worker, batch.clone(), &error).await,
-        // One result may be too much for the time that a transaction has: it holds up no other, and is given more.
-        Err(error) if error.is_timeout() && batch.len() > 1 => bisect(db, worker, batch.clone(), &error).await,
-        Err(error) if error.is_timeout() => once(db, worker, batch, Some(ALONE_TIMEOUT_MS)).await,
         other => other,
     }
 }
@@ -270,7 +265,7 @@ async fn bisect(db: &Db, worker: &Incarnation, batch: Batch, error: &DbError) ->
         let reason = format!("its result cannot be stored: {error}").replace('\0', "");
         tracing::warn!(job = %bad.key.id, %error, "a result cannot be stored; its job is logged as failed");
         let failed = Finished::new(bad.key, Outcome::Failed, Some(reason));
-        let mut committed = once(db, worker, &Batch { finished: vec![failed], ..Batch::default() }, None).await?;
+        let mut committed = once(db, worker, &Batch { finished: vec![failed], ..Batch::default() }).await?;
         committed.spoiled.clone_from(&committed.won);
         return Ok(committed);
     }
@@ -298,13 +293,13 @@ fn halves<T>(mut list: Vec<T>) -> [Vec<T>; 2] {
     [list, second]
 }
 
-async fn once(db: &Db, worker: &Incarnation, batch: &Batch, timeout_ms: Option<u32>) -> DbResult<Committed> {
+async fn once(db: &Db, worker: &Incarnation, batch: &Batch) -> DbResult<Committed> {
     if let Some(bad) = batch.finished.iter().find(|job| job.has_nul()) {
         return Err(DbError::Input(format!("job {} has a NUL byte in its result", bad.key.id)));
     }
     let started = std::time::Instant::now();
     let mut client = db.client().await?;
-    let committed = transaction(&mut client, worker, batch, timeout_ms).await.map_err(|error| match error {
+    let committed = transaction(&mut client, worker, batch).await.map_err(|error| match error {
         DbError::Postgres(error) => DbError::of(error),
         other => other,
     })?;
@@ -314,12 +309,7 @@ async fn once(db: &Db, worker: &Incarnation, batch: &Batch, timeout_ms: Option<u
 
 /// BEGIN, authorise, write and COMMIT are sent without waiting for one another: if the authority is
 /// refused, everything after it fails and COMMIT rolls back.
-async fn transaction(
-    client: &mut Client,
-    worker: &Incarnation,
-    batch: &Batch,
-    timeout_ms: Option<u32>,
-) -> DbResult<Committed> {
+async fn transaction(client: &mut Client, worker: &Incarnation, batch: &Batch) -> DbResult<Committed> {
     let authorise = client.prepare_cached("SELECT authorise_worker($1, $2)").await?;
     let finish = client.prepare_cached(FINISH).await?;
     let retry = client.prepare_cached(RETRY).await?;
@@ -329,9 +319,6 @@ async fn transaction(
     let pages = page::prepare(client, &paged).await?;
     let visits = revisit::prepare(client, &finished).await?;
     let tx = client.transaction().await?;
-    if let Some(ms) = timeout_ms {
-        tx.batch_execute(&format!("SET LOCAL statement_timeout = {ms}")).await?;
-    }
     let columns = Columns::of(&finished);
     let retries = Retries::of(&distinct(&batch.retried, |job| &job.key));
     let authority = async { tx.execute(&authorise, &[&worker.id, &worker.generation]).await.map_err(DbError::of) };

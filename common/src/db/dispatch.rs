@@ -182,11 +182,11 @@ pub async fn list(db: &Db, tenant: &str, kind: Option<&str>, limit: i64) -> DbRe
     })
 }
 
-/// The regions that open dispatches want to leave by, and how many want each.
+/// The regions that running dispatches want to leave by, and how many want each.
 pub async fn regions(db: &Db) -> DbResult<Vec<(String, i64)>> {
     let client = db.client().await?;
     let sql = "-- wanted-regions
-               SELECT spec ->> 'region', count(*) FROM dispatch WHERE state <> 'done' AND spec ->> 'region' IS NOT NULL
+               SELECT spec ->> 'region', count(*) FROM dispatch WHERE state = 'running' AND spec ->> 'region' IS NOT NULL
                 GROUP BY 1 ORDER BY 1";
     let statement = client.prepare_cached(sql).await?;
     Ok(client.query(&statement, &[]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())

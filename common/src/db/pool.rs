@@ -77,11 +77,6 @@ impl DbError {
         }
     }
 
-    /// A statement took longer than it may (`statement_timeout`), or was cancelled.
-    pub fn is_timeout(&self) -> bool {
-        matches!(self, DbError::Postgres(error) if error.code() == Some(&SqlState::QUERY_CANCELED))
-    }
-
     pub fn is_serialisation(&self) -> bool {
         match self {
             DbError::Postgres(error) => matches!(

@@ -28,11 +28,23 @@ pub enum State {
     Trial,
 }
 
+/// What a request said of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    Good,
+    /// Perhaps its fault, perhaps that of the host, a hash.
+    Bad {
+        host: u64,
+    },
+    /// Nobody else's fault.
+    Down,
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     state: State,
-    /// The last requests since it is healthy, the latest at the end: of a bad one the host, as a hash.
-    window: VecDeque<Option<u64>>,
+    /// The last requests since it is healthy, the latest at the end.
+    window: VecDeque<Heard>,
     /// All of those.
     seen: usize,
     downs: u32,
@@ -96,12 +108,18 @@ impl Health {
         if self.window.len() >= WINDOW {
             self.window.pop_front();
         }
-        self.window.push_back((word != ProxyWord::Good).then_some(host));
+        self.window.push_back(match word {
+            ProxyWord::Good => Heard::Good,
+            ProxyWord::Blocked | ProxyWord::Failed => Heard::Bad { host },
+            ProxyWord::Down => Heard::Down,
+        });
         self.seen = self.seen.saturating_add(1);
         self.downs = if word == ProxyWord::Down { self.downs + 1 } else { 0 };
-        let bad = || self.window.iter().flatten();
+        let bad = || self.window.iter().filter(|heard| **heard != Heard::Good);
         let too_many = self.window.len() >= WINDOW_MIN && 2 * bad().count() > self.window.len();
-        if self.downs >= DOWNS_MAX || (too_many && bad().any(|other| Some(other) != bad().next())) {
+        if self.downs >= DOWNS_MAX
+            || (too_many && bad().any(|heard| *heard == Heard::Down || Some(heard) != bad().next()))
+        {
             self.quarantine(now, base_ms);
         } else if self.seen >= WINDOW {
             self.strikes = 0;
@@ -167,9 +185,9 @@ mod tests {
         assert_ne!(health.state(), State::Healthy);
 
         let mut health = Health::default();
-        for _ in 0..1000 {
+        for host in 0..1000 {
             says(&mut health, 0, ProxyWord::Good, 1);
-            says(&mut health, 0, ProxyWord::Blocked, 1);
+            health.ended(0, Some(ProxyWord::Blocked), Some(host % 3), BASE_MS);
         }
         assert_eq!(health.state(), State::Healthy, "a site may forbid half of what it links to");
         for _ in 0..1000 {
@@ -196,6 +214,10 @@ mod tests {
             health.ended(0, Some(word), Some(7), BASE_MS);
         }
         assert_eq!(health.state(), State::Healthy);
+        for word in [ProxyWord::Down, ProxyWord::Down, ProxyWord::Good].into_iter().cycle().take(30) {
+            health.ended(0, Some(word), Some(7), BASE_MS);
+        }
+        assert_ne!(health.state(), State::Healthy, "what is its own fault counts whoever asks");
     }
 
     #[test]

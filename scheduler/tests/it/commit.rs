@@ -116,35 +116,6 @@ async fn a_job_twice_in_a_batch_has_each_effect_once() -> Result<()> {
     Ok(())
 }
 
-/// One result that takes longer than a transaction may holds up none of its batch, and has more time alone.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_takes_too_long_is_committed_by_itself() -> Result<()> {
-    let bench = Bench::start().await?;
-    // As the statement timeout would say it, with its default of 30 s.
-    bench
-        .sql
-        .batch_execute(
-            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-               IF NEW.body_bytes = 7 AND current_setting('statement_timeout') = '30s' THEN
-                 RAISE 'canceling statement due to statement timeout' USING ERRCODE = '57014';
-               END IF;
-               RETURN NEW; END $$;
-             CREATE TRIGGER slow BEFORE INSERT ON crawl_log FOR EACH ROW EXECUTE FUNCTION slow()",
-        )
-        .await?;
-    let mut pages = Vec::new();
-    for n in 0..5 {
-        pages.push(page(&bench.job(None).await?, n + 1));
-    }
-    pages[2].body_bytes = 7;
-    let committed = commit::commit(&bench.db, &bench.worker, &Batch { finished: pages, ..Batch::default() }).await?;
-    assert_eq!((committed.won.len(), committed.spoiled.len()), (5, 0));
-    assert_eq!(bench.count("crawl_log WHERE outcome = 'ok'").await?, 5);
-    let timeout: String = bench.db.client().await?.query_one("SHOW statement_timeout", &[]).await?.get(0);
-    assert_eq!(timeout, "30s", "it was for that transaction");
-    Ok(())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_of_several_pages_of_a_batch_is_scheduled_once() -> Result<()> {
     let bench = Bench::start().await?;

@@ -73,8 +73,8 @@ impl Trip {
                 fetched.block = block::sign(fetched);
                 match fetched.status {
                     _ if fetched.block.is_some() => ProxyWord::Blocked,
-                    // What a proxy says where it does not reach the site (RFC 9110 15.6.3 and 15.6.5); the site may have
-                    // said it, too, which the leader finds out.
+                    // What a proxy says where it does not reach the site (RFC 9110 15.6.3 and 15.6.5; Squid says 503); the
+                    // site may have said it, too, which the leader finds out.
                     502..=504 if proxy::may_answer(&self.exit.proxy, url) => ProxyWord::Failed,
                     _ => ProxyWord::Good,
                 }

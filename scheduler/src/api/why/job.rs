@@ -1,7 +1,6 @@
 //! What is told of one job: where it was found, its tries, and how it ended.
 
 use chrono::SubsecRound as _;
-use dodo_common::db::commit::TRIES_KEPT;
 use dodo_common::db::dispatch;
 use dodo_common::db::explain::{self, JobReport, Try};
 use dodo_common::model::job::{ALONE_CRASHES_MAX, SUSPECT_CRASHES, TENANT_DEFAULT};
@@ -140,10 +139,9 @@ pub async fn job_lines(ctx: &Context, job: &JobReport) -> ApiResult<Vec<String>>
     Ok(lines)
 }
 
-/// Tries that were refused, or found nobody, cost none. Where not all are kept, these are not counted either.
+/// Tries that were refused, or found nobody, cost none.
 fn for_nothing(job: &JobReport) -> String {
     match job.tries.len().saturating_sub(job.attempt.max(0) as usize) {
-        _ if job.tries.len() >= TRIES_KEPT as usize => format!(", of which the last {TRIES_KEPT} are kept"),
         0 => String::new(),
         1 => ", and one that did not count".to_owned(),
         n => format!(", and {n} that did not count"),
