@@ -255,8 +255,9 @@ pub async fn commit(db: &Db, worker: &Incarnation, batch: &Batch) -> DbResult<Co
 }
 
 async fn bisect(db: &Db, worker: &Incarnation, batch: Batch, error: &DbError) -> DbResult<Committed> {
+    let count = batch.len();
     let Batch { mut finished, retried, hosts, holds } = batch;
-    if finished.len() + retried.len() + hosts.len() + holds.len() <= 1 {
+    if count <= 1 {
         let Some(bad) = finished.pop() else {
             // A retry or a host that cannot be written is dropped: the job's row is unchanged and is issued again.
             tracing::warn!(%error, "a retry or host update could not be stored and was dropped");
